@@ -1,0 +1,6 @@
+"""Input-convex architectures and the potentials they make."""
+
+from convexlift.architectures.icnn import ICNN
+from convexlift.architectures.potential import BoundModule, Potential
+
+__all__ = ["ICNN", "BoundModule", "Potential"]

@@ -1,0 +1,172 @@
+"""Convex, non-decreasing activations with their first two derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Elementwise = Callable[[Tensor], Tensor]
+
+# softplus(u) is evaluated as u above this; exp(-40) is below the float64 resolution of 40.
+_LINEAR_ABOVE = 40.0
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A convex, non-decreasing function s with s' and s'', each elementwise.
+
+    The three functions are checked at construction on a grid over [-20, 20] in float64: s' >= 0,
+    s'' >= 0, and both agree with automatic differentiation.
+
+    Args:
+        name: how the activation is called in messages and saved files.
+        value: s.
+        slope: s'.
+        curvature: s''; ``None`` where it does not exist (then there is no Hessian).
+        sharpness: the parameter of the named activations, kept for saving.
+
+    Raises:
+        ValueError: s decreases or is concave somewhere, or a derivative is wrong.
+
+    Example:
+        >>> square = Activation("half-square", lambda u: u.relu() ** 2 / 2, torch.relu, lambda u: (u > 0).to(u))
+        >>> square.value(torch.tensor([-1.0, 2.0]))
+        tensor([0., 2.])
+        >>> Activation("sine", torch.sin, torch.cos, lambda u: -torch.sin(u))
+        Traceback (most recent call last):
+        ...
+        ValueError: activation 'sine' is not non-decreasing: slope -1 at u = 15.7
+    """
+
+    name: str
+    value: Elementwise
+    slope: Elementwise
+    curvature: Elementwise | None = None
+    sharpness: float | None = None
+
+    def __post_init__(self) -> None:
+        # Offset from zero, so that a kink there (ReLU) is not sampled.
+        u = (torch.linspace(-20.0, 20.0, 2003, dtype=torch.float64) + 1e-3).requires_grad_(True)
+        value, slope = self.value(u), self.slope(u)
+        for label, out in (("value", value), ("slope", slope)):
+            if out.shape != u.shape or not bool(torch.isfinite(out).all()):
+                raise ValueError(f"activation {self.name!r}: {label} is not elementwise and finite")
+        self._refuse("non-decreasing", "slope", slope.detach(), u.detach())
+        (exact,) = torch.autograd.grad(value.sum(), u, create_graph=True)
+        self._compare("slope", slope.detach(), exact.detach(), u.detach())
+        if self.curvature is None:
+            return
+        curvature = self.curvature(u)
+        self._refuse("convex", "curvature", curvature.detach(), u.detach())
+        if slope.requires_grad:
+            exact = torch.autograd.grad(slope.sum(), u)[0]
+            self._compare("curvature", curvature.detach(), exact, u.detach())
+
+    def _refuse(self, wanted: str, label: str, out: Tensor, u: Tensor) -> None:
+        worst = int(out.argmin())
+        if float(out[worst]) < -1e-12:
+            found = f"{label} {float(out[worst]):.3g} at u = {float(u[worst]):.3g}"
+            raise ValueError(f"activation {self.name!r} is not {wanted}: {found}")
+
+    def _compare(self, label: str, given: Tensor, exact: Tensor, u: Tensor) -> None:
+        error = (given - exact).abs() / (1 + exact.abs())
+        worst = int(error.argmax())
+        if float(error[worst]) > 1e-8:
+            raise ValueError(
+                f"activation {self.name!r}: its {label} at u = {float(u[worst]):.3g} is "
+                f"{float(given[worst]):.6g}, automatic differentiation gives {float(exact[worst]):.6g}"
+            )
+
+
+def softplus(sharpness: float = 1.0) -> Activation:
+    """The softplus s(u) = log(1 + exp(k u)) / k of sharpness k, with s' = sigmoid(k u).
+
+    Raises:
+        ValueError: the sharpness is not positive.
+
+    >>> softplus().value(torch.zeros(1))
+    tensor([0.6931])
+    """
+    k = _positive(sharpness)
+
+    def curvature(u: Tensor) -> Tensor:
+        return k * torch.sigmoid(k * u) * torch.sigmoid(-k * u)
+
+    return Activation(
+        "softplus",
+        lambda u: F.softplus(u, beta=k, threshold=_LINEAR_ABOVE),
+        lambda u: torch.sigmoid(k * u),
+        curvature,
+        k,
+    )
+
+
+def smooth_squared_relu(sharpness: float = 1.0) -> Activation:
+    """Half the squared softplus, s(u) = softplus_k(u)^2 / 2, which tends to max(u, 0)^2 / 2 as k grows.
+
+    s' = p q and s'' = q^2 + k p q (1 - q) with p = softplus_k(u) and q = sigmoid(k u), all non-negative.
+
+    Raises:
+        ValueError: the sharpness is not positive.
+
+    >>> smooth_squared_relu(100.0).value(torch.tensor([-1.0, 2.0]))
+    tensor([0., 2.])
+    """
+    k = _positive(sharpness)
+
+    def root(u: Tensor) -> Tensor:
+        return F.softplus(u, beta=k, threshold=_LINEAR_ABOVE)
+
+    def curvature(u: Tensor) -> Tensor:
+        q = torch.sigmoid(k * u)
+        return q * q + k * root(u) * q * torch.sigmoid(-k * u)
+
+    return Activation(
+        "smooth_squared_relu",
+        lambda u: root(u).square() / 2,
+        lambda u: root(u) * torch.sigmoid(k * u),
+        curvature,
+        k,
+    )
+
+
+def relu() -> Activation:
+    """The rectifier s(u) = max(u, 0): value and gradient only, it has no second derivative.
+
+    >>> relu().curvature is None
+    True
+    """
+    return Activation("relu", torch.relu, lambda u: (u > 0).to(u.dtype))
+
+
+def activation(choice: str | Activation, sharpness: float | None = None) -> Activation:
+    """The activation of that name ("softplus", "smooth_squared_relu", "relu"), or the one given.
+
+    Raises:
+        ValueError: the name is unknown, or a sharpness came with something that has none.
+
+    >>> activation("softplus", 2.0).sharpness
+    2.0
+    """
+    if isinstance(choice, Activation):
+        return choice
+    sharp = {} if sharpness is None else {"sharpness": sharpness}
+    if choice == "softplus":
+        return softplus(**sharp)
+    if choice == "smooth_squared_relu":
+        return smooth_squared_relu(**sharp)
+    if choice == "relu":
+        if sharp:
+            raise ValueError("relu has no sharpness")
+        return relu()
+    raise ValueError(f"unknown activation {choice!r}; known: softplus, smooth_squared_relu, relu, or an Activation")
+
+
+def _positive(sharpness: float) -> float:
+    if not sharpness > 0:
+        raise ValueError(f"sharpness must be positive; got {sharpness}")
+    return float(sharpness)

@@ -1,0 +1,62 @@
+"""Checks of user input, with errors that say what was expected, what came, and where."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_samples(x: Tensor, dim: int, dtype: torch.dtype | None = None, *, name: str = "samples") -> Tensor:
+    """Return ``x`` if it is an (N, dim) float tensor, else raise.
+
+    Args:
+        x: the tensor to look at; (N, dim), N may be zero.
+        dim: expected number of columns.
+        dtype: expected dtype; any floating dtype when omitted.
+        name: what the rows are called in the message.
+
+    Raises:
+        TypeError: ``x`` is not a tensor, or its dtype is another one.
+        ValueError: the shape is wrong.
+
+    >>> check_samples(torch.zeros(5, 20), 21)
+    Traceback (most recent call last):
+    ...
+    ValueError: expected (N, 21) samples; got (5, 20)
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected a tensor of {name}; got {type(x).__name__}")
+    if x.ndim != 2 or x.shape[1] != dim:
+        raise ValueError(f"expected (N, {dim}) {name}; got {_shape(x)}")
+    if not x.dtype.is_floating_point or (dtype is not None and x.dtype != dtype):
+        wanted = "floating-point" if dtype is None else _dtype(dtype)
+        raise TypeError(f"expected {wanted} {name}; got {_dtype(x.dtype)}")
+    return x
+
+
+def check_finite(x: Tensor, *, name: str = "samples") -> Tensor:
+    """Return ``x`` if every entry is finite, else raise with the first bad row and column.
+
+    Raises:
+        ValueError: an entry is NaN or infinite.
+
+    >>> check_finite(torch.tensor([[0.0, 1.0], [2.0, float("nan")]]))
+    Traceback (most recent call last):
+    ...
+    ValueError: samples have NaN at row 1, column 1
+    """
+    finite = torch.isfinite(x)
+    if not bool(finite.all()):
+        where = torch.nonzero(~finite)[0].tolist()
+        kind = "NaN" if bool(torch.isnan(x[tuple(where)])) else "an infinity"
+        place = f"row {where[0]}" + (f", column {where[1]}" if len(where) > 1 else "")
+        raise ValueError(f"{name} have {kind} at {place}")
+    return x
+
+
+def _shape(x: Tensor) -> str:
+    return f"({', '.join(str(n) for n in x.shape)}{',' if x.ndim == 1 else ''})"
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,355 @@
+"""Cells: one arm at one rate and seed, trained, frozen and scored; stored when finished and run in parallel.
+
+A cell computes with one thread, whatever else runs, so its result does not depend on how many run at once.
+Its file appears whole or not at all, and its name holds a digest of everything the result depends on.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from convexlift.experiments.arms import ARMS, Arm, build, probe_batches, source_factor
+from convexlift.experiments.protocol import Budget
+from convexlift.mechanism import emission_noise, shoulder, step_amplification
+from convexlift.problems import Problem, problem
+from convexlift.sources import Lift, is_lifted
+from convexlift.training.batches import describe, place, whole
+from convexlift.training.fit import fit
+from convexlift.training.optimisation import Group
+from convexlift.training.run import FitEvent, TrainingDiverged
+
+Outcome = dict[str, Any]
+Subject = tuple[Problem, Mapping[str, Arm]]
+
+
+@dataclass(frozen=True)
+class Named:
+    """Makes the problem of that name with the library's arms, in whichever process asks."""
+
+    name: str
+    data: str | None = None
+
+    def __call__(self) -> Subject:
+        return problem(self.name, self.data), ARMS
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of a comparison share: the subject (a function that makes problem and arms), budget and
+    device."""
+
+    make: Callable[[], Subject]
+    budget: Budget
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run; `scored` ones also follow the test loss along the run, for the score at equal
+    seconds."""
+
+    arm: str
+    lr: float
+    seed: int
+    steps: int
+    scored: bool = True
+
+
+@lru_cache(maxsize=1)
+def subject(setting: Setting) -> tuple[Problem, Mapping[str, Arm], str]:
+    """The problem (with the budget's architecture), its arms, and a digest that tells settings apart."""
+    from convexlift import __version__
+
+    chosen, arms = setting.make()
+    if setting.budget.architecture:
+        chosen = dataclasses.replace(chosen, architecture=dict(setting.budget.architecture))
+    told = (
+        chosen.name,
+        *(describe(split) for split in (chosen.train, chosen.validation, chosen.test)),
+        sorted(chosen.architecture.items()),
+        chosen.blocks,
+        setting.budget.batch_size,
+        setting.budget.clip,
+        torch.device(setting.device).type,
+        __version__,
+    )
+    return chosen, arms, hashlib.sha256(repr(told).encode()).hexdigest()[:10]
+
+
+def cell_path(folder: Path, setting: Setting, cell: Cell) -> Path:
+    """Where the outcome of a cell is kept."""
+    arm = re.sub(r"[^\w.-]+", "_", cell.arm)
+    return folder / f"{arm}-lr{cell.lr:.6g}-seed{cell.seed}-steps{cell.steps}-{subject(setting)[2]}.json"
+
+
+def read_outcome(path: Path) -> Outcome | None:
+    """The stored outcome; None where there is none or the file is not readable as one."""
+    try:
+        outcome = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return (
+        outcome if isinstance(outcome, dict) and outcome.get("status") in ("finished", "diverged") else None
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that appears whole or not at all; what is not finite must be None."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def train_cell(setting: Setting, cell: Cell) -> Outcome:
+    """Train, freeze and score one cell in this process, with one thread.
+
+    Divergence, and a test loss that is not finite, are outcomes; every other error is raised.
+    """
+    chosen, arms, _ = subject(setting)
+    started = time.perf_counter()
+    with _one_thread():
+        outcome = _train(setting, cell, chosen, arms)
+    return {"cell": dataclasses.asdict(cell), **outcome, "seconds": time.perf_counter() - started}
+
+
+def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm]) -> Outcome:
+    budget, device = setting.budget, torch.device(setting.device)
+    task = cast(Any, build(chosen, cell.arm, cell.seed, arms).to(device))
+    dtype = next(p.dtype for p in task.parameters() if p.is_floating_point())
+    rows = cast(Any, place(whole(chosen.train), device, dtype))
+    test = cast(Any, place(chosen.test, device, dtype))
+    if hasattr(task, "initialise"):
+        task.initialise(rows)
+    watch = _Watch(chosen, budget, cell, task, rows, test)
+    factor = source_factor(chosen, cell.arm, cell.seed, budget.batch_size)
+    try:
+        history = fit(
+            task,
+            chosen.train,
+            validation=chosen.validation,
+            steps=cell.steps,
+            batch_size=budget.batch_size,
+            optimizer=_adam(cell.lr, factor) if factor != 1 else "adam",
+            lr=cell.lr,
+            clip=budget.clip,
+            seed=cell.seed,
+            progress=False,
+            callbacks=(watch,),
+        )
+    except TrainingDiverged as error:
+        return {"status": "diverged", "message": str(error)}
+    if history.stopped == "interrupted":
+        raise KeyboardInterrupt
+    frozen = task.freeze(rows) if hasattr(task, "freeze") else copy.deepcopy(task).eval()
+    losses = chosen.score(frozen, test).double().cpu()
+    if not bool(losses.isfinite().all()):
+        return {
+            "status": "diverged",
+            "message": f"the loss of {int((~losses.isfinite()).sum())} test rows is not finite",
+        }
+    offset = _exact_validation_loss(chosen)
+    return {
+        "status": "finished",
+        "validation": cast(float, history.best_validation) - offset,
+        "best_step": history.best_step,
+        "test": float(losses.mean()),
+        "rows": [float(f"{loss:.7g}") for loss in losses.tolist()],
+        "metrics": chosen.metrics(frozen) if chosen.metrics is not None and cell.scored else {},
+        "steps": history.steps,
+        "curve": [value - offset for value in history.validation],
+        "ms_per_step": history.ms_per_step,
+        "parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
+        "source_factor": factor,
+        **watch.seen(),
+    }
+
+
+class _Watch:
+    """Follows a run at its evaluations: test loss of the model that is best on validation, and the
+    mechanism."""
+
+    def __init__(self, chosen: Problem, budget: Budget, cell: Cell, task: Any, rows: Any, test: Any) -> None:
+        self.chosen, self.cell, self.task, self.rows, self.test = chosen, cell, task, rows, test
+        self.instrumented = hasattr(task, "block_inputs") and cell.scored
+        self.best, self.scores = math.inf, list[float]()
+        self.noise: list[tuple[float, float]] = []
+        self.batches: list[Any] = []
+        self.start: dict[str, Any] = {}
+        if self.instrumented:
+            first = rows[0] if isinstance(rows, tuple) else rows
+            probes = probe_batches(chosen, budget.batch_size, cell.seed)
+            self.batches = [place(batch, first.device, first.dtype) for batch in probes]
+            self.start = self._weights()
+            self._note_noise(0.0)
+
+    def __call__(self, event: FitEvent) -> None:
+        if not self.cell.scored:
+            return
+        validation = math.inf if event.validation is None else event.validation
+        if validation < self.best or not self.scores:
+            self.best = min(self.best, validation)
+            self.scores.append(float(self.chosen.score(event.frozen, self.test).double().mean()))
+        else:
+            self.scores.append(self.scores[-1])
+        if self.instrumented and event.step >= self.cell.steps / 2:
+            self._note_noise(event.step / self.cell.steps)
+
+    def seen(self) -> Outcome:
+        """What was noted, in the form in which outcomes keep it."""
+        noise = [value for _, value in self.noise]
+        middle = next((value for t, value in self.noise if t >= 0.5), None)
+        found: Outcome = {
+            "test_curve": self.scores,
+            "emission_noise": {"start": noise[0], "middle": middle, "end": noise[-1]} if noise else None,
+        }
+        end = self._weights() if self.instrumented else {}
+        for key in ("shoulder", "at_zero", "fan_in_weight", "relative_speed", "step_amplification"):
+            found[key] = {"start": self.start[key], "end": end[key]} if end.get(key) is not None else None
+        return found
+
+    def _note_noise(self, t: float) -> None:
+        """Note the emission noise while a lift still reads the batch; after settling it is zero by
+        construction."""
+        lifts = [part for part in self.task.modules() if isinstance(part, Lift)]
+        if any(not bool(lift.settled) for lift in lifts):
+            self.noise.append((t, emission_noise(self.task, self.batches)))
+
+    def _weights(self) -> dict[str, Any]:
+        stand = shoulder(self.task, self.rows)
+        lifted = is_lifted(self.task)
+        return {
+            "shoulder": stand.share,
+            "at_zero": stand.at_zero,
+            "fan_in_weight": stand.fan_in_weight,
+            "relative_speed": _finite(stand.relative_speed),
+            "step_amplification": step_amplification(self.task, self.batches) if lifted else None,
+        }
+
+
+def run_cells(
+    setting: Setting, cells: Sequence[Cell], folder: Path, *, jobs: int, resume: bool = True
+) -> Iterator[tuple[Cell, Outcome]]:
+    """Yield every cell with its outcome as it becomes known, stored ones first.
+
+    With one job cells run in this process, else in `jobs` new ones. A cell that raises an error has the
+    outcome {"status": "failed", "message": ...}, which is not stored, so that a later call runs it again.
+    Ctrl-C ends the cells in progress at once and raises KeyboardInterrupt; what was finished is stored.
+
+    Raises:
+        RuntimeError: a worker process died.
+    """
+    waiting = []
+    for cell in dict.fromkeys(cells):
+        outcome = read_outcome(cell_path(folder, setting, cell)) if resume else None
+        if outcome is None:
+            waiting.append(cell)
+        else:
+            yield cell, outcome
+    if jobs == 1 or len(waiting) <= 1:
+        for cell in waiting:
+            yield cell, _run_and_store(setting, cell, cell_path(folder, setting, cell))
+    elif waiting:
+        yield from _run_in_processes(setting, waiting, folder, min(jobs, len(waiting)))
+
+
+def _run_in_processes(
+    setting: Setting, cells: Sequence[Cell], folder: Path, jobs: int
+) -> Iterator[tuple[Cell, Outcome]]:
+    context = multiprocessing.get_context("spawn")
+    held, lifeline = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(held,))
+    try:
+        futures = {
+            pool.submit(_run_and_store, setting, cell, cell_path(folder, setting, cell)): cell
+            for cell in cells
+        }
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process died (out of memory, or killed); in a script call compare under "
+            "`if __name__ == '__main__':`, or pass jobs=1"
+        ) from error
+    finally:
+        lifeline.close()  # the workers leave, in the middle of a cell if need be
+        held.close()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker(lifeline: Connection) -> None:
+    """Ctrl-C is the parent's affair; a worker leaves when the parent closes its end of the lifeline or is
+    gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+    def leave() -> None:
+        wait([lifeline])
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()
+
+
+def _run_and_store(setting: Setting, cell: Cell, path: Path) -> Outcome:
+    try:
+        outcome = train_cell(setting, cell)
+    except Exception as error:  # any bug in an arm or a user's own code: reported, not fatal
+        return {"status": "failed", "message": f"{type(error).__name__}: {error}"}
+    write_json(path, outcome)
+    return outcome
+
+
+def _adam(lr: float, factor: float) -> Callable[[list[Group]], torch.optim.Optimizer]:
+    """Adam with the rate of the "source" group multiplied by a factor."""
+    return lambda groups: torch.optim.Adam(
+        [{**group, "lr": lr * (factor if group["name"] == "source" else 1.0)} for group in groups]
+    )
+
+
+def _exact_validation_loss(chosen: Problem) -> float:
+    """The mean loss of the exact density on the validation split, where it is known: curves then show the
+    excess."""
+    if chosen.log_prob is None or chosen.losses is not None:
+        return 0.0
+    return -float(chosen.log_prob(cast(torch.Tensor, chosen.validation)).double().mean())
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

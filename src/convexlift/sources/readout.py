@@ -1,0 +1,97 @@
+"""Readouts of the lift: linear maps from the summary to the latent weights, around the slack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+FAN_IN = "fan_in"
+
+
+class Dense(nn.Module):
+    """theta = b + c R s with one full matrix R per tensor; k parameters for every emitted weight.
+
+    Args:
+        shapes: shapes of the emitted tensors.
+        features: k, the length of the summary.
+        scale: c, or "fan_in" for c = 1/k with R started k^(1/2) larger.
+    """
+
+    def __init__(self, shapes: Sequence[torch.Size], features: int, scale: float | str) -> None:
+        super().__init__()
+        self.scale, deviation = _scale(scale, features)
+        self.maps = nn.ParameterList(
+            [nn.Parameter(_uniform(shape.numel(), features) * deviation) for shape in shapes]
+        )
+
+    def forward(self, summary: Tensor, slack: Sequence[Tensor]) -> list[Tensor]:
+        code = self.scale * summary
+        return [
+            torch.addmv(b.flatten(), matrix, code).view_as(b) for matrix, b in zip(self.maps, slack, strict=True)
+        ]
+
+    def amplification(self, summary: Tensor) -> list[Tensor]:
+        """sum over readout parameters p of |d theta / d p|: what one sign step of all of them moves each latent by."""
+        return [(self.scale * summary.abs().sum()).expand(len(matrix)) for matrix in self.maps]
+
+
+class Factored(nn.Module):
+    """theta = b + c U diag(P s) V' with U (m, r), V (n, r), P (r, k): low rank, r (m + n + k) parameters a tensor.
+
+    Tensors that are not matrices are read as matrices: vectors as one row, others as (first, rest).
+
+    Args:
+        shapes: shapes of the emitted tensors.
+        features: k, the length of the summary.
+        scale: c, or "fan_in" for c = 1/k with P started k^(1/2) larger.
+        rank: r.
+    """
+
+    def __init__(self, shapes: Sequence[torch.Size], features: int, scale: float | str, rank: int) -> None:
+        super().__init__()
+        self.scale, deviation = _scale(scale, features)
+        self.rank = rank
+        # U V' has entries of variance one per unit code.
+        start = rank**-0.25
+        sides = [_matrix_shape(shape) for shape in shapes]
+        self.rows = nn.ParameterList([nn.Parameter(torch.randn(m, rank) * start) for m, _ in sides])
+        self.columns = nn.ParameterList([nn.Parameter(torch.randn(n, rank) * start) for _, n in sides])
+        self.code = nn.Parameter(_uniform(len(shapes) * rank, features) * deviation)
+
+    def forward(self, summary: Tensor, slack: Sequence[Tensor]) -> list[Tensor]:
+        codes = (self.code @ (self.scale * summary)).view(-1, self.rank).unbind(0)
+        return [
+            torch.addmm(b.view(_matrix_shape(b.shape)), u * q, v.T).view_as(b)
+            for q, u, v, b in zip(codes, self.rows, self.columns, slack, strict=True)
+        ]
+
+    def amplification(self, summary: Tensor) -> list[Tensor]:
+        """sum over readout parameters p of |d theta / d p|: what one sign step of all of them moves each latent by."""
+        codes = (self.code @ (self.scale * summary)).view(-1, self.rank).abs()
+        reach = self.scale * summary.abs().sum()
+        return [
+            ((v.abs() @ q)[None, :] + (u.abs() @ q)[:, None] + reach * (u.abs() @ v.abs().T)).flatten()
+            for q, u, v in zip(codes, self.rows, self.columns, strict=True)
+        ]
+
+
+def _scale(scale: float | str, features: int) -> tuple[float, float]:
+    """The factor c, and what the starting values of R are multiplied by."""
+    if scale == FAN_IN:
+        return 1 / features, math.sqrt(3 * features)
+    if isinstance(scale, str) or not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f'readout_scale must be positive or "fan_in"; got {scale!r}')
+    return float(scale), 1.0
+
+
+def _uniform(outputs: int, features: int) -> Tensor:
+    return (2 * torch.rand(outputs, features) - 1) / math.sqrt(features)
+
+
+def _matrix_shape(shape: torch.Size) -> tuple[int, int]:
+    if len(shape) < 2:
+        return 1, shape.numel()
+    return shape[0], shape.numel() // shape[0]

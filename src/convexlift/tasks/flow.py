@@ -1,0 +1,343 @@
+"""Convex potential flows: densities from gradients of strongly convex potentials."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from convexlift.architectures import Potential
+from convexlift.calculus.solve import Solution, default_tolerance
+from convexlift.sources import is_lifted
+from convexlift.tasks.standardise import Standardiser
+from convexlift.tasks.task import (
+    check_block,
+    check_rows,
+    emit,
+    evaluating,
+    freeze_block,
+    in_float64,
+    initialise_block,
+    latest_settling,
+    map_rows,
+    require_weights,
+    set_block_progress,
+    settle_block,
+    start_rows,
+)
+
+# Hessians formed at a time where no gradient is asked for.
+_HESSIANS = 4096
+
+
+class ActNorm(nn.Module):
+    """z = exp(log_scale) x + shift, column by column, learned from a start with zero mean and unit deviation.
+
+    `initialised` is a persistent buffer: the start is taken from data once, and a state_dict remembers that.
+
+    Source: Kingma and Dhariwal, "Glow", NeurIPS 2018.
+
+    >>> norm = ActNorm(1)
+    >>> norm.initialise(torch.tensor([[1.0], [3.0]]))
+    >>> norm(torch.tensor([[1.0], [3.0]])).flatten()
+    tensor([-1.,  1.], grad_fn=<...>)
+    """
+
+    initialised: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(dim))
+        self.shift = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("initialised", torch.tensor(False))
+
+    @torch.no_grad()
+    def initialise(self, x: Tensor) -> None:
+        """Start so that x (N, d) is mapped onto zero mean and unit deviation; a no-op the second time."""
+        if self.initialised:
+            return
+        scale = 1 / x.std(0, correction=0).clamp_min(1e-6)
+        self.log_scale.copy_(scale.log())
+        self.shift.copy_(-x.mean(0) * scale)
+        self.initialised.fill_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """z, (N, d)."""
+        return torch.addcmul(self.shift, x, self.log_scale.exp())
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """x, (N, d)."""
+        return (z - self.shift) * (-self.log_scale).exp()
+
+    @property
+    def logdet(self) -> Tensor:
+        """log of the Jacobian's determinant, a scalar."""
+        return self.log_scale.sum()
+
+
+class ConvexPotentialFlow(nn.Module):
+    """A density by change of variables through gradients of strongly convex potentials.
+
+        z = T(x),  T = norm_K o grad f_K o norm_{K-1} o ... o grad f_1 o norm_0 o standardise,
+
+        log p(x) = log N(z; 0, I) + log det DT(x),
+
+    with activation normalisation between the potentials and an exact log-determinant. Each grad f_k is
+    invertible because f_k is strongly convex. Where a block is a lift it emits from the batch as mapped by
+    the blocks before it, detached there.
+
+    Args:
+        blocks: ICNNs or weight sources of ICNNs (``Lift``, ``Softplus``, ...), all of one dimension and with
+            strong_convexity > 0.
+
+    Shapes: samples (N, d); latent points (N, d); log-densities (N,).
+
+    Raises:
+        ValueError: no blocks, different dimensions, or strong_convexity = 0; from every method, samples of
+            another width or with NaN or infinite entries, and an unfrozen lift without ``batch`` to emit
+            from.
+        TypeError: a block of another kind; from every method, samples of another dtype.
+
+    Source: Huang, Chen, Tsirigotis and Courville, "Convex potential flows", ICLR 2021.
+
+    Example:
+        >>> import convexlift as cl
+        >>> flow = ConvexPotentialFlow([cl.ICNN(2, hidden=(8, 8), seed=0)])
+        >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+        >>> flow.initialise(x)
+        >>> flow.log_prob(x).shape, flow.sample(5, seed=0).shape
+        (torch.Size([100]), torch.Size([5, 2]))
+        >>> flow.log_prob(x[:, :1])
+        Traceback (most recent call last):
+        ...
+        ValueError: expected (N, 2) samples; got (100, 1)
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        if not len(self.blocks):
+            raise ValueError("a flow needs at least one block")
+        architectures = [check_block(block) for block in self.blocks]
+        dims = [architecture.dim for architecture in architectures]
+        if len(set(dims)) > 1:
+            raise ValueError(f"the blocks of a flow must have one dimension; got {', '.join(map(str, dims))}")
+        if not all(architecture.strong_convexity > 0 for architecture in architectures):
+            raise ValueError(
+                "the blocks of a flow need strong_convexity > 0: their gradients must be invertible"
+            )
+        self.dim = dims[0]
+        like = next(self.blocks[0].parameters())
+        self.standardiser = Standardiser(self.dim).to(like)
+        self.norms = nn.ModuleList([ActNorm(self.dim).to(like) for _ in range(len(self.blocks) + 1)])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating dtype of the flow, and of its samples."""
+        return self.standardiser.mean.dtype
+
+    def forward(self, x: Tensor, batch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z = T(x), (N, d), and log det DT(x), (N,), both in the space of the data.
+
+        Lifts emit from ``batch``; without it from x in train mode, and from their stored summaries in eval
+        mode.
+        """
+        if batch is None and self.training:
+            batch = x
+        return self._map(x, batch)
+
+    def log_prob(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
+        """log p(x), (N,). Changes no state. An unfrozen lift needs a ``batch`` to emit from."""
+        require_weights(self, batch)
+        with evaluating(self):
+            if torch.is_grad_enabled() and (
+                x.requires_grad or any(p.requires_grad for p in self.parameters())
+            ):
+                return self._log_prob(x, batch)
+            return map_rows(lambda rows: self._log_prob(rows, batch), x, _HESSIANS)
+
+    def loss(self, batch: Tensor, emit_from: Tensor | None = None) -> Tensor:
+        """The mean of -log p over the batch; lifts emit from the batch itself, or from ``emit_from``."""
+        return -self._log_prob(batch, batch if emit_from is None else emit_from).mean()
+
+    def inverse(self, z: Tensor, batch: Tensor | None = None) -> Solution:
+        """x with T(x) = z, without gradient.
+
+        ``residual`` is the worst of the blocks' relative residuals, row by row, ``converged`` says whether
+        all blocks converged, and ``iterations`` counts the Newton steps of all blocks.
+        """
+        require_weights(self, batch)
+        check_rows(z, self.dim, self.dtype, name="latent points")
+        with evaluating(self), torch.no_grad():
+            return self._invert(z, self._potentials(batch))
+
+    def sample(self, n: int, seed: int | None = None, batch: Tensor | None = None) -> Tensor:
+        """n independent draws of the density, (n, d); the same for the same seed.
+
+        Rows whose inverse has not converged are solved again in float64, from two starts.
+
+        Raises:
+            RuntimeError: some rows converge from no start.
+        """
+        if n < 0:
+            raise ValueError(f"cannot draw {n} samples")
+        require_weights(self, batch)
+        device = self.standardiser.mean.device
+        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        with evaluating(self), torch.no_grad():
+            potentials = self._potentials(batch)
+            z = torch.randn(n, self.dim, generator=generator, dtype=self.dtype, device=device)
+            found = self._invert(z, potentials)
+            x, failed = found.x, ~found.converged
+            for start_at_target in (False, True):
+                if not bool(failed.any()):
+                    return x
+                again = self._invert(z[failed].double(), [in_float64(p) for p in potentials], start_at_target)
+                rows = failed.nonzero().flatten()[again.converged]
+                x[rows] = again.x[again.converged].to(self.dtype)
+                failed[rows] = False
+            if bool(failed.any()):
+                raise RuntimeError(
+                    f"{int(failed.sum())} of {n} samples did not converge (worst relative residual "
+                    f"{float(again.residual.max()):.2g}); a larger strong_convexity makes the inverse easier"
+                )
+            return x
+
+    @torch.no_grad()
+    def initialise(self, data: Tensor) -> None:
+        """Fit the standardiser to training data (N, d); start norms and lifts from it. Once only.
+
+        Raises:
+            ValueError: see ``Standardiser.fit``.
+        """
+        if bool(self.standardiser.fitted):
+            return
+        check_rows(data, self.dim, self.dtype)
+        x = self.standardiser.fit(data)(start_rows(data))
+        with evaluating(self):
+            for norm, block in self._layers():
+                norm.initialise(x)
+                x = norm(x)
+                initialise_block(block, x)
+                x = emit(block, x).gradient(x)
+            self._last_norm.initialise(x)
+
+    @torch.no_grad()
+    def freeze(self, data: Tensor | None = None) -> ConvexPotentialFlow:
+        """A flow of plain ICNNs in eval mode that asks for no gradient: one density.
+
+        Each lift emits from the training data (N, d) as mapped by the frozen blocks before it. Without lifts
+        no data are needed.
+
+        Raises:
+            ValueError: a lift without data, unless it has settled.
+        """
+        x = None if data is None else self.standardiser(check_rows(data, self.dim, self.dtype))
+        frozen = []
+        with evaluating(self):
+            for norm, block in self._layers():
+                x = None if x is None else norm(x)
+                frozen.append(freeze_block(block, x))
+                x = None if x is None or not is_lifted(self) else map_rows(emit(frozen[-1], None).gradient, x)
+        flow = ConvexPotentialFlow(frozen)
+        flow.standardiser = copy.deepcopy(self.standardiser)
+        flow.norms = copy.deepcopy(self.norms)
+        return flow.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def settle(self, data: Tensor) -> None:
+        """Fix every lift's summary to that of the training data (N, d), mapped by the settled blocks before it."""
+        if not is_lifted(self):
+            return
+        x = self.standardiser(check_rows(data, self.dim, self.dtype))
+        with evaluating(self):
+            for norm, block in self._layers():
+                x = norm(x)
+                settle_block(block, x)
+                x = map_rows(emit(block, None).gradient, x)
+
+    def set_progress(self, t: float) -> None:
+        """Tell the blocks how far training is, t in [0, 1]."""
+        for block in self.blocks:
+            set_block_progress(block, t)
+
+    @property
+    def settle_at(self) -> float | None:
+        """The fraction of training at which ``settle`` is due; None without lifts."""
+        return latest_settling(self.blocks)
+
+    def _layers(self) -> Iterator[tuple[ActNorm, nn.Module]]:
+        """Each block with the norm before it."""
+        return zip(self.norms, self.blocks, strict=False)  # type: ignore[arg-type]
+
+    @property
+    def _last_norm(self) -> ActNorm:
+        return self.norms[-1]  # type: ignore[return-value]
+
+    def _log_prob(self, x: Tensor, batch: Tensor | None) -> Tensor:
+        z, logdet = self._map(x, batch)
+        return logdet - 0.5 * z.square().sum(1) - 0.5 * self.dim * math.log(2 * math.pi)
+
+    def _map(self, x: Tensor, batch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """z and log-determinant at x; each block emits from `batch`, mapped by the blocks before it."""
+        itself = batch is x
+        x = self.standardiser(check_rows(x, self.dim, self.dtype))
+        if batch is not None and not itself:
+            batch = self.standardiser(check_rows(batch, self.dim, self.dtype, name="emitting samples"))
+        logdet = self.standardiser.log_scale_jacobian
+        for norm, block in self._layers():
+            x = norm(x)
+            logdet = logdet + norm.logdet
+            if itself:
+                potential = emit(block, x.detach())
+            else:
+                potential, batch = self._emit_and_map(norm, block, batch)
+            x, block_logdet = potential.gradient_and_logdet(x)
+            logdet = logdet + block_logdet
+        return self._last_norm(x), logdet + self._last_norm.logdet
+
+    def _potentials(self, batch: Tensor | None) -> list[Potential]:
+        if batch is not None:
+            batch = self.standardiser(check_rows(batch, self.dim, self.dtype, name="emitting samples"))
+        potentials = []
+        for norm, block in self._layers():
+            potential, batch = self._emit_and_map(norm, block, batch)
+            potentials.append(potential)
+        return potentials
+
+    def _emit_and_map(
+        self, norm: ActNorm, block: nn.Module, batch: Tensor | None
+    ) -> tuple[Potential, Tensor | None]:
+        """The potential that the block emits from the normalised batch, and the batch after it."""
+        if batch is None or not is_lifted(self):
+            return emit(block, None), None
+        with torch.no_grad():
+            batch = norm(batch)
+        potential = emit(block, batch)
+        return potential, map_rows(potential.gradient, batch)
+
+    def _invert(self, z: Tensor, potentials: list[Potential], start_at_target: bool = False) -> Solution:
+        parts = [self._invert_rows(rows, potentials, start_at_target) for rows in z.split(_HESSIANS)]
+        return Solution(
+            torch.cat([part.x for part in parts]),
+            torch.cat([part.residual for part in parts]),
+            sum(part.iterations for part in parts),
+            torch.cat([part.converged for part in parts]),
+        )
+
+    def _invert_rows(self, z: Tensor, potentials: list[Potential], start_at_target: bool) -> Solution:
+        # Newton's last step is quadratic: asking for more than the tolerance costs little, and errors grow
+        # from block to block.
+        tolerance = torch.finfo(z.dtype).eps ** 0.7
+        x = self._last_norm.inverse(z)
+        residual, iterations = torch.zeros_like(x[:, 0]), 0
+        for (norm, _), potential in zip(reversed(list(self._layers())), reversed(potentials), strict=True):
+            found = potential.inverse(x, start=x if start_at_target else None, tolerance=tolerance)
+            residual = torch.maximum(residual, found.residual)
+            iterations += found.iterations
+            x = norm.inverse(found.x)
+        converged = residual <= default_tolerance(z.dtype)
+        return Solution(self.standardiser.inverse(x), residual, iterations, converged)

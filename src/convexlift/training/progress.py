@@ -1,0 +1,37 @@
+"""The progress bar of `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from convexlift.training.history import History
+
+Show = Callable[[int, float, History], None]  # (step, loss of its batch, history)
+
+
+@contextmanager
+def progress_bar(steps: int, shown: bool) -> Iterator[Show]:
+    """Show loss, validation, ms per step and time left on stderr, where that is a terminal or a notebook."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("fit"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    hidden = not (shown and (console.is_terminal or console.is_jupyter))
+    with Progress(*columns, console=console, refresh_per_second=4, disable=hidden) as bar:
+        task = bar.add_task("fit", total=steps, figures="")
+
+        def show(step: int, loss: float, history: History) -> None:
+            if not hidden:
+                frozen = f"  validation {history.validation[-1]:.4g}" if history.validation else ""
+                speed = f"  {history.ms_per_step:.1f} ms/step" if history.steps else ""
+                bar.update(task, completed=step, figures=f"loss {loss:.4g}{frozen}{speed}")
+
+        yield show

@@ -1,0 +1,62 @@
+"""The settings of a run, checked when they are made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+from convexlift.training.optimisation import SCHEDULES, OptimizerChoice, Schedule
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """How to train, as `fit` describes it."""
+
+    steps: int
+    batch_size: int
+    optimizer: OptimizerChoice
+    lr: float
+    schedule: Schedule
+    clip: float | None
+    patience: int | None
+    evaluate_every: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "patience", "evaluate_every", "seed"):
+            check_count(name, getattr(self, name), least=0 if name == "seed" else 1)
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0.0 < value < math.inf):
+                raise ValueError(f"{name} must be a positive number; got {value!r}")
+        if not callable(self.optimizer) and self.optimizer not in ("adam", "sgd"):
+            wanted = "'adam', 'sgd' or a function of the parameter groups"
+            raise ValueError(f"optimizer must be {wanted}; got {self.optimizer!r}")
+        if not callable(self.schedule) and self.schedule not in SCHEDULES:
+            wanted = "'cosine', 'constant' or a function of t"
+            raise ValueError(f"schedule must be {wanted}; got {self.schedule!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; a function becomes its name."""
+        return {k: _name(v) if callable(v) else v for k, v in asdict(self).items()}
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raise unless the value is None or an int of at least ``least``."""
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int; got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"

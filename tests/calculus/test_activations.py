@@ -1,0 +1,58 @@
+"""Activations are convex, non-decreasing, and know their derivatives; impostors are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from convexlift.calculus.activations import Activation, activation, smooth_squared_relu, softplus
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 30.0])
+@pytest.mark.parametrize("make", [softplus, smooth_squared_relu])
+def test_derivatives(make: object, sharpness: float) -> None:
+    s = make(sharpness)  # type: ignore[operator]
+    u = torch.linspace(-9, 9, 101, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(s.value(u).sum(), u, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), u)
+    torch.testing.assert_close(s.slope(u), slope, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(s.curvature(u), bend, rtol=1e-10, atol=1e-13)
+
+
+def test_sharp_softplus_tends_to_relu() -> None:
+    u = torch.linspace(-2, 2, 41)
+    torch.testing.assert_close(softplus(200.0).value(u), u.relu(), atol=4e-3, rtol=0)
+
+
+IDENTITY = dict(value=lambda u: u * 1, slope=torch.ones_like, curvature=torch.zeros_like)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": lambda u: -u, "slope": lambda u: -torch.ones_like(u)}, "is not non-decreasing: slope -1"),
+        (
+            {"value": torch.tanh, "slope": lambda u: 1 - u.tanh() ** 2, "curvature": lambda u: -2 * u.tanh() * (1 - u.tanh() ** 2)},
+            "is not convex: curvature",
+        ),
+        ({"slope": lambda u: 2 * torch.ones_like(u)}, "its slope at u = .* is 2, automatic differentiation gives 1"),
+        ({"value": torch.nn.functional.softplus, "slope": torch.sigmoid}, "its curvature at u = "),
+        ({"value": lambda u: u.sum()}, "value is not elementwise and finite"),
+    ],
+)
+def test_impostors_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Activation("own", **{**IDENTITY, **change})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tanh",), "unknown activation 'tanh'; known: softplus, smooth_squared_relu, relu"),
+        (("softplus", 0.0), "sharpness must be positive; got 0.0"),
+        (("relu", 2.0), "relu has no sharpness"),
+    ],
+)
+def test_bad_choices(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        activation(*arguments)  # type: ignore[arg-type]

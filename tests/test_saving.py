@@ -1,0 +1,204 @@
+"""Frozen models as files: what is written comes back, and what is no such file is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import convexlift as cl
+from convexlift import saving
+from convexlift.calculus.activations import Activation
+from convexlift.tasks import ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
+
+
+def points(dim: int, n: int = 40) -> Tensor:
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(1)) * 2 + 1
+
+
+def frozen_flow() -> ConvexPotentialFlow:
+    nets = [cl.ICNN(2, hidden=(8, 8), seed=seed) for seed in (0, 1)]
+    flow = ConvexPotentialFlow([cl.Softplus(nets[0]), cl.Lift(nets[1], seed=2)])
+    flow.initialise(points(2))
+    return flow.freeze(points(2))
+
+
+def frozen_density() -> LogConcaveDensity:
+    density = LogConcaveDensity(cl.Softplus(cl.ICNN(1, hidden=(8,), seed=0)))
+    density.initialise(points(1))
+    return density.freeze(points(1))
+
+
+def frozen_regression() -> ConvexRegression:
+    x = points(3)
+    regression = ConvexRegression(cl.ICNN(3, hidden=(8,), strong_convexity=0, skip=False, seed=0))
+    regression.initialise((x, x.square().sum(1)))
+    return regression.freeze((x, x.square().sum(1)))
+
+
+def frozen_network() -> cl.ICNN:
+    return cl.ICNN(
+        3,
+        hidden=(8, 4),
+        activation="smooth_squared_relu",
+        sharpness=2.0,
+        learn_strong_convexity=False,
+        quadratic_rank=2,
+        seed=0,
+    ).freeze()
+
+
+@pytest.mark.parametrize(
+    ("make", "dim", "evaluate"),
+    [
+        (frozen_network, 3, lambda model, x: model(x)),
+        (frozen_flow, 2, lambda model, x: model.log_prob(x)),
+        (frozen_density, 1, lambda model, x: model.log_prob(x)),
+        (frozen_regression, 3, lambda model, x: model.predict(x)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_comes_back_bit_for_bit(
+    tmp_path: Path,
+    make: Callable[[], nn.Module],
+    dim: int,
+    evaluate: Callable[[nn.Module, Tensor], Tensor],
+    dtype: torch.dtype,
+) -> None:
+    model, x = make().to(dtype), points(dim).to(dtype)
+    saving.save(model, tmp_path / "model.safetensors")
+    loaded = saving.load(tmp_path / "model.safetensors")
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    for (name, before), (other, after) in zip(
+        model.state_dict().items(), loaded.state_dict().items(), strict=True
+    ):
+        assert name == other and before.dtype == after.dtype
+        assert torch.equal(before.nan_to_num(7.0), after.nan_to_num(7.0))
+    assert torch.equal(evaluate(model, x), evaluate(loaded, x))
+
+
+def test_loading_leaves_the_random_generator_alone(tmp_path: Path) -> None:
+    saving.save(frozen_flow(), tmp_path / "flow.safetensors")
+    before = torch.get_rng_state()
+    saving.load(tmp_path / "flow.safetensors")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_samples_of_a_loaded_flow_are_those_of_the_saved_one(tmp_path: Path) -> None:
+    flow = frozen_flow()
+    saving.save(flow, tmp_path / "flow.safetensors")
+    assert torch.equal(flow.sample(5, seed=3), saving.load(tmp_path / "flow.safetensors").sample(5, seed=3))
+
+
+def own_activation() -> Activation:
+    return Activation("half-square", lambda u: u.relu() ** 2 / 2, torch.relu, lambda u: (u > 0).to(u))
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (lambda: nn.Linear(2, 1), TypeError, "can save an ICNN, .*; got Linear"),
+        (
+            lambda: ConvexPotentialFlow([cl.Lift(cl.ICNN(2, hidden=(4,), seed=0), seed=0)]),
+            ValueError,
+            r"this ConvexPotentialFlow still holds a Lift: save model.freeze\(data\)",
+        ),
+        (
+            lambda: cl.ICNN(2, hidden=(4,), seed=0),
+            ValueError,
+            r"this ICNN is still in training: save model.freeze\(data\)",
+        ),
+        (
+            lambda: cl.ICNN(2, hidden=(4,), activation=own_activation(), seed=0).freeze(),
+            ValueError,
+            "activation 'half-square' is a user's own",
+        ),
+    ],
+)
+def test_what_cannot_be_saved(
+    tmp_path: Path, model: Callable[[], nn.Module], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        saving.save(model(), tmp_path / "model.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_save_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "model.safetensors"
+    saving.save(frozen_network(), file)
+    before = file.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        saving.save(frozen_flow(), file)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def altered(file: Path, change: Callable[[dict[str, Tensor], dict[str, object]], object]) -> None:
+    """Rewrite a saved model with other tensors or another description."""
+    with open(file, "rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        config = json.loads(json.loads(stream.read(size))["__metadata__"]["convexlift"])
+    tensors = load_file(file)
+    change(tensors, config)
+    save_file(tensors, file, {"convexlift": json.dumps(config)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, config: config.update(schema=2), "has schema 2; this version of convexlift reads up to 1"),
+        (lambda tensors, config: config.update(model="Transport"), "unknown model 'Transport'"),
+        (lambda tensors, config: config.update(dtype="float33"), "float33"),
+        (lambda tensors, config: config.pop("blocks"), "does not hold the model that it describes"),
+        (lambda tensors, config: config["blocks"][0].update(hidden=[9, 4]), "size mismatch"),
+        (lambda tensors, config: config["blocks"][0].update(colour="red"), "colour"),
+        (lambda tensors, config: tensors.pop("outer"), "Missing key"),
+        (lambda tensors, config: tensors["outer"].neg_(), "'outer' must be non-negative; its smallest entry is -"),
+        (lambda tensors, config: tensors["outer"].fill_(torch.nan), "'outer' must be non-negative"),
+        (lambda tensors, config: tensors["outer"].fill_(torch.inf), "'outer' has entries that are not finite"),
+        (lambda tensors, config: tensors["biases.0"].fill_(torch.nan), "'biases.0' has entries that are not finite"),
+        (lambda tensors, config: config.pop("schema"), "has an unreadable description of its model"),
+    ],
+)
+def test_an_altered_file_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Tensor], dict[str, object]], object], message: str
+) -> None:
+    file = tmp_path / "model.safetensors"
+    saving.save(frozen_network(), file)
+    altered(file, change)
+    with pytest.raises(ValueError, match=message) as raised:
+        saving.load(file)
+    assert str(file) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_files_of_another_kind(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match="model.safetensors does not exist"):
+        saving.load(file)
+    saving.save(frozen_network(), file)
+    whole = file.read_bytes()
+    unreadable = "is not a readable safetensors file"
+    for content in (b"", os.urandom(1000), b"\x80\x04.", whole[:-10], whole[:50], b"\xff" * 64):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=unreadable):
+            saving.load(file)
+    save_file({"weight": torch.zeros(3)}, file)
+    with pytest.raises(ValueError, match="is not a convexlift model: another program wrote it"):
+        saving.load(file)
+    save_file({"weight": torch.zeros(3)}, file, {"step": "10", "module": "ConvexPotentialFlow"})
+    with pytest.raises(ValueError, match="is a checkpoint of an unfinished training run, not a frozen model"):
+        saving.load(file)
