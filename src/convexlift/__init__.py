@@ -1,8 +1,30 @@
 """convexlift: train input-convex neural networks and put them to work."""
 
 from convexlift.architectures import ICNN, Potential
+from convexlift.freezing import freeze
+from convexlift.saving import load, save
 from convexlift.sources import Lift, Projected, Softplus, Squared
+from convexlift.tasks import ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
+from convexlift.training import History, Sampler, TrainingDiverged, Unpaired, fit
 
 __version__ = "0.1.0"
 
-__all__ = ["ICNN", "Lift", "Potential", "Projected", "Softplus", "Squared"]
+__all__ = [
+    "ICNN",
+    "ConvexPotentialFlow",
+    "ConvexRegression",
+    "History",
+    "Lift",
+    "LogConcaveDensity",
+    "Potential",
+    "Projected",
+    "Sampler",
+    "Softplus",
+    "Squared",
+    "TrainingDiverged",
+    "Unpaired",
+    "fit",
+    "freeze",
+    "load",
+    "save",
+]

@@ -163,7 +163,7 @@ def _blocks(model: nn.Module, batch: Any) -> Iterator[tuple[WeightSource, Tensor
     inputs: Callable[[Any], list[Tensor]] | None = getattr(model, "block_inputs", None)
     if inputs is None:
         raise TypeError(f"expected a weight source or a task of weight sources; got {type(model).__name__}")
-    blocks = list(model.blocks)  # type: ignore[arg-type]
+    blocks: list[nn.Module] = list(getattr(model, "blocks", ()) or [model.block])  # type: ignore[list-item]
     seen = [None] * len(blocks) if batch is None else inputs(batch)
     for block, points in zip(blocks, seen, strict=True):
         if isinstance(block, WeightSource):

@@ -133,7 +133,8 @@ def _describe(model: nn.Module) -> dict[str, Any]:
 
 
 def _build(config: dict[str, Any]) -> Model:
-    blocks = [ICNN(**block, seed=0) for block in config["blocks"]]
+    with torch.enable_grad():  # an activation is checked against automatic differentiation
+        blocks = [ICNN(**block, seed=0) for block in config["blocks"]]
     match config["model"]:
         case "ICNN":
             return blocks[0]

@@ -36,8 +36,10 @@ _DERIVATIVES = ("gradient", "hessian", "laplacian", "hvp", "logdet")
 _WHOLE_HESSIAN = 32
 # Power iterations for that direction above it.
 _POWER_STEPS = 30
-# Random segments tried at each scale; they cost three evaluations each.
-_SEGMENTS = 2048
+# Random chords tried at each scale, lines, and the points on each.
+_CHORDS = 1024
+_LINES = 8
+_LINE_POINTS = 513
 # Steps of the gradient search from the most promising starts, and how many of those there are at each scale.
 _STEPS = 60
 _FINALISTS = 16
@@ -184,11 +186,11 @@ def check_convex(
 ) -> ConvexityResult:
     """Search for a point and a direction along which f curves downwards; a black box, for anybody's network.
 
-    Two searches, at every scale, each from random starts of which the best are improved by gradient steps:
-    for x and v with v'H(x)v < 0, starting from the eigenvector of the smallest eigenvalue (networks with
-    second derivatives), and for a chord below the function, f(x) > (f(x - h v) + f(x + h v)) / 2, at short
-    and long ranges (ReLU networks too). Before it counts, negative curvature must show in the gradients at a
-    distance: <grad f(x + h v) - grad f(x - h v), v> < 0. Differences that rounding explains do not count.
+    Three searches at every scale: for x and v with v'H(x)v < 0, from random x and the eigenvectors of the
+    smallest eigenvalues (networks with second derivatives); for a chord below the function,
+    f(x) > (f(x - h v) + f(x + h v)) / 2, at short and long ranges; and for a slope that falls along a line.
+    The best starts of the first two are improved by gradient steps. Before it counts, negative curvature must
+    show in the gradients at a distance, and nothing counts that rounding explains.
 
     A module is checked in float64 (on a copy). Another callable is, too, if it takes float64 points;
     otherwise it is checked in float32, less sharply. Passing proves nothing, failing does. A function with
@@ -219,12 +221,13 @@ def check_convex(
     if not scales or not all(scale > 0 and math.isfinite(scale) for scale in scales):
         raise ValueError(f"scales must be positive; got {tuple(scales)}")
     f, centres = _precise(f, dim, points)
-    spread = float((centres - centres.mean(0)).square().mean().sqrt()) if len(centres) > 1 else 1.0
-    search = _Search(f, centres, spread or 1.0, torch.Generator().manual_seed(seed))
     with torch.enable_grad():
-        found = [search.chords(scale) for scale in scales]
+        search = _Search(f, centres, scales, torch.Generator().manual_seed(seed))
+        found = [search.chords()]
+        if search.differentiable:
+            found.append(search.slopes())
         if search.smooth:
-            found += [search.curvature(scale, starts) for scale in scales]
+            found.append(search.curvature(starts))
     finite = [result for result in found if result is not None]
     if not finite:
         raise ValueError("f has no finite values where the search looks; pass points= or smaller scales=")
@@ -362,13 +365,14 @@ def _unravel(place: int, shape: torch.Size) -> tuple[int, ...]:
 
 
 class _Search:
-    """The two searches of ``check_convex`` about given centres; everything is batched over rows."""
+    """The searches of ``check_convex``. Rows are points; ``level`` (N,) says which scale each belongs to."""
 
-    def __init__(self, f: Function, centres: Tensor, spread: float, generator: torch.Generator) -> None:
+    def __init__(self, f: Function, centres: Tensor, scales: Sequence[float], generator: torch.Generator) -> None:
         self.f = f
         self.centres = centres
-        self.spread = spread
         self.generator = generator
+        spread = float((centres - centres.mean(0)).square().mean().sqrt()) if len(centres) > 1 else 1.0
+        self.scales = (spread or 1.0) * torch.tensor(scales, dtype=centres.dtype, device=centres.device)
         # What rounding may do to a value, and to a difference relative to the slope. Some implementations
         # of softplus jump down by 2e-9 where they turn linear, which is not the concavity looked for.
         exact = centres.dtype == torch.float64
@@ -376,61 +380,75 @@ class _Search:
         self.chord_tolerance = 1e-5 if exact else 1e-3
         self.slope_tolerance = 1e-9 if exact else 1e-4
         self.differentiable, self.smooth = self._probe()
+        self.usual = self._usual_slope()
 
-    def chords(self, scale: float) -> ConvexityResult | None:
+    def chords(self) -> ConvexityResult | None:
         """The worst of random chords and of the best of them after gradient steps; None if none is finite."""
-        middle = self._starts(scale, _SEGMENTS)
-        half = self._normal(_SEGMENTS)
-        half *= self._reach(scale, _SEGMENTS) / half.norm(dim=1, keepdim=True)
+        middle, level = self._starts(_CHORDS)
+        half = self._directions(len(level)) * self.scales[level, None]
+        half = half * 10 ** (2 * self._uniform(len(level)) - 2)
         if self.differentiable:
             best = self._best(self._bulge(middle, half))
-            better = self._improve(lambda m, h: -self._bulge(m, h), middle[best], half[best], scale)
+            better = self._improve(lambda m, h: -self._bulge(m, h), middle[best], half[best], level[best])
             middle, half = torch.cat([middle, better[0]]), torch.cat([half, better[1]])
+            level = torch.cat([level, level[best]])
         with torch.no_grad():
             length = half.norm(dim=1)
             centre, left, right = (self.f(x) for x in (middle, middle - half, middle + half))
             gap = centre - (left + right) / 2
             slope = torch.maximum((centre - left).abs(), (centre - right).abs()) / length
-            known = slope[slope.isfinite() & gap.isfinite()]
-            if not known.numel():
-                return None
             noise = self.rounding * (centre.abs() + left.abs() + right.abs())
-            noise += self.chord_tolerance * length * slope.clamp_min(float(known.median()))
+            noise = noise + self.chord_tolerance * length * torch.maximum(slope, self.usual[level])
             curvature = -2 * torch.where(gap.abs() <= noise, 0, gap) / length.square()
         return self._smallest(middle, half / length[:, None], curvature, length)
 
-    def curvature(self, scale: float, starts: int) -> ConvexityResult | None:
+    def slopes(self) -> ConvexityResult | None:
+        """The largest fall of the slope from point to point of random lines, which meet each kink alone."""
+        x, level = self._starts(_LINES)
+        v = self._directions(len(x))
+        place = torch.linspace(-3, 3, _LINE_POINTS, dtype=x.dtype, device=x.device)
+        points = x[:, None] + place[:, None] * (self.scales[level, None] * v)[:, None]
+        gradient = self._gradient(points.flatten(0, 1)).view_as(points)
+        rise = ((gradient[:, 1:] - gradient[:, :-1]) * v[:, None]).sum(2)
+        size = gradient[:, 1:].norm(dim=2) + gradient[:, :-1].norm(dim=2)
+        steps = rise.shape[1]
+        level = level.repeat_interleave(steps)
+        length = (place[1] - place[0]) / 2 * self.scales[level]
+        curvature = self._clear(rise.flatten(), size.flatten(), level) / (2 * length)
+        middle = (points[:, 1:] + points[:, :-1]).flatten(0, 1) / 2
+        return self._smallest(middle, v.repeat_interleave(steps, 0), curvature, length)
+
+    def curvature(self, starts: int) -> ConvexityResult | None:
         """The worst v'Hv, first over v at random x, then over both by gradient steps."""
-        x = self._starts(scale, starts)
+        x, level = self._starts(starts)
         v = self._downward(x)
         best = self._best(-self._share(x, v))
-        better = self._improve(self._share, x[best], v[best], scale)
+        better = self._improve(self._share, x[best], v[best], level[best])
         x, v = torch.cat([x[best], better[0], x]), torch.cat([v[best], better[1], v])
         v = v / v.norm(dim=1, keepdim=True)
         bend = (v * self._product(x, v)).sum(1)
         finalists = 2 * len(best)
-        confirmed = self._confirm(x[:finalists], v[:finalists], scale)
+        confirmed = self._confirm(x[:finalists], v[:finalists], level[best].repeat(2))
         return confirmed or self._smallest(x, v, bend.clamp_min(0), torch.zeros_like(bend))
 
-    def _confirm(self, x: Tensor, v: Tensor, scale: float) -> ConvexityResult | None:
+    def _confirm(self, x: Tensor, v: Tensor, level: Tensor) -> ConvexityResult | None:
         """The most negative mean curvature along segments about x, if the gradients show it clearly."""
-        lengths = self.spread * scale * torch.logspace(-3, 0, 13, dtype=x.dtype, device=x.device)
-        length = lengths.repeat_interleave(len(x))
-        x, v = x.repeat(len(lengths), 1), v.repeat(len(lengths), 1)
+        lengths = torch.logspace(-3, 0, 13, dtype=x.dtype, device=x.device)
+        length = (lengths[:, None] * self.scales[level]).flatten()
+        x, v, level = x.repeat(len(lengths), 1), v.repeat(len(lengths), 1), level.repeat(len(lengths))
         left, right = (self._gradient(x + sign * length[:, None] * v) for sign in (-1, 1))
-        rise = ((right - left) * v).sum(1)
-        size = left.norm(dim=1) + right.norm(dim=1)
-        known = size[size.isfinite()]
-        if not known.numel():
-            return None
-        noise = self.slope_tolerance * size.clamp_min(float(known.median()))
-        curvature = torch.where(rise < -noise, rise / (2 * length), math.nan)
-        return self._smallest(x, v, curvature, length)
+        rise = self._clear(((right - left) * v).sum(1), left.norm(dim=1) + right.norm(dim=1), level)
+        return self._smallest(x, v, torch.where(rise < 0, rise / (2 * length), math.nan), length)
+
+    def _clear(self, rise: Tensor, size: Tensor, level: Tensor) -> Tensor:
+        """Differences of slopes; zero where rounding explains them, given the size of what was subtracted."""
+        noise = self.slope_tolerance * torch.maximum(size, self.usual[level])
+        return torch.where(rise.abs() <= noise, 0, rise)
 
     def _smallest(self, x: Tensor, v: Tensor, curvature: Tensor, length: Tensor) -> ConvexityResult | None:
         known = torch.where(curvature.isfinite(), curvature, math.inf).detach()
         row = int(known.argmin())
-        worst = float(known[row])
+        worst = float(known[row]) + 0.0  # no negative zero
         if worst == math.inf:
             return None
         return ConvexityResult(worst >= 0, worst, x[row].detach(), v[row].detach(), float(length[row]))
@@ -453,45 +471,56 @@ class _Search:
 
     def _downward(self, x: Tensor) -> Tensor:
         """For each x a direction of the smallest curvature, (N, d): exact in few dimensions."""
-        dim = x.shape[1]
-        x = x.requires_grad_(True)
+        dim, tiny = x.shape[1], torch.finfo(x.dtype).tiny
+        x = x.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(self.f(x).sum(), x, create_graph=True)
 
         def product(v: Tensor) -> Tensor:
-            return torch.autograd.grad((gradient * v).sum(), x, retain_graph=True, materialize_grads=True)[0]
+            along = (gradient * v).sum()
+            (bend,) = torch.autograd.grad(along, x, retain_graph=True, materialize_grads=True)
+            return bend.nan_to_num(0, 0, 0)
 
         if dim <= _WHOLE_HESSIAN:
             basis = torch.eye(dim, dtype=x.dtype, device=x.device)
-            hessian = torch.stack([product(e.expand_as(x)) for e in basis], 1).nan_to_num(0, 0, 0)
-            return torch.linalg.eigh((hessian + hessian.mT) / 2).eigenvectors[..., 0]
-        v, largest = self._normal(len(x)), torch.zeros(len(x), 1, dtype=x.dtype, device=x.device)
+            hessian = torch.stack([product(e.expand_as(x)) for e in basis], 1)
+            hessian = hessian / hessian.abs().amax((1, 2), keepdim=True).clamp_min(tiny)
+            hessian = torch.where(hessian.abs() < 1e-30, 0, hessian + hessian.mT)  # for eigh to converge
+            return torch.linalg.eigh(hessian).eigenvectors[..., 0]
+        v, largest = self._directions(len(x)), torch.zeros(len(x), 1, dtype=x.dtype, device=x.device)
         for _ in range(_POWER_STEPS):
-            v = v / v.norm(dim=1, keepdim=True)
-            change = product(v).nan_to_num(0, 0, 0)
+            change = product(v)
             largest = torch.maximum(largest, change.norm(dim=1, keepdim=True))
-            v = torch.where(largest > 0, v - change / largest.clamp_min(torch.finfo(x.dtype).tiny), v)
+            v = v - change / largest.clamp_min(tiny)
+            v = v / v.norm(dim=1, keepdim=True).clamp_min(tiny)
         return v
 
     def _improve(
-        self, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, v: Tensor, scale: float
+        self, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, v: Tensor, level: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Adam on each row's loss, in steps that fit the scale; non-finite gradients move nothing."""
-        x, v = x.detach().clone().requires_grad_(True), v.detach().clone().requires_grad_(True)
-        rates = 0.02 * scale * self.spread, 0.02 * float(v.detach().abs().mean())
-        optimiser = torch.optim.Adam([{"params": [p], "lr": lr} for p, lr in zip((x, v), rates, strict=True)])
+        """Adam on each row's loss, in steps that fit x's scale and v's length; bad gradients move nothing."""
+        units = self.scales[level, None], v.norm(dim=1, keepdim=True)
+        moves = [torch.zeros_like(x, requires_grad=True), torch.zeros_like(v, requires_grad=True)]
+        optimiser = torch.optim.Adam(moves, lr=0.02)
         schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, total_iters=_STEPS)
+
+        def moved() -> tuple[Tensor, Tensor]:
+            return x + units[0] * moves[0], v + units[1] * moves[1]
+
         for _ in range(_STEPS):
-            total = loss(x, v)
-            gradients = torch.autograd.grad(total.sum(), [x, v], materialize_grads=True)
-            for parameter, gradient in zip((x, v), gradients, strict=True):
-                parameter.grad = gradient.nan_to_num(0, 0, 0)
+            gradients = torch.autograd.grad(loss(*moved()).sum(), moves, materialize_grads=True)
+            for move, gradient in zip(moves, gradients, strict=True):
+                move.grad = gradient.nan_to_num(0, 0, 0)
             optimiser.step()
             schedule.step()
+        x, v = moved()
         return x.detach(), v.detach()
 
     def _best(self, score: Tensor) -> Tensor:
-        score = torch.where(score.isfinite(), score, -math.inf)
-        return score.topk(min(_FINALISTS, len(score))).indices
+        """Rows of the largest scores at each scale."""
+        score = torch.where(score.isfinite(), score, -math.inf).view(len(self.scales), -1)
+        count = score.shape[1]
+        first = torch.arange(len(score), device=score.device)[:, None] * count
+        return (first + score.topk(min(_FINALISTS, count)).indices).flatten()
 
     def _gradient(self, x: Tensor) -> Tensor:
         x = x.detach().requires_grad_(True)
@@ -500,28 +529,39 @@ class _Search:
     def _product(self, x: Tensor, v: Tensor) -> Tensor:
         """H(x) v, with a graph where x has one."""
         graph = x.requires_grad
-        x = x if graph else x.requires_grad_(True)
+        x = x if graph else x.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(self.f(x).sum(), x, create_graph=True)
         return torch.autograd.grad((gradient * v).sum(), x, create_graph=graph, materialize_grads=True)[0]
 
     def _probe(self) -> tuple[bool, bool]:
         """Whether f has a gradient, and second derivatives that are not zero everywhere."""
-        if not self.f(self._starts(1.0, 1).requires_grad_(True)).requires_grad:
+        x, _ = self._starts(32)
+        if not self.f(x.requires_grad_(True)).requires_grad:
             return False, False
-        starts = torch.cat([self._starts(scale, 32) for scale in (0.1, 1.0, 10.0)])
         try:
-            return True, bool((self._product(starts, self._normal(len(starts))) != 0).any())
+            return True, bool((self._product(x.detach(), self._directions(len(x))) != 0).any())
         except RuntimeError:  # differentiable once only
             return True, False
 
-    def _starts(self, scale: float, count: int) -> Tensor:
-        """Normal points about the centres, at distances within a factor three of the scale."""
-        rows = torch.randint(len(self.centres), (count,), generator=self.generator).to(self.centres.device)
-        factor = 10 ** (self._uniform(count) - 0.5)
-        return self.centres[rows] + scale * self.spread * factor * self._normal(count)
+    def _usual_slope(self) -> Tensor:
+        """The median slope of short chords at each scale; below it, differences are held to its rounding."""
+        x, level = self._starts(128)
+        length = 0.01 * self.scales[level]
+        with torch.no_grad():
+            slope = (self.f(x + length[:, None] * self._directions(len(x))) - self.f(x)).abs() / length
+        slope = torch.where(slope.isfinite(), slope, math.nan)
+        return slope.view(len(self.scales), -1).nanmedian(1).values.nan_to_num(0.0)
 
-    def _reach(self, scale: float, count: int) -> Tensor:
-        return self.spread * scale * 10 ** (2 * self._uniform(count) - 2)
+    def _starts(self, count: int) -> tuple[Tensor, Tensor]:
+        """So many normal points at each scale, at distances within a factor three of it, and their levels."""
+        level = torch.arange(len(self.scales), device=self.centres.device).repeat_interleave(count)
+        rows = torch.randint(len(self.centres), (len(level),), generator=self.generator).to(level.device)
+        factor = self.scales[level, None] * 10 ** (self._uniform(len(level)) - 0.5)
+        return self.centres[rows] + factor * self._normal(len(level)), level
+
+    def _directions(self, count: int) -> Tensor:
+        v = self._normal(count)
+        return v / v.norm(dim=1, keepdim=True)
 
     def _normal(self, count: int) -> Tensor:
         shape = (count, self.centres.shape[1])

@@ -1,4 +1,4 @@
-"""The report page, written from made-up comparisons (no figure here was measured)."""
+"""The report page, written from made-up comparisons: no figure here was measured."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import random
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from convexlift.experiments import charts, report
+from convexlift.experiments.statistics import summary
+from convexlift.experiments.verdicts import difference, verdicts
 
 MEANS = {"projected": 23.9, "softplus": 23.5, "softplus-fan-in": 23.48, "squared": 23.8, "lift": 23.3}
 
@@ -130,3 +133,285 @@ def _pair(first: list[float], second: list[float]) -> dict[str, Any]:
         "n": len(first),
         "rows_ci95": [score["mean"] - rows, score["mean"] + rows],
     }
+
+
+# The sentences.
+
+
+def answer(result: dict[str, Any], question: str) -> str:
+    return next((told for asked, told in verdicts(result) if question in asked), "")
+
+
+def arms(**per_seed: list[float | None]) -> dict[str, Any]:
+    """The least that a result must hold."""
+    return {
+        "schema": 1,
+        "problem": "least",
+        "metric": "loss (nats)",
+        "arms": {name.replace("_", "-"): {"test": summary(values)} for name, values in per_seed.items()},
+    }
+
+
+def test_a_clear_winner_is_called_one() -> None:
+    told = answer(made_up_result(), "lowest loss")
+    assert told.startswith("lift reached the lowest final loss: 23.")
+    assert "the next, softplus" in told and "95 % interval" in told and "over 5 seeds" in told
+    assert "over test rows" in told
+
+
+def test_a_tie_is_called_a_tie() -> None:
+    result = made_up_result(means={"softplus": 23.5, "lift": 23.5, "projected": 25.0}, noise=0.05)
+    assert answer(result, "lowest loss").startswith("A tie between ")
+    assert "clearly below projected" in answer(result, "lowest loss")
+    assert "tied with softplus" in answer(result, "Did the lift help")
+
+
+def test_three_equal_arms_are_a_tie() -> None:
+    result = arms(lift=[1.0, 2.0, 3.0], softplus=[1.1, 1.9, 3.1], squared=[1.05, 2.1, 2.9])
+    assert answer(result, "lowest loss").startswith("A tie: no arm is clearly below the others.")
+    assert answer(result, "Did the lift help") == "Not clearly: it is tied with squared and softplus."
+
+
+def test_an_interval_over_test_rows_that_holds_zero_makes_a_tie() -> None:
+    result = made_up_result(means={"softplus": 23.5, "lift": 23.3})
+    assert answer(result, "lowest loss").startswith("lift reached")
+    result["pairs"]["lift-softplus"]["rows_ci95"] = [-0.5, 0.1]
+    assert answer(result, "lowest loss").startswith("A tie between lift and softplus.")
+
+
+def test_a_loss_is_reported_as_plainly_as_a_win() -> None:
+    result = made_up_result(means={"softplus": 23.3, "lift": 23.5})
+    assert answer(result, "lowest loss").startswith("softplus reached the lowest final loss")
+    assert answer(result, "Did the lift help").startswith("No: it is above softplus by 0.")
+
+
+def test_a_ranking_that_turns_at_half_the_budget_is_no_final_win() -> None:
+    result = made_up_result(means={"softplus": 23.5, "lift": 23.3})
+    result["arms"]["lift"]["half_budget"] = summary([24.5] * 5)
+    assert answer(result, "lowest loss").startswith("lift reached the lowest loss:")
+    told = answer(result, "half the budget")
+    assert "At half the steps softplus has the lowest mean (clearly)." in told
+    assert "no arm can be said to end lower" in told
+
+
+def test_one_seed_allows_no_verdict() -> None:
+    told = answer(arms(lift=[1.0], softplus=[2.0]), "lowest loss")
+    assert (
+        told == "lift has the lowest loss, 1.0000 nats, but one seed gives no interval: this is no verdict."
+    )
+
+
+def test_arms_that_failed_are_named() -> None:
+    result = arms(lift=[1.0, 1.1, 1.0], softplus=[2.0, 2.1, 2.1], squared=[3.0, math.inf, 3.0])
+    assert answer(result, "lowest loss").endswith("Not ranked, for seeds that diverged or failed: squared.")
+    assert verdicts(arms(lift=[math.inf])) == [
+        ("Which arm reached the lowest loss?", "None: every arm failed.")
+    ]
+    assert answer(arms(lift=[1.0, 1.1], softplus=[math.inf]), "lowest loss").startswith("Only lift finished")
+
+
+def test_a_lift_without_noise_is_called_deterministic() -> None:
+    result = made_up_result()
+    assert answer(result, "random").startswith("lift: yes. Its weights vary from batch to batch by 3.1 %")
+    result["arms"]["lift"]["emission_noise"] = {"start": 0.0003, "middle": 0.0002, "end": 0.0}
+    told = answer(result, "random")
+    assert "lift: no." in told and "below 0.001: deterministic in effect" in told
+
+
+def test_the_cost_the_common_rate_the_edge_and_the_baselines() -> None:
+    result = made_up_result()
+    assert "lift takes 12.4 ms a step (1.14 times softplus) and trains 104,321" in answer(result, "cost")
+    assert answer(result, "common rate").startswith("At 0.001 lift")
+    assert "this is not the verdict" in answer(result, "common rate")
+    assert answer(result, "baselines").startswith("Gaussian: 29.80 nats (lift is 6.")
+    assert answer(result, "best rate?") == answer(result, "lowest loss")
+    assert answer(result, "Did every arm have its best rate") == ""
+    result["protocol"]["on_edge"] = {"lift": "highest", "squared": "lowest"}
+    assert answer(result, "Did every arm have its best rate") == (
+        "Not surely: squared did best at the lowest rate tried and lift did best at the highest rate tried, "
+        "so another rate may do better."
+    )
+
+
+def test_a_recorded_difference_is_read_in_either_direction() -> None:
+    result = made_up_result()
+    result["pairs"] = {"lift-softplus": {"mean": -1.0, "ci95": [-2.0, -0.5], "rows_ci95": None, "n": 5}}
+    assert difference(result, "lift", "softplus") == result["pairs"]["lift-softplus"]
+    turned = difference(result, "softplus", "lift")
+    assert turned is not None
+    assert (turned["mean"], turned["ci95"], turned["rows_ci95"]) == (1.0, [0.5, 2.0], None)
+
+
+# The page.
+
+
+class Checker(html.parser.HTMLParser):
+    """Collects text and tags; fails on a tag that is closed out of turn."""
+
+    EMPTY = {"meta", "br"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def checked(text: str) -> Checker:
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    assert checker.open == []
+    for drawing in re.findall(r'<svg class="chart".*?</svg>(?=</div>)', text, re.S):
+        ElementTree.fromstring(drawing)
+        assert "nan" not in re.sub(r"<title>.*?</title>|aria-label=\".*?\"", "", drawing)
+    return checker
+
+
+def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
+    file = report.write_report([made_up_result()], tmp_path / "new" / "report.html")
+    text = file.read_text(encoding="utf-8")
+    page = checked(text)
+    assert not re.search(r"<script|<link|<img|@import|url\(|src=", text)
+    assert set(re.findall(r"https?://[^\"' <]+", text)) == {"http://www.w3.org/2000/svg"}
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    assert sum(tag == "figure" for tag, _ in page.tags) == 6
+    words = " ".join(page.text)
+    for needed in ("23.3", "minus lift", "0.016", "12.4", "104,321", "0.031 → 0.024 → 0", "2.0 → 12 %"):
+        assert needed in words, needed
+    assert "convexlift compare made-up --budget standard" in words
+    assert "Every arm at the one rate 0.001" in words
+    assert [path.name for path in file.parent.iterdir()] == ["report.html"]
+
+
+def test_several_results_begin_with_an_overview() -> None:
+    text = report.page([made_up_result("first"), made_up_result("second", {"softplus": 1.0, "lift": 1.5})])
+    words = " ".join(checked(text).text)
+    assert "Over 2 problems" in words
+    assert "softplus is alone the lowest on 1; lift is alone the lowest on 1" in words
+    assert (
+        text.index("Over 2 problems") < text.index('<section id="problem-1">') < text.index('id="problem-2"')
+    )
+
+
+def test_text_from_results_is_escaped() -> None:
+    evil = "<script>alert('x')</script>&"
+    result = made_up_result(means={"lift": 1.0, evil: 2.0})
+    for key in ("problem", "metric", "description"):
+        result[key] = evil
+    result["protocol"][evil] = result["environment"][evil] = {evil: [evil]}
+    result["protocol"]["command"] = result["facts"] = {evil: 1.0}
+    result["arms"]["lift"]["failed"] = [evil]
+    result["arms"]["lift"]["metrics"] = {evil: {"mean": 1.0, "sem": None}}
+    for text in (report.page([result]), report.page([result, result])):
+        assert "<script" not in text
+        assert not any(tag == "script" for tag, _ in checked(text).tags)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        arms(lift=[1.0, 2.0], softplus=[1.5, 2.5]),
+        arms(softplus=[1.0, 2.0], squared=[1.0, 2.0]),
+        arms(lift=[1.0]),
+        arms(lift=[math.inf], softplus=[None]),
+        arms(lift=[1e-9, 2e-9], softplus=[1e9, 2e9]),
+        {"problem": "bare", "arms": {"lift": {}}},
+    ],
+)
+def test_sparse_results_make_a_page_too(result: dict[str, Any]) -> None:
+    checked(report.page([result]))
+    checked(report.page([result, made_up_result()]))
+
+
+def test_what_is_missing_or_diverged_is_shown_as_such() -> None:
+    result = made_up_result()
+    lift = result["arms"]["lift"]
+    lift["test"] = {"mean": None, "sem": None, "per_seed": [23.0, None, 23.1, 23.2, 23.1]}
+    lift["failed"] = ["lift, rate 0.016, seed 1: training diverged after 3 steps"]
+    lift["curves"]["validation"][0][3] = None
+    words = " ".join(checked(report.page([result])).text)
+    assert "1 of 5 seeds failed" in words
+    assert "What failed" in words and "training diverged after 3 steps" in words
+    assert "lift at 0.128: diverged" in words
+
+
+# Reading.
+
+
+def test_a_result_is_read_from_its_folder_or_file(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(made_up_result()), encoding="utf-8")
+    assert report.read_result(tmp_path) == report.read_result(tmp_path / "result.json") == made_up_result()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "is not readable JSON"),
+        (b"\xff\xfe\x00", "is not readable JSON"),
+        (b"[]", "is not the result of a comparison"),
+        (b'{"schema": 1, "kind": "train flow"}', "is not the result of a comparison"),
+        (
+            b'{"schema": 2, "problem": "x", "arms": {}}',
+            "has schema 2; this version of convexlift reads schema 1",
+        ),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        report.read_result(tmp_path)
+
+
+def test_nothing_to_read_or_to_write(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no comparison at .*: .*result.json does not exist"):
+        report.read_result(tmp_path)
+    with pytest.raises(ValueError, match="there is no comparison to report"):
+        report.write_report([], tmp_path / "report.html")
+
+
+# Charts.
+
+
+def test_an_arm_looks_the_same_on_every_page() -> None:
+    alone, among = charts.styles(["lift"]), charts.styles(["mine", "squared", "lift", "softplus"])
+    assert alone["lift"] == among["lift"]
+    assert len(set(among.values())) == 4
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert charts.linear_ticks(0.0, 1.0, 5) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert charts.linear_ticks(23.13, 23.91, 5) == pytest.approx([23.2, 23.4, 23.6, 23.8])
+    assert charts.linear_ticks(-3.0, -3.0) == [-3.0]
+    assert [charts.tick_text(value) for value in (-0.5, 2000.0, 1e-5)] == ["−0.5", "2,000", "1e−05"]
+
+
+def test_an_outlier_does_not_squash_the_chart_and_is_not_dropped() -> None:
+    values = [1.0, 1.1, 1.2, 1.3, 500.0]
+    assert charts.robust_range(values)[1] < 2
+    assert charts.robust_range([5.0]) == pytest.approx((4.95, 5.05))
+    row = charts.Row("lift", charts.styles(["lift"])["lift"], 1.1, dots=values)
+    drawing = charts.row_chart([row], width=400, x_label="loss", x_range=charts.robust_range(values))
+    assert "lift: 500" in drawing
+
+
+def test_a_chart_of_its_own_carries_its_colours() -> None:
+    line = charts.Line("loss", charts.styles(["loss"])["loss"], [1.0, 2.0], [3.0, 1.0])
+    chart = charts.line_chart([line], width=300, height=200, x_label="step", y_label="loss", y_range=(0, 4))
+    root = ElementTree.fromstring(charts.standalone(chart, 300, 200))
+    assert root.attrib["viewBox"] == "-14 -10 328 220"
+    assert "--series-0" in charts.standalone(chart, 300, 200)

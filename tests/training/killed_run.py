@@ -1,6 +1,6 @@
-"""Kills training runs, resumes them, and compares them with one that was left alone. Run by `test_resume.py`.
+"""Kills training runs, resumes them, and compares them with one that was left alone; for `test_resume.py`.
 
-It is a program of its own because it forks: the processes that are killed start without importing torch again.
+It is a program of its own because it forks: the processes that are killed need not import torch again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DATA = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)) + torch.te
 
 
 class Toy(nn.Module):
-    """State of every kind that a resumed run must bring back: parameters, buffers, random losses, settling."""
+    """What a resumed run must bring back: parameters, buffers, random losses, settling."""
 
     settle_at = 0.6
 
@@ -51,7 +51,7 @@ class Toy(nn.Module):
 
 
 def seed_weights(folder: Path) -> None:
-    """A run begins with the same weights; a resumed one owes nothing to those of the module that it is given."""
+    """A run begins with the same weights; a resumed one owes nothing to those of the module it is given."""
     torch.manual_seed(os.getpid() if (folder / "state.pt").exists() else 0)
 
 
@@ -61,7 +61,7 @@ def train_toy(folder: Path, resume: bool) -> None:
         Toy(),
         DATA,
         validation=DATA[:10],
-        steps=6,
+        steps=4,
         evaluate_every=2,
         batch_size=24,
         lr=0.05,
@@ -96,7 +96,8 @@ def in_child(action: Callable[[], None]) -> int:
     try:
         action()
     except BaseException as error:
-        print(repr(error), file=sys.stderr, flush=True)
+        sys.stderr.write(repr(error))
+        sys.stderr.flush()
         os._exit(1)
     os._exit(0)
 
@@ -182,7 +183,7 @@ def at_every_write(root: Path) -> int:
 
 
 def at_random_moments(root: Path, kills: int) -> int:
-    """Kill a flow's run again and again, its writes slowed so that many kills fall into one; return how many."""
+    """Kill a flow's run again and again, its writes slowed so that many kills fall into one."""
     finished(in_child(lambda: train_flow(root / "flow", resume=False)))
     moments = random.Random(0)
     folder, done = root / "killed", 0
@@ -206,4 +207,5 @@ def at_random_moments(root: Path, kills: int) -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     fit(Toy(), DATA, steps=1, progress=False)  # what torch imports late is imported once, before the forks
-    print(at_every_write(Path(sys.argv[1])), at_random_moments(Path(sys.argv[1]), kills=8))
+    root = Path(sys.argv[1])
+    sys.stdout.write(f"{at_every_write(root)} {at_random_moments(root, kills=5)}")

@@ -24,7 +24,9 @@ def test_an_epoch_visits_every_row_once_and_drops_the_short_batch() -> None:
     assert seen != again
 
 
-@pytest.mark.parametrize("data", [rows(50), (rows(50), rows(50, 1)), Unpaired(rows(50), rows(70)), Sampler(normal)])
+@pytest.mark.parametrize(
+    "data", [rows(50), (rows(50), rows(50, 1)), Unpaired(rows(50), rows(70)), Sampler(normal)]
+)
 def test_a_batch_depends_on_seed_and_step_only(data) -> None:
     forward = [Batches(data, 8, seed=1).at(step).data for step in range(20)]
     batches = Batches(data, 8, seed=1)

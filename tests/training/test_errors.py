@@ -36,7 +36,11 @@ class NoParameters(nn.Module):
 
 TABLE: list[tuple[dict[str, Any], type[Exception], str]] = [
     # data
-    ({"data": [[1.0]]}, TypeError, "training data must be a tensor, a tuple of row-aligned tensors, Unpaired or a Sampler; got list"),
+    (
+        {"data": [[1.0]]},
+        TypeError,
+        "training data must be a tensor, a tuple of row-aligned tensors, Unpaired or a Sampler; got list",
+    ),
     ({"data": ()}, ValueError, "training data are an empty tuple"),
     ({"data": (DATA, [1.0])}, TypeError, "training data (tensor 1 of 2) must be a tensor; got list"),
     ({"data": DATA.long()}, TypeError, "training data must be floating-point; got int64"),
@@ -49,15 +53,35 @@ TABLE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"data": NAN[:, 5]}, ValueError, "training data have NaN at row 3"),
     ({"data": (DATA, DATA[:5])}, ValueError, "training data must have one row count; got 8, 5 rows"),
     ({"data": Unpaired(DATA, NAN)}, ValueError, "training data (tensor 1 of 2) have NaN at row 3, column 5"),
-    ({"data": 1e300 * DATA.double()}, ValueError, "training data in float32 have an infinity at row 0, column 0"),
-    ({"data": Sampler(lambda n, g: DATA)}, ValueError, "draw(n, generator) must return n rows; asked for 20000, got 8 x 6"),
-    ({"data": Sampler(lambda n, g: [1.0] * n)}, ValueError, "draw(n, generator) must return n rows; asked for 20000, got list"),
-    ({"data": Sampler(lambda n, g: torch.full((n, 1), torch.nan))}, ValueError, "training data have NaN at row 0, column 0"),
+    (
+        {"data": 1e300 * DATA.double()},
+        ValueError,
+        "training data in float32 have an infinity at row 0, column 0",
+    ),
+    (
+        {"data": Sampler(lambda n, g: DATA)},
+        ValueError,
+        "draw(n, generator) must return n rows; asked for 20000, got 8 x 6",
+    ),
+    (
+        {"data": Sampler(lambda n, g: [1.0] * n)},
+        ValueError,
+        "draw(n, generator) must return n rows; asked for 20000, got list",
+    ),
+    (
+        {"data": Sampler(lambda n, g: torch.full((n, 1), torch.nan))},
+        ValueError,
+        "training data have NaN at row 0, column 0",
+    ),
     ({"validation": NAN}, ValueError, "validation data have NaN at row 3, column 5"),
     ({"validation": DATA[:0]}, ValueError, "validation data are empty: shape (0, 6)"),
     ({"validation": DATA[:, :4]}, ValueError, "validation rows have shape (4,), training rows (6,)"),
     ({"validation": (DATA, DATA)}, ValueError, "validation data must have the form of the training data"),
-    ({"data": (DATA, DATA), "validation": Unpaired(DATA, DATA)}, ValueError, "validation data must have the form of the training data"),
+    (
+        {"data": (DATA, DATA), "validation": Unpaired(DATA, DATA)},
+        ValueError,
+        "validation data must have the form of the training data",
+    ),
     # module
     ({"module": len}, TypeError, "fit trains a torch module; got builtin_function_or_method"),
     ({"module": NoLoss(6, 1)}, TypeError, "NoLoss has no method loss(batch)"),
@@ -72,18 +96,38 @@ TABLE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"steps": True}, TypeError, "steps must be an int; got True"),
     ({"steps": 5, "epochs": 5}, ValueError, "give steps or epochs, not both"),
     ({"steps": None, "epochs": 0}, ValueError, "epochs must be at least 1; got 0"),
-    ({"steps": None, "epochs": 1, "data": Sampler(lambda n, g: torch.ones(n, 1))}, ValueError, "a Sampler has no epochs; give steps"),
+    (
+        {"steps": None, "epochs": 1, "data": Sampler(lambda n, g: torch.ones(n, 1))},
+        ValueError,
+        "a Sampler has no epochs; give steps",
+    ),
     ({"batch_size": 0}, ValueError, "batch_size must be at least 1; got 0"),
     ({"batch_size": "all"}, TypeError, "batch_size must be an int; got 'all'"),
-    ({"optimizer": "lion"}, ValueError, "optimizer must be 'adam', 'sgd' or a function of the parameter groups; got 'lion'"),
-    ({"optimizer": lambda groups: groups}, TypeError, "optimizer(groups) must return a torch optimiser; got list"),
+    (
+        {"optimizer": "lion"},
+        ValueError,
+        "optimizer must be 'adam', 'sgd' or a function of the parameter groups; got 'lion'",
+    ),
+    (
+        {"optimizer": lambda groups: groups},
+        TypeError,
+        "optimizer(groups) must return a torch optimiser; got list",
+    ),
     ({"lr": 0.0}, ValueError, "lr must be a positive number; got 0.0"),
     ({"lr": float("nan")}, ValueError, "lr must be a positive number; got nan"),
     ({"lr": "fast"}, ValueError, "lr must be a positive number; got 'fast'"),
     ({"clip": -1.0}, ValueError, "clip must be a positive number; got -1.0"),
-    ({"schedule": "linear"}, ValueError, "schedule must be 'cosine', 'constant' or a function of t; got 'linear'"),
+    (
+        {"schedule": "linear"},
+        ValueError,
+        "schedule must be 'cosine', 'constant' or a function of t; got 'linear'",
+    ),
     ({"schedule": lambda t: -1.0}, ValueError, "schedule(0) must be a finite number of at least 0; got -1.0"),
-    ({"schedule": lambda t: float("inf")}, ValueError, "schedule(0) must be a finite number of at least 0; got inf"),
+    (
+        {"schedule": lambda t: float("inf")},
+        ValueError,
+        "schedule(0) must be a finite number of at least 0; got inf",
+    ),
     ({"patience": 3}, ValueError, "patience needs validation data"),
     ({"patience": 0, "validation": DATA}, ValueError, "patience must be at least 1; got 0"),
     ({"evaluate_every": 0}, ValueError, "evaluate_every must be at least 1; got 0"),
@@ -93,7 +137,7 @@ TABLE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"dtype": torch.int64}, ValueError, "dtype must be a floating dtype; got int64"),
     ({"resume": True}, ValueError, "resume=True needs run_dir"),
     ({"callbacks": [3]}, TypeError, "callbacks must be functions of a FitEvent; got int"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("given", "kind", "message"), TABLE)

@@ -12,7 +12,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from convexlift.training import FitEvent, History, Sampler, TrainingDiverged, Unpaired, environment, fit, progress
+from convexlift.training import (
+    FitEvent,
+    History,
+    Sampler,
+    TrainingDiverged,
+    Unpaired,
+    environment,
+    fit,
+    progress,
+)
 
 DATA = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([1.0, -2.0])
 HELD_OUT = torch.randn(100, 2, generator=torch.Generator().manual_seed(1)) + torch.tensor([1.0, -2.0])
@@ -79,14 +88,26 @@ def test_the_same_seed_gives_the_same_run_and_leaves_the_global_generator_alone(
 def test_evaluating_more_often_changes_no_step() -> None:
     models = [Mean(noise=0.5), Mean(noise=0.5)]
     for model, every in zip(models, (1, 10), strict=True):
-        fit(model, DATA, steps=20, evaluate_every=every, progress=False, callbacks=[lambda event: torch.randn(3)])
+        fit(
+            model,
+            DATA,
+            steps=20,
+            evaluate_every=every,
+            progress=False,
+            callbacks=[lambda event: torch.randn(3)],
+        )
     assert torch.equal(models[0].m, models[1].m)
 
 
 def test_without_validation_the_last_state_stays() -> None:
     model, states = Mean(), []
     history = fit(
-        model, DATA, steps=7, evaluate_every=3, progress=False, callbacks=[lambda e: states.append(e.module.m.tolist())]
+        model,
+        DATA,
+        steps=7,
+        evaluate_every=3,
+        progress=False,
+        callbacks=[lambda e: states.append(e.module.m.tolist())],
     )
     assert history.steps == [3, 6, 7] and history.validation == []
     assert history.best_validation is None and history.best_step == 7
@@ -113,7 +134,14 @@ def test_with_validation_the_best_state_is_loaded() -> None:
 def test_patience_counts_evaluations_without_improvement() -> None:
     model = Mean()
     history = fit(
-        model, DATA, validation=torch.zeros(4, 2), steps=100, evaluate_every=5, patience=3, lr=0.1, progress=False
+        model,
+        DATA,
+        validation=torch.zeros(4, 2),
+        steps=100,
+        evaluate_every=5,
+        patience=3,
+        lr=0.1,
+        progress=False,
     )
     assert history.stopped == "patience"
     assert history.steps == [5, 10, 15, 20] and history.best_step == 5
@@ -158,7 +186,12 @@ def test_schedules() -> None:
                 return super().step(closure)
 
         fit(
-            Mean(), DATA, steps=4, schedule=schedule, optimizer=lambda groups: Recording(groups, lr=0.5), progress=False
+            Mean(),
+            DATA,
+            steps=4,
+            schedule=schedule,
+            optimizer=lambda groups: Recording(groups, lr=0.5),
+            progress=False,
         )
     assert rates["cosine"] == pytest.approx([0.5, 0.25 + 0.25 * 0.5**0.5, 0.25, 0.25 - 0.25 * 0.5**0.5])
     assert rates["constant"] == [0.5] * 4
@@ -207,7 +240,9 @@ def test_divergence_names_step_and_rows_and_goes_back_to_the_last_good_state(how
     def remember(event: FitEvent) -> None:
         states[event.step] = event.module.m.tolist()
 
-    with pytest.raises(TrainingDiverged, match=f"^training diverged after 7 steps: {what} on a batch") as caught:
+    with pytest.raises(
+        TrainingDiverged, match=f"^training diverged after 7 steps: {what} on a batch"
+    ) as caught:
         fit(model, DATA, steps=20, batch_size=50, evaluate_every=3, progress=False, callbacks=[remember])
     error = caught.value
     assert str(error).endswith("the module is back at its state after 6 steps")
@@ -264,7 +299,9 @@ def test_ctrl_c_ends_after_the_step_and_keeps_the_last_state() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         model, whole = Pressed(), Mean()
-        history = fit(model, DATA, validation=HELD_OUT, steps=10, evaluate_every=2, schedule="constant", progress=False)
+        history = fit(
+            model, DATA, validation=HELD_OUT, steps=10, evaluate_every=2, schedule="constant", progress=False
+        )
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
@@ -307,11 +344,19 @@ def test_nothing_is_printed_where_there_is_no_terminal(capfd: pytest.CaptureFixt
 def test_the_bar_shows_loss_validation_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(
-        progress, "Console", lambda stderr: Console(file=terminal, force_terminal=True, width=120, color_system=None)
+        progress,
+        "Console",
+        lambda stderr: Console(file=terminal, force_terminal=True, width=120, color_system=None),
     )
     fit(Mean(), DATA, validation=HELD_OUT, steps=5)
     shown = terminal.getvalue()
-    assert "5/5" in shown and "loss " in shown and "validation " in shown and "ms/step" in shown and "0:00:00" in shown
+    assert (
+        "5/5" in shown
+        and "loss " in shown
+        and "validation " in shown
+        and "ms/step" in shown
+        and "0:00:00" in shown
+    )
     terminal.truncate(0)
     fit(Mean(), DATA, steps=5, progress=False)
     assert terminal.getvalue().strip("\0") == ""

@@ -36,7 +36,9 @@ def flow(make: Any, blocks: int = 1) -> ConvexPotentialFlow:
 @pytest.mark.parametrize("arm", [name for name in ARMS if name != "bare"])
 def test_every_arm_learns_and_the_reported_validation_is_that_of_the_frozen_flow(arm: str) -> None:
     model = flow(ARMS[arm])
-    history = fit(model, TRAIN, validation=VALID, steps=120, lr=0.02, batch_size=200, evaluate_every=40, progress=False)
+    history = fit(
+        model, TRAIN, validation=VALID, steps=120, lr=0.02, batch_size=200, evaluate_every=40, progress=False
+    )
     gaussian = torch.distributions.MultivariateNormal(TRAIN.mean(0), TRAIN.T.cov())
     assert history.best_validation < -gaussian.log_prob(VALID).mean() - 0.1
     frozen = model.freeze(TRAIN)
@@ -56,7 +58,9 @@ def test_a_settled_lift_freezes_to_what_it_was_validated_as() -> None:
     torch.testing.assert_close(frozen[-1].log_prob(VALID), model.freeze().log_prob(VALID))
 
 
-@pytest.mark.parametrize("options", [{"coupling": "independent"}, {"coupling": "noise"}, {"body": "constant"}])
+@pytest.mark.parametrize(
+    "options", [{"coupling": "independent"}, {"coupling": "noise"}, {"body": "constant"}]
+)
 def test_the_ablations_train(options: dict[str, Any]) -> None:
     model = flow(lambda net: cl.Lift(net, seed=0, **options))
     history = fit(model, TRAIN, validation=VALID, steps=20, batch_size=100, evaluate_every=10, progress=False)
@@ -67,7 +71,9 @@ def test_a_second_fit_goes_on_where_the_first_ended() -> None:
     model = flow(ARMS["lift"])
     first = fit(model, TRAIN, validation=VALID, steps=60, lr=0.02, batch_size=200, progress=False)
     scale = model.standardiser.scale.clone()
-    second = fit(model, 2 * TRAIN, validation=VALID, steps=60, lr=0.01, batch_size=200, seed=1, progress=False)
+    second = fit(
+        model, 2 * TRAIN, validation=VALID, steps=60, lr=0.01, batch_size=200, seed=1, progress=False
+    )
     assert torch.equal(model.standardiser.scale, scale)
     assert second.steps[0] == first.steps[0] and second.loss[0] != first.loss[0]
 

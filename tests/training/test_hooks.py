@@ -68,7 +68,9 @@ def test_the_order_of_the_hooks() -> None:
         ("freeze", None),
         ("progress", 1.0),  # the best state is that of the end
     ]
-    assert all(torch.equal(data, DATA) for hook in ("initialise", "settle", "freeze") for data in module.given(hook))
+    assert all(
+        torch.equal(data, DATA) for hook in ("initialise", "settle", "freeze") for data in module.given(hook)
+    )
 
 
 @pytest.mark.parametrize(("settle_at", "before"), [(0.3, 3), (0.31, 4), (1.0, 10)])

@@ -21,4 +21,4 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     writes, kills = map(int, done.stdout.split())
-    assert writes > 20 and kills >= 1
+    assert writes > 15 and kills >= 1

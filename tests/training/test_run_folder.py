@@ -87,10 +87,18 @@ def bytes_of(path: Path) -> dict[str, bytes]:
 def test_a_run_folder_holds_config_metrics_model_state_and_result(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "first"
     model = train(path)
-    assert sorted(bytes_of(path)) == ["config.json", "metrics.jsonl", "model.safetensors", "result.json", "state.pt"]
+    assert sorted(bytes_of(path)) == [
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "result.json",
+        "state.pt",
+    ]
     config = json.loads((path / "config.json").read_text())
     assert config["lr"] == 0.05 and config["optimizer"] == "adam" and config["dtype"] == "float32"
-    assert config["data"].startswith("rows 100 x 2 ") and config["module"].startswith("Mean with 1 parameter tensors")
+    assert config["data"].startswith("rows 100 x 2 ") and config["module"].startswith(
+        "Mean with 1 parameter tensors"
+    )
     metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in metrics] == [4, 8, 12]
     assert list(metrics[0]) == ["step", "loss", "seconds", "validation"]
@@ -117,7 +125,9 @@ def test_model_safetensors_holds_the_best_model_not_the_last(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("validation", [HELD_OUT, None])
-def test_a_run_that_broke_off_goes_on_to_the_same_end(tmp_path: Path, validation: torch.Tensor | None) -> None:
+def test_a_run_that_broke_off_goes_on_to_the_same_end(
+    tmp_path: Path, validation: torch.Tensor | None
+) -> None:
     whole = train(tmp_path / "whole", validation=validation)
     with pytest.raises(LookupError):
         train(tmp_path / "broken", StopsAt(10, raise_error), validation=validation)
@@ -178,7 +188,9 @@ def test_resuming_where_there_is_nothing_begins_a_run(tmp_path: Path) -> None:
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
     train(tmp_path)
     before = bytes_of(tmp_path)
-    with pytest.raises(FileExistsError, match=f"^{re.escape(str(tmp_path))} already holds a run; pass resume=True or"):
+    with pytest.raises(
+        FileExistsError, match=f"^{re.escape(str(tmp_path))} already holds a run; pass resume=True or"
+    ):
         train(tmp_path)
     assert bytes_of(tmp_path) == before
 
@@ -262,7 +274,9 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path: Path, state: dict[str,
         (lambda path: path.write_text("[1]"), "is not the configuration of a run"),
     ],
 )
-def test_a_damaged_configuration_is_named(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_a_damaged_configuration_is_named(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
     broken_off(tmp_path)
     damage(tmp_path / "config.json")
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'config.json'} {message}")):
@@ -294,7 +308,9 @@ def test_a_diverged_run_keeps_its_checkpoint_and_says_why(tmp_path: Path) -> Non
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(NotADirectoryError, match=f"cannot write {re.escape(str(blocked / 'run'))}: Not a directory"):
+    with pytest.raises(
+        NotADirectoryError, match=f"cannot write {re.escape(str(blocked / 'run'))}: Not a directory"
+    ):
         train(blocked / "run")
     with pytest.raises(FileExistsError, match=f"cannot write {re.escape(str(blocked))}: File exists"):
         train(blocked)
@@ -305,7 +321,9 @@ def test_a_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytes
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(run_folder, "open", refuse, raising=False)
-    with pytest.raises(PermissionError, match=f"cannot write {re.escape(str(tmp_path / 'config.json'))}: Permission"):
+    with pytest.raises(
+        PermissionError, match=f"cannot write {re.escape(str(tmp_path / 'config.json'))}: Permission"
+    ):
         train(tmp_path)
 
 
@@ -326,11 +344,16 @@ def test_a_full_disk_keeps_the_checkpoint_before(
         fsync(handle)
 
     monkeypatch.setattr(run_folder.os, "fsync", full)
-    with pytest.raises(OSError, match=r"cannot write .*: No space left on device; the last complete checkpoint stands"):
+    with pytest.raises(
+        OSError, match=r"cannot write .*: No space left on device; the last complete checkpoint stands"
+    ):
         train(tmp_path / "run", resume=True)
     monkeypatch.undo()
     state = (tmp_path / "run" / "state.pt").read_bytes()
-    assert state == before or torch.load(tmp_path / "run" / "state.pt", weights_only=True)["progress"]["step"] == 12
+    assert (
+        state == before
+        or torch.load(tmp_path / "run" / "state.pt", weights_only=True)["progress"]["step"] == 12
+    )
     assert not list((tmp_path / "run").glob("*.tmp"))
     assert torch.equal(train(tmp_path / "run", resume=True).m, whole.m)
 

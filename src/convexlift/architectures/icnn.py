@@ -41,7 +41,7 @@ class ICNN(nn.Module):
         strong_convexity: alpha > 0, or 0 for none (then there is no log-determinant, inverse or conjugate).
         learn_strong_convexity: learn alpha (kept positive), or hold it. A zero alpha is always held.
         skip: whether later layers and the output read x too (A_2 ..., a).
-        init: initial weights: "fan_in", "folded_normal", "principled" or "identity"; see ``initial_tensors``.
+        init: initial weights: "principled", "fan_in", "folded_normal" or "identity"; see ``initial_tensors``.
         quadratic_rank: rows of the learned Q; 0 for none.
         seed: seed of the initial weights; torch's global generator when omitted.
 
@@ -70,7 +70,7 @@ class ICNN(nn.Module):
         strong_convexity: float = 0.1,
         learn_strong_convexity: bool = True,
         skip: bool = True,
-        init: str = "fan_in",
+        init: str = "principled",
         quadratic_rank: int = 0,
         seed: int | None = None,
     ) -> None:

@@ -6,6 +6,12 @@ import sys
 import traceback
 from collections.abc import Callable
 
+# Errors whose messages are written for users.
+_TOLD = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)
+
+# Errors whose messages are written for users.
+_TOLD = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)
+
 
 def run(command: Callable[[], object], *, debug: bool) -> int:
     """Call a command and return its exit code: 0, 1 after an error, 2 after a wrong call, 130 after Ctrl-C.
@@ -29,7 +35,7 @@ def run(command: Callable[[], object], *, debug: bool) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """What went wrong in one line; the kind of error too where it is not one of those with a message for users.
+    """What went wrong in one line, with the kind of error where its message is not meant for users.
 
     >>> one_line(ValueError("no rows")), one_line(KeyError("lift"))
     ('no rows', "KeyError: 'lift' (run again with --debug for the traceback)")
@@ -38,9 +44,7 @@ def one_line(error: Exception) -> str:
         text = f"{error.format_message()} (--help shows how)"
     elif isinstance(error, OSError) and error.strerror:
         text = error.strerror + (f": {error.filename}" if error.filename else "")
-    elif isinstance(error, ValueError | TypeError | OSError | ImportError | FloatingPointError) and str(
-        error
-    ):
+    elif isinstance(error, _TOLD) and str(error):
         text = str(error)
     else:
         text = f"{type(error).__name__}: {error} (run again with --debug for the traceback)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -166,7 +167,7 @@ def _read_csv(file: Path, content: bytes, columns: str | None) -> tuple[Tensor, 
     if "\0" in text:
         raise ValueError(f"{file} is not a CSV text file")
     first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max(",;\t", key=first.count)
+    delimiter = max(",;\t", key=re.sub('"[^"]*"', "", first).count)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         lines = [

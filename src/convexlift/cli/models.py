@@ -29,7 +29,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exi
 
 
 def evaluate(run: Run, data: Data, key: Key = None, columns: Columns = None) -> None:
-    """Score the rows of a file: the mean negative log-likelihood with its standard error.
+    """Score the rows of a file.
+
+    Prints the mean negative log-likelihood with its standard error.
 
     \b
     Example:
@@ -54,7 +56,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="The same seed draws the same rows.")] = 0,
     force: Force = False,
 ) -> None:
-    """Draw rows from a trained density into a file.
+    """Draw rows from a trained model.
 
     \b
     Example:
@@ -69,7 +71,9 @@ def sample(
 def transform(
     run: Run, data: Data, out: Out, key: Key = None, columns: Columns = None, force: Force = False
 ) -> None:
-    """Map rows to the latent points of a trained flow, standard normal if the flow fits.
+    """Map rows to latent points of a flow.
+
+    They are standard normal as far as the flow fits.
 
     \b
     Example:

@@ -17,11 +17,11 @@ from convexlift import saving
 from convexlift.architectures import ICNN
 from convexlift.cli.files import check_device, check_output_folder, check_training_table, read_table
 from convexlift.experiments.arms import ARMS
-from convexlift.experiments.charts import Line, line_chart, robust_range, standalone, styles
+from convexlift.experiments.charts import Line, Style, line_chart, robust_range, standalone
 from convexlift.tasks import ConvexPotentialFlow, LogConcaveDensity
 from convexlift.training import History, fit
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Train a model on the rows of a file.")
+app = typer.Typer(rich_markup_mode=None)
 
 Data = Annotated[Path, typer.Option(help="Table of rows: .csv, .npy or .npz.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="Folder of the run; made if need be.", show_default=False)]
@@ -38,6 +38,13 @@ Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, ...")]
 Key = Annotated[str | None, typer.Option(help="Which array of an .npz file.")]
 Columns = Annotated[str | None, typer.Option(help='Columns to use, by name or number: "pt,eta" or "1-5,8".')]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
+
+
+@app.callback(invoke_without_command=True)
+def train_command(context: typer.Context) -> None:
+    """Train a model on the rows of a file."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,9 @@ def flow(
     columns: Columns = None,
     resume: Resume = False,
 ) -> None:
-    """Train a convex potential flow: a density with exact likelihood and sampling, in any dimension.
+    """Train a convex potential flow.
+
+    A density with exact likelihood and sampling, in any dimension.
 
     \b
     Examples:
@@ -112,7 +121,9 @@ def density(
     columns: Columns = None,
     resume: Resume = False,
 ) -> None:
-    """Train a log-concave density on one column, normalised exactly by quadrature.
+    """Train a log-concave density.
+
+    On one column, normalised exactly by quadrature.
 
     \b
     Example:
@@ -208,24 +219,23 @@ def split(rows: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 
 def loss_chart(history: History) -> str:
     """The loss curves as the text of an ``.svg`` file."""
-    look = styles(["frozen model, validation rows", "training batches"])
-    series = (history.validation, history.loss)
+    steps = [float(step) for step in history.steps]
+    frozen, training = Style("var(--series-0)", "", "circle"), Style("var(--series-1)", "7 3", "square")
     lines = [
-        Line(name, style, [float(step) for step in history.steps], list(values))
-        for (name, style), values in zip(look.items(), series, strict=True)
-        if values
+        Line("frozen model, validation rows", frozen, steps, history.validation),
+        Line("training batches", training, steps, history.loss),
     ]
-    values = [value for line in lines for value in line.y if value is not None]
+    values, size = [*history.validation, *history.loss], (640, 360)
     chart = line_chart(
         lines,
-        width=640,
-        height=360,
+        width=size[0],
+        height=size[1],
         x_label="steps",
         y_label="negative log-likelihood (nats)",
         y_range=robust_range(values),
         named=True,
     )
-    return standalone(chart)
+    return standalone(chart, *size)
 
 
 def _check_run_folder(out: Path, resume: bool) -> None:

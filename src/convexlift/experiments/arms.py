@@ -120,9 +120,7 @@ def _task(problem: Problem, blocks: list[nn.Module]) -> nn.Module:
         return LogConcaveDensity(blocks[0])
     if problem.task == "regression":
         return ConvexRegression(blocks[0])
-    raise ValueError(
-        f"problem '{problem.name}' has task '{problem.task}'; known: flow, density, regression (or set objective)"
-    )
+    raise ValueError(f"problem '{problem.name}' has task '{problem.task}'; known: flow, density, regression")
 
 
 def _scattered_networks(problem: Problem, seed: int) -> list[nn.Module]:

@@ -1,11 +1,13 @@
 """Cells: one arm at one rate and seed, trained, frozen and scored; stored when finished and run in parallel.
 
 A cell computes with one thread, whatever else runs, so its result does not depend on how many run at once.
-Its file appears whole or not at all, and its name holds a digest of everything the result depends on.
+Its file appears whole or not at all, and its name holds a digest of everything the outcome depends on, the
+library's own code included: outcomes of an earlier version are never mixed with those of this one.
 """
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import hashlib
@@ -17,7 +19,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -41,6 +43,9 @@ from convexlift.training.run import FitEvent, TrainingDiverged
 
 Outcome = dict[str, Any]
 Subject = tuple[Problem, Mapping[str, Arm]]
+
+
+EVALUATIONS = 20  # a run is frozen and validated this often
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,28 @@ class Cell:
     scored: bool = True
 
 
+@lru_cache
+def code_digest() -> str:
+    """A digest of the library's code that decides a cell's outcome; comments, docstrings and layout do not
+    count."""
+    home = Path(__file__).parents[1]
+    parts = ("calculus", "architectures", "sources", "tasks", "training")
+    files = [*(file for part in parts for file in sorted((home / part).glob("*.py"))), home / "mechanism.py"]
+    digest = hashlib.sha256()
+    for file in (*files, home / "experiments" / "arms.py", Path(__file__)):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [line for line in body if not _is_string(line)]  # type: ignore[attr-defined]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:10]
+
+
+def _is_string(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+
+
 @lru_cache(maxsize=1)
 def subject(setting: Setting) -> tuple[Problem, Mapping[str, Arm], str]:
     """The problem (with the budget's architecture), its arms, and a digest that tells settings apart."""
@@ -93,6 +120,7 @@ def subject(setting: Setting) -> tuple[Problem, Mapping[str, Arm], str]:
         setting.budget.clip,
         torch.device(setting.device).type,
         __version__,
+        code_digest(),
     )
     return chosen, arms, hashlib.sha256(repr(told).encode()).hexdigest()[:10]
 
@@ -160,6 +188,7 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
             optimizer=_adam(cell.lr, factor) if factor != 1 else "adam",
             lr=cell.lr,
             clip=budget.clip,
+            evaluate_every=max(1, cell.steps // EVALUATIONS),
             seed=cell.seed,
             progress=False,
             callbacks=(watch,),
@@ -254,54 +283,79 @@ class _Watch:
         }
 
 
-def run_cells(
-    setting: Setting, cells: Sequence[Cell], folder: Path, *, jobs: int, resume: bool = True
-) -> Iterator[tuple[Cell, Outcome]]:
-    """Yield every cell with its outcome as it becomes known, stored ones first.
+class Workers:
+    """Runs cells, with one job in this process, else in `jobs` new ones that live until `close`.
 
-    With one job cells run in this process, else in `jobs` new ones. A cell that raises an error has the
-    outcome {"status": "failed", "message": ...}, which is not stored, so that a later call runs it again.
-    Ctrl-C ends the cells in progress at once and raises KeyboardInterrupt; what was finished is stored.
+    Use it as a context manager; leaving it ends the cells in progress at once.
 
-    Raises:
-        RuntimeError: a worker process died.
+    Args:
+        setting: what the cells share.
+        folder: where outcomes are stored.
+        jobs: cells at a time.
+        resume: take the outcomes that are stored already, or run those cells again too.
     """
-    waiting = []
-    for cell in dict.fromkeys(cells):
-        outcome = read_outcome(cell_path(folder, setting, cell)) if resume else None
-        if outcome is None:
-            waiting.append(cell)
-        else:
-            yield cell, outcome
-    if jobs == 1 or len(waiting) <= 1:
-        for cell in waiting:
-            yield cell, _run_and_store(setting, cell, cell_path(folder, setting, cell))
-    elif waiting:
-        yield from _run_in_processes(setting, waiting, folder, min(jobs, len(waiting)))
 
+    def __init__(self, setting: Setting, folder: Path, *, jobs: int, resume: bool = True) -> None:
+        self.setting, self.folder, self.jobs, self.resume = setting, folder, jobs, resume
+        self._pool: ProcessPoolExecutor | None = None
+        self._ends: tuple[Connection, ...] = ()
 
-def _run_in_processes(
-    setting: Setting, cells: Sequence[Cell], folder: Path, jobs: int
-) -> Iterator[tuple[Cell, Outcome]]:
-    context = multiprocessing.get_context("spawn")
-    held, lifeline = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(held,))
-    try:
-        futures = {
-            pool.submit(_run_and_store, setting, cell, cell_path(folder, setting, cell)): cell
-            for cell in cells
-        }
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process died (out of memory, or killed); in a script call compare under "
-            "`if __name__ == '__main__':`, or pass jobs=1"
-        ) from error
-    finally:
-        lifeline.close()  # the workers leave, in the middle of a cell if need be
-        held.close()
-        pool.shutdown(wait=True, cancel_futures=True)
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, cells: Iterable[Cell]) -> Iterator[tuple[Cell, Outcome]]:
+        """Yield every cell with its outcome as it becomes known, stored ones first.
+
+        A cell that raises an error has the outcome {"status": "failed", "message": ...}, which is not stored,
+        so that a later call runs it again.
+
+        Raises:
+            RuntimeError: a worker process died.
+        """
+        waiting: dict[Cell, Path] = {}
+        for cell in dict.fromkeys(cells):
+            path = cell_path(self.folder, self.setting, cell)
+            outcome = read_outcome(path) if self.resume else None
+            if outcome is None:
+                waiting[cell] = path
+            else:
+                yield cell, outcome
+        if self.jobs == 1:
+            for cell, path in waiting.items():
+                yield cell, _run_and_store(self.setting, cell, path)
+        elif waiting:
+            yield from self._run_in_processes(waiting)
+
+    def close(self) -> None:
+        """End the worker processes, in the middle of a cell if need be."""
+        for end in self._ends:
+            end.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool, self._ends = None, ()
+
+    def _run_in_processes(self, cells: Mapping[Cell, Path]) -> Iterator[tuple[Cell, Outcome]]:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._ends = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(
+                self.jobs, mp_context=context, initializer=_begin_worker, initargs=(self._ends[0],)
+            )
+        try:
+            futures = {
+                self._pool.submit(_run_and_store, self.setting, cell, path): cell
+                for cell, path in cells.items()
+            }
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a worker process died (out of memory, or killed); in a script call compare under "
+                "`if __name__ == '__main__':`, or pass jobs=1"
+            ) from error
 
 
 def _begin_worker(lifeline: Connection) -> None:

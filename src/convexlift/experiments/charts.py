@@ -62,9 +62,6 @@ class Axis:
     def holds(self, value: float) -> bool:
         return self.low <= value <= self.high
 
-    def ticks(self, count: int) -> list[float]:
-        return log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high, count)
-
 
 def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round values (steps of 1, 2 or 5 times a power of ten) within [low, high], about ``count`` of them."""
@@ -75,17 +72,6 @@ def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next((power * m for m in (1, 2, 5) if span / (power * m) <= count), power * 10)
     first = math.ceil(low / step - 1e-9)
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten within [low, high], with 2 and 5 between them when there are few."""
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for multiples in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
-        ticks = [m * 10.0**e for e in exponents for m in multiples]
-        ticks = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
-        if len(ticks) >= 3:
-            break
-    return ticks
 
 
 def tick_text(value: float) -> str:
@@ -196,28 +182,29 @@ def line_chart(
     x_label: str,
     y_label: str,
     y_range: tuple[float, float],
-    log_x: bool = False,
+    rates: Sequence[float] = (),
     rule: tuple[str, float] | None = None,
     lost: str = "",
     named: bool = False,
 ) -> str:
     """Lines with optional bands, and their names inside the frame if ``named``.
 
+    With ``rates`` the x-axis is logarithmic and has its ticks there.
     With ``lost``, points without y are crosses in a strip of that name on top.
     """
     strip = 22.0 if lost and any(value is None for line in lines for value in line.y) else 0.0
     xs = [value for line in lines for value in line.x] or [0.0, 1.0]
-    spare = 1.15 if log_x else 0.0
-    x_low, x_high = (min(xs) / spare, max(xs) * spare) if log_x else (min(xs), max(xs))
-    y_probe = Axis(*y_range, 0, 1).ticks(5)
-    left = 14.0 + 7.0 * max((len(tick_text(tick)) for tick in y_probe), default=3)
-    x_axis = Axis(x_low, x_high if x_high > x_low else x_low + 1.0, left, width - 14.0, log_x)
+    x_low, x_high = (min(xs) / 1.15, max(xs) * 1.15) if rates else (min(xs), max(xs))
+    y_ticks = linear_ticks(*y_range)
+    left = 14.0 + 7.0 * max((len(tick_text(tick)) for tick in y_ticks), default=3)
+    x_axis = Axis(x_low, x_high if x_high > x_low else x_low + 1.0, left, width - 14.0, bool(rates))
     y_axis = Axis(*y_range, height - 40.0, 26.0 + strip)
     parts = [_text(0, 12, y_label, "start")]
-    for tick in y_axis.ticks(5):
+    for tick in y_ticks:
         y = y_axis.at(tick)
         parts += [_segment(left, y, width - 14, y, "grid"), _text(left - 6, y + 4, tick_text(tick), "end")]
-    for tick in x_axis.ticks(4 if width < 420 else 6):
+    every = math.ceil(len(rates) * 44.0 / (width - left - 14.0))
+    for tick in rates[::every] if rates else linear_ticks(x_low, x_high, 4 if width < 420 else 6):
         x = x_axis.at(tick)
         parts += [
             _segment(x, height - 40, x, height - 35, "axis"),
@@ -332,7 +319,7 @@ def row_chart(
     floor = top + pitch * len(rows)
     x_axis = Axis(*x_range, 10.0, width - 10.0)
     parts = []
-    for tick in x_axis.ticks(4 if width < 420 else 6):
+    for tick in linear_ticks(*x_range, 4 if width < 420 else 6):
         x = x_axis.at(tick)
         parts += [_segment(x, top, x, floor, "grid"), _text(x, floor + 18, tick_text(tick))]
     parts += [_segment(10, floor, width - 10, floor, "axis"), _text(width / 2, floor + 36, x_label)]
@@ -386,8 +373,9 @@ def _row_marks(row: Row, axis: Axis, y: float) -> list[str]:
     return parts
 
 
-def standalone(chart: str) -> str:
-    """The text of an ``.svg`` file of its own: the palette and a background travel inside it."""
-    head, tail = chart.split("\n", 1)
-    ground = '<rect width="100%" height="100%" fill="var(--panel)"/>'
+def standalone(chart: str, width: float, height: float) -> str:
+    """The text of an ``.svg`` file of its own: with margins, the colours and a background."""
+    view = f'viewBox="-14 -10 {width + 28:g} {height + 20:g}"'
+    head, tail = chart.replace(f'viewBox="0 0 {width:g} {height:g}"', view, 1).split("\n", 1)
+    ground = '<rect x="-14" y="-10" width="100%" height="100%" fill="var(--panel)"/>'
     return f"{head}\n<style>{style_sheet('charts')}</style>\n{ground}\n{tail}\n"

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from convexlift.experiments.cells import (
     Outcome,
     Setting,
     Subject,
-    run_cells,
+    Workers,
     subject,
     write_json,
 )
@@ -70,17 +70,15 @@ class _Books:
     """All outcomes of a comparison so far, and where they are told."""
 
     setting: Setting
-    folder: Path
-    jobs: int
-    resume: bool
+    workers: Workers
     progress: Callable[[Event], object] | None
-    outcomes: dict[Cell, Outcome]
+    outcomes: dict[Cell, Outcome] = field(default_factory=dict)
     total: int = 0
 
     def run(self, phase: str, cells: Iterable[Cell]) -> None:
         wanted = [cell for cell in dict.fromkeys(cells) if cell not in self.outcomes]
         self.total += len(wanted)
-        for cell, outcome in run_cells(self.setting, wanted, self.folder, jobs=self.jobs, resume=self.resume):
+        for cell, outcome in self.workers.run(wanted):
             self.outcomes[cell] = outcome
             if self.progress is not None:
                 loss = self.validation(cell) if phase == SELECTION else self.test(cell)
@@ -180,22 +178,22 @@ def compare(
     jobs = _jobs(jobs, device)
     folder = Path(out)
     _check_writable(folder)
-    books = _Books(setting, folder / "cells", jobs, resume, progress, {})
+    with Workers(setting, folder / "cells", jobs=jobs, resume=resume) as workers:
+        books = _Books(setting, workers, progress)
+        grid, validation = _select(books, names, rates is None)
+        best = {name: best_rate(validation[name]) if len(grid) > 1 else grid[0] for name in names}
+        full = {name: _evaluation_cells(spend, name, best[name], spend.steps) for name in names}
+        half = {
+            name: _evaluation_cells(spend, name, best[name], spend.steps // 2, scored=False) for name in names
+        }
+        books.run(EVALUATION, [cell for by_arm in (full, half) for name in names for cell in by_arm[name]])
+        if not any(books.finished(cells) for cells in full.values()):
+            failures = [line for cells in full.values() for line in books.messages(cells)] or _failures(books)
+            raise RuntimeError(f"no arm could be evaluated; the first failure: {(failures or ['none'])[0]}")
 
-    grid, validation = _select(books, names, rates is None)
-    best = {name: best_rate(validation[name]) if len(grid) > 1 else grid[0] for name in names}
-    full = {name: _evaluation_cells(spend, name, best[name], spend.steps) for name in names}
-    half = {
-        name: _evaluation_cells(spend, name, best[name], spend.steps // 2, scored=False) for name in names
-    }
-    books.run(EVALUATION, [cell for by_arm in (full, half) for name in names for cell in by_arm[name]])
-    if not any(books.finished(cells) for cells in full.values()):
-        failures = [line for cells in full.values() for line in books.messages(cells)] or _failures(books)
-        raise RuntimeError(f"no arm could be evaluated; the first failure: {(failures or ['none'])[0]}")
-
-    common = None
-    if spend.fixed_rate if fixed_rate is None else fixed_rate:
-        common = _fixed_rate_table(books, names if own is not None else FIXED_RATE_ARMS)
+        common = None
+        if spend.fixed_rate if fixed_rate is None else fixed_rate:
+            common = _fixed_rate_table(books, names if own is not None else FIXED_RATE_ARMS)
     equal = _equal_seconds(books, full)
     result = {
         "schema": 1,
@@ -508,7 +506,7 @@ def _protocol(
         "clip": spend.clip,
         "selection": "validation",
         "device": device,
-        "half_budget": "separate runs of half the steps with their own schedule, at the rate chosen for the full budget",
+        "half_budget": "separate runs of half the steps and their own schedule, at the rate chosen above",
         "equal_seconds": (
             "inside the full run, at the time when the fastest arm ends; seconds are steps times the median "
             f"step of cells that ran {jobs} at a time"

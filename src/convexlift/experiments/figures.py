@@ -29,6 +29,7 @@ def figures(result: Result, look: dict[str, Style]) -> list[str]:
         _rates(result, look),
         _curves(result, look, "steps", "Validation loss of the frozen model, by step", "steps"),
         _curves(result, look, "seconds", "The same, by training time", "training seconds (median seed)"),
+        _cost(result, look),
     ]
     return [figure for figure in drawn if figure]
 
@@ -116,7 +117,7 @@ def _rates(result: Result, look: dict[str, Style]) -> str:
             x_label="learning rate",
             y_label=f"validation {result.get('metric', 'loss')}",
             y_range=limits,
-            log_x=True,
+            rates=sorted({rate for line in lines for rate in line.x}),
             lost="diverged",
         ),
         lines,
@@ -144,6 +145,26 @@ def _curves(result: Result, look: dict[str, Style], against: str, title: str, x_
             y_range=limits,
         ),
         lines,
+    )
+
+
+def _cost(result: Result, look: dict[str, Style]) -> str:
+    rows = []
+    for name in ranking(result):
+        arm = result["arms"][name]
+        time = finite(arm.get("ms_per_step"))
+        if time is not None:
+            size = f", {int(arm['parameters']):,} parameters" if arm.get("parameters") else ""
+            rows.append(Row(name, look[name], time, (), (0.0, time), text=f"{short(time, 3)} ms{size}"))
+    if not rows:
+        return ""
+    longest = max(row.value or 0.0 for row in rows)
+    return _figure(
+        "What a training step costs",
+        "Median milliseconds of one step, and the parameters that are trained.",
+        lambda width: row_chart(
+            rows, width=width, x_label="milliseconds a step", x_range=(0.0, 1.05 * longest)
+        ),
     )
 
 

@@ -153,7 +153,7 @@ def _section(result: Result, anchor: str, look: dict[str, Style], many: bool) ->
         fixed_table = _arms_table(fixed, look, f"Every arm at the one rate {short(fixed.get('lr'), 1)}")
     protocol, environment = result.get("protocol") or {}, result.get("environment") or {}
     command = str(protocol.get("command") or f"convexlift compare {result['problem']}")
-    settings = [(name, value) for name, value in protocol.items() if name != "command"]
+    settings = [(name, value) for name, value in protocol.items() if name not in ("command", "on_edge")]
     return f"""<section id="{anchor}">
 <header>{brand}<{level}>{escape(str(result["problem"]))}</{level}>
 <p>{escape(str(result.get("description") or ""))}</p>
@@ -163,6 +163,7 @@ def _section(result: Result, anchor: str, look: dict[str, Style], many: bool) ->
 {_arms_table(result, look, caption)}
 <p class="note">Bold: the lowest mean and every arm that is not clearly above it.</p>
 <div class="figures">{"".join(figures(result, look))}</div>
+{_metrics(result, look)}
 {fixed_table}
 {_failures(result)}
 {_weights(result, look)}
@@ -248,6 +249,22 @@ def _test_cell(arm: Result, bold: bool) -> str:
     return f"{missing} of {len(seeds)} seeds failed"
 
 
+def _metrics(result: Result, look: dict[str, Style]) -> str:
+    """Other figures of the frozen models than the loss, where the problem has some."""
+    names = list(dict.fromkeys(key for arm in result["arms"].values() for key in arm.get("metrics") or {}))
+    if not names:
+        return ""
+    rows = [
+        [
+            _arm(arm, look[arm]),
+            *(score_text((result["arms"][arm].get("metrics") or {}).get(key)) for key in names),
+        ]
+        for arm in ranking(result)
+    ]
+    head = ["arm", *(escape(name.replace("_", " ")) for name in names)]
+    return _table(head, rows, "Other distances from the exact answer, mean ± standard error over seeds")
+
+
 def _weights(result: Result, look: dict[str, Style]) -> str:
     columns = (
         ("exactly zero", "at_zero", True),
@@ -328,16 +345,19 @@ def _plain(value: Any) -> str:
 
 
 _HOW_TO_READ = """<section><details><summary>How to read this page</summary>
-<p>Every loss is that of a <b>frozen</b> model: one fixed convex function, whose weights were settled before
-the test rows were seen. All arms share one architecture, the same effective initial network, the optimiser,
-the schedule and one grid of learning rates; each is given the rate that does best on validation rows, over
-seeds that are not scored. Differences are paired by seed and carry a 95 % t-interval; a second interval,
-where given, resamples the test rows. A difference is called clear only when these intervals leave out zero,
-and a tie otherwise; the intervals are not corrected for the number of arms.</p>
-<p><b>Emission noise</b> is the deviation of a weight from batch to batch over its mean, the median over
-weights. Below 0.001 a lift is deterministic in effect. <b>On the shoulder</b> is the share of weights whose
-gradient the reparametrisation damps at least twentyfold. <b>Relative speed</b> is the relative change of a
-weight for a unit change of its latent. <b>Step amplification</b> is how much further an optimiser step
-moves the lift's latent weights than it would a direct parameter. <b>Equal time</b> is the loss when every
-arm has trained for as many seconds as the fastest needs for all its steps.</p>
+<p>Every loss is that of a <b>frozen</b> model: one fixed convex function whose weights were settled
+before the test rows were seen. All arms share one architecture, the same effective initial network (but
+for those whose names say otherwise), the optimiser, the schedule and one grid of learning rates; each is
+given the rate that does best on validation rows, over seeds that are not scored.</p>
+<p>Differences are paired by seed and carry a 95 % t-interval; against the lift it is widened by what the
+noisy choice of rates adds, and a second interval resamples the test rows. A difference is called clear
+only when these intervals leave out zero, and a tie otherwise. They are not corrected for the number of
+arms.</p>
+<p><b>Half the steps</b>: separate runs with half the budget. <b>Equal time</b>: the loss at the moment
+when the fastest arm ends. <b>Emission noise</b>: the deviation of a weight from batch to batch over its
+mean, the median over weights; its end is just before the weights settle, and below 0.001 a lift is
+deterministic in effect. <b>On the shoulder</b>: the share of weights whose gradient the reparametrisation
+damps at least twentyfold. <b>Relative speed</b>: the relative change of a weight for a unit change of its
+latent. <b>Step amplification</b>: how much further an optimiser step moves the lift's latent weights than
+it would a direct parameter.</p>
 </details></section>"""

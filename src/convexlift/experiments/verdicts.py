@@ -20,6 +20,7 @@ def verdicts(result: Result) -> list[tuple[str, str]]:
     answers = [
         ("Which arm reached the lowest loss, each at its own best rate?", _lowest(result)),
         ("Is that so at half the budget and at equal training time?", _other_budgets(result)),
+        ("Did every arm have its best rate?", _edges(result)),
         ("Did the lift help?", _lift_helps(result)),
         ("What does it cost?", _cost(result)),
         ("And at one common rate?", _common_rate(result)),
@@ -197,6 +198,12 @@ def _unit(result: Result) -> str:
 
 
 def _lowest(result: Result) -> str:
+    unranked = [name for name in result["arms"] if name not in ranking(result)]
+    left_out = f" Not ranked, for seeds that diverged or failed: {listed(unranked)}." if unranked else ""
+    return _lowest_ranked(result) + left_out
+
+
+def _lowest_ranked(result: Result) -> str:
     order, tied, unit = ranking(result), tied_with_best(result), _unit(result)
     best = order[0]
     loss = f"{score_text(result['arms'][best]['test'])}{unit}"
@@ -222,7 +229,9 @@ def _other_budgets(result: Result) -> str:
     told, same = [], []
     for key, name in (("half_budget", "half the steps"), ("equal_seconds", "equal training time")):
         order = ranking(result, key)
-        if len(order) > 1 and order[0] == best:
+        if order and best not in order:
+            told.append(f"At {name} {best} has no mean: seeds diverged or failed.")
+        elif len(order) > 1 and order[0] == best:
             same.append(name)
         elif len(order) > 1:
             how = "clearly" if is_clear(difference(result, order[0], best, key)) else "within the interval"
@@ -233,6 +242,14 @@ def _other_budgets(result: Result) -> str:
     if half and half[0] != best and len(tied_with_best(result)) == 1:
         told.append("The ranking depends on the budget, so no arm can be said to end lower.")
     return " ".join(told)
+
+
+def _edges(result: Result) -> str:
+    """Said only where the grid of rates ended too early."""
+    edges = (result.get("protocol") or {}).get("on_edge") or {}
+    sides = {side: [name for name in edges if edges[name] == side] for side in ("lowest", "highest")}
+    told = [f"{listed(names)} did best at the {side} rate tried" for side, names in sides.items() if names]
+    return f"Not surely: {' and '.join(told)}, so another rate may do better." if told else ""
 
 
 def _lift_helps(result: Result) -> str:
@@ -254,6 +271,8 @@ def _lift_helps(result: Result) -> str:
     parts += [f"tied with {listed(equal)}"] if equal else []
     if not parts:
         return ""
+    if not better and not worse:
+        return f"Not clearly: it is {parts[0]}."
     word = "No" if not better else "In part" if worse or equal else "Yes"
     return f"{word}: it is {'; '.join(parts)}."
 

@@ -219,7 +219,7 @@ def collider() -> Problem:
         train=Sampler(collider_events),
         validation=collider_events(VALIDATION_ROWS, torch.Generator().manual_seed(401)),
         test=collider_events(TEST_ROWS, torch.Generator().manual_seed(402)),
-        description="SIMULATED decays X -> t t -> (l nu b)(j j b) at detector level, 21 features; fresh draws",
+        description="SIMULATED decays X -> t t -> (l nu b)(j j b) at detector level, 21 features",
         source="simulated by convexlift.problems.collider, in the image of HEPMASS (Baldi et al. 2016)",
         licence="none needed (simulated)",
         architecture=ARCHITECTURE,

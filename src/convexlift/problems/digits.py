@@ -48,8 +48,8 @@ def digits21() -> Problem:
         train=((train - mean) @ whiten).float(),
         validation=((validation - mean) @ whiten).float(),
         test=((test - mean) @ whiten).float(),
-        description="8 x 8 handwritten digits, dequantised, 21 whitened principal components, 1,197 training rows",
-        source="scikit-learn's bundled digits, from UCI optical recognition of handwritten digits (Alpaydin 1998)",
+        description="handwritten digits, dequantised, 21 whitened principal components, 1,197 training rows",
+        source="scikit-learn's bundled digits, from UCI optical recognition of digits (Alpaydin 1998)",
         licence="CC BY 4.0 (UCI); bundled with scikit-learn (BSD-3-Clause)",
         architecture=ARCHITECTURE,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,9 +64,13 @@ def _columns(path: str | Path, name: str) -> Tensor:
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
+    arrays: dict[str, Any] = {}
     try:
-        content = numpy.load(path, allow_pickle=False)
-        arrays = dict(content.items()) if isinstance(content, numpy.lib.npyio.NpzFile) else {}
+        with open(path, "rb") as file:
+            content = numpy.load(file, allow_pickle=False)
+            if isinstance(content, numpy.lib.npyio.NpzFile):
+                with content:
+                    arrays = dict(content.items())
     except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path} is not a readable .npz file") from error
     if name not in arrays:

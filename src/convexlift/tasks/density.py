@@ -152,6 +152,10 @@ class LogConcaveDensity(nn.Module):
         """The fraction of training at which ``settle`` is due; None without a lift."""
         return latest_settling([self.block])
 
+    def block_inputs(self, batch: Tensor) -> list[Tensor]:
+        """The points (N, 1) that the block sees when a lift emits from this batch."""
+        return [self._standardised(batch)]
+
     def _standardised(self, x: Tensor, name: str = "samples") -> Tensor:
         return self.standardiser(check_rows(x, self.dim, self.dtype, name))
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convexlift.architectures import Potential
 from convexlift.calculus.solve import Solution, default_tolerance
+from convexlift.checks import check_samples
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import Standardiser
 from convexlift.tasks.task import (
@@ -152,10 +153,10 @@ class ConvexPotentialFlow(nn.Module):
     def log_prob(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
         """log p(x), (N,). Changes no state. An unfrozen lift needs a ``batch`` to emit from."""
         require_weights(self, batch)
+        check_samples(x, self.dim, self.dtype)
+        tensors = [x, *self.parameters()]
         with evaluating(self):
-            if torch.is_grad_enabled() and (
-                x.requires_grad or any(p.requires_grad for p in self.parameters())
-            ):
+            if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
                 return self._log_prob(x, batch)
             return map_rows(lambda rows: self._log_prob(rows, batch), x, _HESSIANS)
 
@@ -249,7 +250,7 @@ class ConvexPotentialFlow(nn.Module):
 
     @torch.no_grad()
     def settle(self, data: Tensor) -> None:
-        """Fix every lift's summary to that of the training data (N, d), mapped by the settled blocks before it."""
+        """Fix every lift's summary to that of the training data (N, d), as the blocks before it map them."""
         if not is_lifted(self):
             return
         x = self.standardiser(check_rows(data, self.dim, self.dtype))
@@ -268,6 +269,17 @@ class ConvexPotentialFlow(nn.Module):
     def settle_at(self) -> float | None:
         """The fraction of training at which ``settle`` is due; None without lifts."""
         return latest_settling(self.blocks)
+
+    @torch.no_grad()
+    def block_inputs(self, batch: Tensor) -> list[Tensor]:
+        """The points (N, d) that each block sees when lifts emit from this batch."""
+        x = self.standardiser(check_rows(batch, self.dim, self.dtype))
+        inputs = []
+        with evaluating(self):
+            for norm, block in self._layers():
+                inputs.append(norm(x))
+                x = emit(block, inputs[-1]).gradient(inputs[-1])
+        return inputs
 
     def _layers(self) -> Iterator[tuple[ActNorm, nn.Module]]:
         """Each block with the norm before it."""

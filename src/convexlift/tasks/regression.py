@@ -130,6 +130,10 @@ class ConvexRegression(nn.Module):
         """The fraction of training at which ``settle`` is due; None without a lift."""
         return latest_settling([self.block])
 
+    def block_inputs(self, batch: Rows) -> list[Tensor]:
+        """The points (N, d) that the block sees when a lift emits from this batch."""
+        return [self._inputs(batch)]
+
     def _value(self, potential: Potential, x: Tensor) -> Tensor:
         """The function in units of y at standardised inputs."""
         return self.target_standardiser.inverse((potential.value(x) + self.intercept)[:, None])[:, 0]

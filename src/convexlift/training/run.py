@@ -116,8 +116,8 @@ class Run:
                 part.attach(self.optimizer)  # type: ignore[operator]
         if saved is not None:
             self._resume(saved)
-        self.good = snapshot(module)  # the module's state at the last evaluation or checkpoint, for divergence
-        self.good_step = self.at.step
+        # What to go back to on divergence: the module at the last evaluation, or at the start.
+        self.good, self.good_step = snapshot(module), self.at.step
         if saved is None:
             self.checkpoint()
 

@@ -1,0 +1,476 @@
+"""The commands, called as a user calls them: what they leave, and one line for everything that is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import convexlift as cl
+from convexlift import saving
+from convexlift.cli import compare as compare_command
+from convexlift.cli import train as train_command
+from convexlift.cli.main import join_lists, main
+from convexlift.experiments import protocol
+from convexlift.tasks import ConvexRegression
+from convexlift.training import History
+
+SMALL = ["--steps", "6", "--hidden", "4", "--depth", "2", "--batch-size", "32"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write_rows(path: str = "rows.csv", columns: int = 2, n: int = 80) -> str:
+    rows = torch.randn(n, columns, generator=torch.Generator().manual_seed(0)).exp()
+    names = ",".join("abcdefgh"[:columns])
+    lines = [",".join(f"{value:.6g}" for value in row) for row in rows.tolist()]
+    Path(path).write_text("\n".join([names, *lines]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a flow on two columns."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_rows(str(folder / "rows.csv"))
+    assert (
+        main(["train", "flow", "--data", str(folder / "rows.csv"), "--out", str(folder / "run"), *SMALL]) == 0
+    )
+    return folder / "run"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# What works.
+
+
+def test_train_evaluate_sample_transform(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {
+        "config.json",
+        "metrics.jsonl",
+        "state.pt",
+        "model.safetensors",
+        "result.json",
+        "loss.svg",
+    } == set(files_of(trained))
+    result = json.loads((trained / "result.json").read_text())
+    assert (result["kind"], result["columns"]) == ("train flow", ["a", "b"])
+    assert result["rows"] == {"train": 72, "validation": 8}
+    assert result["validation"]["mean"] == pytest.approx(result["best_validation"], abs=1e-4)
+
+    data = write_rows()
+    assert main(["evaluate", str(trained), "--data", data]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("mean negative log-likelihood: ") and " ± " in out and "nats (80 rows)" in out
+    assert main(["evaluate", str(trained / "model.safetensors"), "--data", data]) == 0
+    assert capsys.readouterr().out == out
+
+    assert main(["sample", str(trained), "-n", "5", "--out", "new.csv"]) == 0
+    assert main(["sample", str(trained), "-n", "5", "--out", "new.npy"]) == 0
+    assert Path("new.csv").read_text().splitlines()[0] == "a,b"
+    drawn = saving.load(trained / "model.safetensors").sample(5, seed=0)
+    assert np.array_equal(np.load("new.npy"), drawn.numpy())
+
+    assert main(["transform", str(trained), "--data", "new.npy", "--out", "z.npz"]) == 0
+    with torch.no_grad():
+        latent = saving.load(trained / "model.safetensors")(drawn)[0]
+    assert np.allclose(np.load("z.npz")["samples"], latent.numpy())
+
+
+def test_a_finished_run_resumes_to_itself(trained: Path) -> None:
+    before = files_of(trained)["model.safetensors"]
+    data = str(trained.parent / "rows.csv")
+    assert main(["train", "flow", "--data", data, "--out", str(trained), *SMALL, "--resume"]) == 0
+    assert files_of(trained)["model.safetensors"] == before
+
+
+def test_train_density_on_one_of_several_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_rows(columns=3)
+    call = f"train density --data {data} --columns b --out run --source softplus --steps 2 --hidden 4".split()
+    assert main(call) == 0
+    assert main(["evaluate", "run", "--data", data, "--columns", "b"]) == 0
+    assert main(["sample", "run", "-n", "3", "--out", "new.csv"]) == 0
+    assert Path("new.csv").read_text().splitlines()[0] == "b"
+    assert main(["transform", "run", "--data", data, "--columns", "b", "--out", "z.csv"]) == 1
+    assert capsys.readouterr().err == (
+        "error: run holds a LogConcaveDensity; only a flow maps rows to latent points\n"
+    )
+
+
+def test_an_interrupted_training_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_command, "fit", lambda *_, **__: History(stopped="interrupted"))
+    assert main(["train", "flow", "--data", write_rows(), "--out", "run", *SMALL]) == 130
+    assert capsys.readouterr().err == (
+        "interrupted; run keeps the run: the same command with --resume goes on\n"
+    )
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A "quick" budget of milliseconds."""
+    budget = protocol.Budget("quick", 4, 32, (0.01, 0.02), 1, 2, 0, architecture=(("hidden", (4,)),))
+    monkeypatch.setitem(protocol.BUDGETS["density"], "quick", budget)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_compare_and_report(capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["compare", "logistic", "--arms", "softplus", "lift", "--jobs", "1"]
+    assert main([*call, "--out", "first"]) == 0
+    out, err = capsys.readouterr()
+    assert "logistic: excess negative log-likelihood (nats) of frozen models on test rows" in out
+    assert "report: first/report.html" in out
+    assert "[1/4] selection: softplus, rate 0.01" in err
+    assert {"softplus", "lift"} == set(json.loads(Path("first/result.json").read_text())["arms"])
+    assert main([*call, "--seeds", "1", "--rates", "0.01", "--out", "second"]) == 0
+    capsys.readouterr()
+
+    assert main(["report", "first"]) == 0
+    assert main(["report", "first", "second/result.json", "--out", "both.html"]) == 0
+    assert capsys.readouterr().out == "report: first/report.html\nreport: both.html\n"
+    assert "Over 2 problems" in Path("both.html").read_text()
+
+    before = files_of(Path("first"))
+    assert main(["compare", "gumbel", "--out", "first"]) == 1
+    assert capsys.readouterr().err == "error: first holds a comparison on logistic; choose another --out\n"
+    assert files_of(Path("first")) == before
+
+
+def test_an_interrupted_comparison_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_command, "run_comparison", interrupted)
+    assert main(["compare", "gumbel", "--out", "here"]) == 130
+    assert capsys.readouterr().err == (
+        "interrupted; here keeps every finished run: the same command goes on from there\n"
+    )
+
+
+def test_compare_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def noted(problem: str | None, **options: Any) -> None:
+        seen.update(options, problem=problem)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_command, "run_comparison", noted)
+    call = (
+        "compare gumbel --rates 0.01 2e-2 --arms lift,softplus --seeds 3 --budget full --jobs 2 --no-resume"
+    )
+    assert main(call.split()) == 130
+    seen.pop("progress")
+    assert seen == {
+        "problem": "gumbel",
+        "arms": ["lift", "softplus"],
+        "rates": [0.01, 0.02],
+        "seeds": 3,
+        "budget": "full",
+        "data": None,
+        "jobs": 2,
+        "device": "cpu",
+        "out": Path("runs/gumbel"),
+        "resume": False,
+        "fixed_rate": None,
+        "own": None,
+    }
+
+
+def test_lists_of_words() -> None:
+    assert join_lists("compare --rates 1 2 --arms a b --seeds 3".split()) == [
+        *("compare", "--rates", "1,2", "--arms", "a,b", "--seeds", "3"),
+    ]
+    assert join_lists(["--arms", "--rates", "1"]) == ["--arms", "--rates", "1"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["", "--help", "compare --help", "report --help", "train", "train flow --help", "train density --help"]
+    + ["evaluate --help", "sample --help", "transform --help", "data", "data list", "data show logistic"],
+)
+def test_help(call: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(call.split()) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    if "--help" in call:
+        assert "convexlift " in out and "Example" in out
+
+
+# What is wrong with the input.
+
+
+def write(name: str, content: str | bytes) -> str:
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return name
+
+
+def damaged(trained: Path, change: Callable[[bytes], bytes]) -> str:
+    """A copy of a trained model with other bytes."""
+    Path("copy").mkdir()
+    write("copy/model.safetensors", change((trained / "model.safetensors").read_bytes()))
+    return "copy"
+
+
+def other_tool() -> str:
+    save_file({"weight": torch.zeros(2)}, "other.safetensors")
+    return "other.safetensors"
+
+
+def regression() -> str:
+    model = ConvexRegression(cl.ICNN(2, hidden=(4,), seed=0))
+    model.initialise((torch.randn(20, 2), torch.randn(20)))
+    saving.save(model.freeze(torch.randn(20, 2)), "regression.safetensors")
+    return "regression.safetensors"
+
+
+def unfinished(trained: Path) -> str:
+    Path("copy").mkdir()
+    save_file({"x": torch.zeros(2)}, "copy/model.safetensors", {"step": "4", "module": "ConvexPotentialFlow"})
+    return "copy"
+
+
+TRAIN = ["train", "flow", "--out", "out", *SMALL, "--data"]
+NOISE = bytes((37 * k * k + 11 * k) % 256 for k in range(1, 900))
+
+BAD_DATA: dict[str, tuple[Callable[[], str], str]] = {
+    "missing": (lambda: "none.csv", "none.csv does not exist"),
+    "empty": (lambda: write("t.csv", ""), "t.csv is empty"),
+    "one row": (lambda: write("t.csv", "a,b\n1,2\n"), "t.csv has one row; training needs at least two"),
+    "few rows": (lambda: write("t.csv", "1,2\n3,4\n"), "2 rows are too few: 1 would be left to train on"),
+    "NaN": (
+        lambda: write("t.csv", "a,b\n1,2\n3,nan\n"),
+        "t.csv: row 2, column 'b': the value is NaN",
+    ),
+    "infinite": (
+        lambda: write("t.csv", "a,b\ninf,2\n3,4\n"),
+        "t.csv: row 1, column 'a': the value is infinite",
+    ),
+    "constant": (
+        lambda: write("t.csv", "a,b\n1,2\n1,3\n1,4\n"),
+        "t.csv: column 'a' is constant (every value is 1): leave it out with --columns",
+    ),
+    "text": (
+        lambda: write("t.csv", "a,b\n1,2\n3,four\n"),
+        "t.csv: row 2 (line 3), column 'b': 'four' is not a number",
+    ),
+    "random csv": (lambda: write("t.csv", NOISE), "t.csv is not a CSV text file"),
+    "random npy": (lambda: write("t.npy", NOISE), "t.npy is not a readable .npy file of numbers"),
+    "random npz": (lambda: write("t.npz", NOISE), "t.npz is not a readable .npz file of numbers"),
+    "suffix": (lambda: write("t.txt", "1,2\n"), "t.txt is not a .csv, .npy or .npz file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_training_on_bad_data(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make, message = BAD_DATA[case]
+    data = make()
+    assert main([*TRAIN, data]) == 1
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert not Path("out").exists()
+
+
+def test_evaluating_on_bad_data(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for data, message in (
+        (write_rows("wide.csv", columns=3), "expected (N, 2) samples; got (80, 3)"),
+        (write_rows("narrow.csv", columns=1), "expected (N, 2) samples; got (80, 1)"),
+        (write("t.csv", "a,b\n1,nan\n"), "t.csv: row 1, column 'b': the value is NaN"),
+        (write("one.csv", "a,b\n1,2\n"), "one.csv has one row; a standard error needs at least two"),
+    ):
+        assert main(["evaluate", str(trained), "--data", data]) == 1
+        assert capsys.readouterr().err == f"error: {message}\n"
+        if data.endswith(("wide.csv", "t.csv")):
+            assert main(["transform", str(trained), "--data", data, "--out", "z.csv"]) == 1
+            assert capsys.readouterr().err == f"error: {message}\n"
+            assert not Path("z.csv").exists()
+
+
+UNREADABLE = "is not a readable safetensors file (damaged, truncated or of another kind)"
+BAD_MODEL: dict[str, tuple[Callable[[Path], str], str]] = {
+    "truncated": (
+        lambda run: damaged(run, lambda b: b[: len(b) // 2]),
+        f"copy/model.safetensors {UNREADABLE}",
+    ),
+    "random": (lambda run: damaged(run, lambda _: NOISE), f"copy/model.safetensors {UNREADABLE}"),
+    "empty": (lambda run: damaged(run, lambda _: b""), f"copy/model.safetensors {UNREADABLE}"),
+    "other tool": (
+        lambda run: other_tool(),
+        "other.safetensors is not a convexlift model: another program wrote it",
+    ),
+    "other model": (
+        lambda run: regression(),
+        "regression.safetensors holds a ConvexRegression, which is not a density",
+    ),
+    "unfinished": (
+        unfinished,
+        "copy/model.safetensors is a checkpoint of an unfinished training run, not a frozen model",
+    ),
+    "missing": (lambda run: "none", "none does not exist"),
+    "no run": (lambda run: ".", "holds no trained model (there is no model.safetensors in it)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MODEL)
+def test_a_bad_model(case: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make, message = BAD_MODEL[case]
+    run, data = make(trained), write_rows()
+    calls = (
+        ["evaluate", run, "--data", data],
+        ["sample", run, "--out", "new.csv"],
+        ["transform", run, "--data", data, "--out", "new.csv"],
+    )
+    for call in calls:
+        assert main(call) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.endswith(f"{message}\n") and err.count("\n") == 1
+    assert not Path("new.csv").exists()
+
+
+def test_a_truncated_checkpoint_is_not_resumed(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(trained.parent / "rows.csv")
+    Path("run").mkdir()
+    for name, content in files_of(trained).items():
+        write(f"run/{name}", content[:500] if name == "state.pt" else content)
+    before = files_of(Path("run"))
+    assert main(["train", "flow", "--data", data, "--out", "run", *SMALL, "--resume"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: run/state.pt is not a readable checkpoint") and err.count("\n") == 1
+    assert files_of(Path("run")) == before
+
+
+BAD_CALLS: dict[str, tuple[str, int, str]] = {
+    "problem": ("compare digitz", 1, "unknown problem 'digitz'; did you mean 'digits21'?"),
+    "arm": ("compare logistic --arms lfit", 1, "unknown arm 'lfit'; known: projected, softplus"),
+    "arm that is a problem": ("compare gumbel --arms lift logistic", 1, "unknown arm 'logistic'"),
+    "budget": ("compare logistic --budget huge", 1, "unknown budget 'huge'"),
+    "rate": ("compare logistic --rates fast", 1, "--rates: 'fast' is not a number"),
+    "negative rate": ("compare logistic --rates 0", 1, "learning rates must lie in (0, 1]; got 0"),
+    "seeds": ("compare logistic --seeds 0", 2, "Invalid value for '--seeds'"),
+    "device": ("compare logistic --device abacus", 1, "device 'abacus' is unknown or not available"),
+    "needless file": ("compare logistic --data rows.csv", 1, "problem 'logistic' reads no file"),
+    "missing file": ("compare hepmass --data none.npz", 1, "no such file: none.npz"),
+    "own": ("compare --own nothing", 1, "own must be MODULE:FUNCTION; got 'nothing'"),
+    "folder": ("compare logistic --out rows.csv/here", 1, "cannot write into rows.csv/here: Not a directory"),
+    "train folder": (
+        "train flow --data rows.csv --out rows.csv/run",
+        1,
+        "cannot make the folder rows.csv/run",
+    ),
+    "source": ("train flow --data rows.csv --out out --source lfit", 1, "unknown source 'lfit'; known: "),
+    "lr": ("train flow --data rows.csv --out out --lr -1", 1, "--lr must be positive; got -1"),
+    "steps": ("train flow --data rows.csv --out out --steps 0", 2, "Invalid value for '--steps'"),
+    "fraction": (
+        "train flow --data rows.csv --out out --validation-fraction 1.5",
+        1,
+        "--validation-fraction must lie between 0 and 1; got 1.5",
+    ),
+    "train device": (
+        "train flow --data rows.csv --out out --device abacus",
+        1,
+        "cannot use the device 'abacus'",
+    ),
+    "two columns": (
+        "train density --data rows.csv --out out",
+        1,
+        "train density reads one column; rows.csv has 2: choose one with --columns",
+    ),
+    "column": (
+        "train flow --data rows.csv --out out --columns z",
+        1,
+        "rows.csv has no column 'z'; it has a, b",
+    ),
+    "command": ("comprae", 2, "No such command 'comprae'"),
+    "option": ("compare --sneed 3", 2, "No such option"),
+    "no data": ("train flow --out out", 2, "Missing option '--data'"),
+    "report": ("report none", 1, "no comparison at none: none does not exist"),
+    "report of a table": ("report rows.csv", 1, "rows.csv is not readable JSON"),
+    "page": ("report none --out page.txt", 1, "no comparison at none"),
+    "shown problem": ("data show nothing", 1, "unknown problem 'nothing'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_a_bad_call(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    call, code, message = BAD_CALLS[case]
+    write_rows()
+    assert main(call.split()) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {message}") and err.count("\n") == 1
+    assert [path.name for path in Path().iterdir()] == ["rows.csv"]
+
+
+def test_nothing_is_overwritten(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, before = write_rows(), files_of(trained)
+    write("mine.csv", "precious")
+    Path("comparison").mkdir()
+    write("comparison/result.json", '{"schema": 1, "problem": "gumbel", "arms": {}}')
+    for call, message in (
+        (["sample", str(trained), "--out", "mine.csv"], "mine.csv exists; pass --force to replace it"),
+        (
+            ["transform", str(trained), "--data", data, "--out", "mine.csv"],
+            "mine.csv exists; pass --force to replace it",
+        ),
+        (
+            ["train", "flow", "--data", data, "--out", str(trained), *SMALL],
+            f"{trained} holds config.json already; pass --resume to go on with that run, or another --out",
+        ),
+        (
+            ["train", "flow", "--data", data, "--out", "comparison", *SMALL, "--resume"],
+            "comparison holds result.json but no run that could be resumed",
+        ),
+        (
+            ["compare", "logistic", "--out", str(trained)],
+            f"{trained} holds the result of something else; choose another --out",
+        ),
+    ):
+        assert main(call) == 1
+        assert capsys.readouterr().err == f"error: {message}\n"
+    assert Path("mine.csv").read_text() == "precious"
+    assert files_of(trained) == before
+    assert [path.name for path in Path("comparison").iterdir()] == ["result.json"]
+    assert main(["sample", str(trained), "--out", "mine.csv", "--force"]) == 0
+    assert Path("mine.csv").read_text() != "precious"
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    for call in (
+        ["--debug", "evaluate", "none", "--data", "x.csv"],
+        ["evaluate", "none", "--data", "x.csv", "--debug"],
+    ):
+        assert main(call) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("Traceback") and err.endswith("\nerror: none does not exist\n")
+
+
+def test_as_a_process() -> None:
+    wrong = subprocess.run(
+        [sys.executable, "-m", "convexlift", "evaluate", "none", "--data", "rows.csv"],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(Path(cl.__file__).parents[1]), "PATH": "/usr/bin:/bin"},
+    )
+    assert (wrong.returncode, wrong.stdout, wrong.stderr) == (1, "", "error: none does not exist\n")
