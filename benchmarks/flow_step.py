@@ -11,11 +11,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
+import baselines
+import timing
 import torch
 from torch import Tensor
 
-import baselines
-import timing
 from convexlift import ICNN, Potential
 
 Logdet = Callable[[Potential, Tensor], Tensor]
@@ -37,22 +37,26 @@ def loss(potential: Potential, x: Tensor, logdet: Logdet | None) -> Tensor:
 
 
 def disagreement(net: ICNN, x: Tensor) -> float:
-    """Largest relative difference of any parameter's gradient between the closed form and the baselines, in float64."""
+    """Largest relative difference of any parameter's gradient between the closed form and the baselines, in
+    float64."""
     net, x = net.double(), x.double()
     worst = 0.0
     exact = torch.autograd.grad(loss(net.emit(), x, None), list(net.parameters()))
     for baseline in BASELINES.values():
-        for a, b in zip(exact, torch.autograd.grad(loss(net.emit(), x, baseline), list(net.parameters())), strict=True):
+        for a, b in zip(
+            exact, torch.autograd.grad(loss(net.emit(), x, baseline), list(net.parameters())), strict=True
+        ):
             worst = max(worst, float((a - b).abs().max() / b.abs().max()))
     net.float()
     return worst
 
 
 def matrix_flops(dim: int, width: int, depth: int, batch: int) -> float:
-    """Operations of the matrix products of one step: sweeps of values and of Jacobians, Gram matrices, and the backward.
+    """Operations of the matrix products of one step: sweeps of values and of Jacobians, Gram matrices, and
+    the backward.
 
-    A layer's sweep is one product forward and two backward; a Gram matrix one product forward and one (H^{-1} T)
-    backward. Value, reverse sweep and gradient count as three sweeps of one vector.
+    A layer's sweep is one product forward and two backward; a Gram matrix one product forward and one (H^{-1}
+    T) backward. Value, reverse sweep and gradient count as three sweeps of one vector.
     """
     sweep = 2 * batch * width * width * (depth - 1)
     skips = 2 * batch * dim * width * depth
@@ -80,7 +84,9 @@ def main() -> None:
 
         return run
 
-    times = timing.interleaved({OURS: step(None)} | {n: step(f) for n, f in BASELINES.items()}, options.repeats)
+    times = timing.interleaved(
+        {OURS: step(None)} | {n: step(f) for n, f in BASELINES.items()}, options.repeats
+    )
     rate = timing.matrix_rate(options.device)
     flops = matrix_flops(options.dim, options.width, options.depth, options.batch)
     medians = {name: statistics.median(values) for name, values in times.items()}
@@ -95,13 +101,17 @@ def main() -> None:
     fastest = min(BASELINES, key=medians.__getitem__)
     share = floor / medians[OURS]
     print(f"\nfaster than the fastest baseline ({fastest}) by {ratios[fastest]:.2f} times")
-    print(f"floor {floor:.1f} ms ({flops / 1e9:.2f} GFLOP at {rate:.0f} GFLOP/s measured): {share:.0%} of it reached")
+    work = f"{flops / 1e9:.2f} GFLOP at {rate:.0f} GFLOP/s measured"
+    print(f"floor {floor:.1f} ms ({work}): {share:.0%} of it reached")
     print(f"gradients agree to {apart:.1e} (float64, relative)")
     timing.write(
         options.out,
         "python benchmarks/flow_step.py",
         {
-            "shape": {k: getattr(options, k) for k in ("dim", "width", "depth", "batch", "threads", "device", "seed")},
+            "shape": {
+                k: getattr(options, k)
+                for k in ("dim", "width", "depth", "batch", "threads", "device", "seed")
+            },
             "ms": medians,
             "ratio": ratios,
             "fastest_baseline": fastest,

@@ -11,15 +11,19 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import timing
 import torch
 
-import timing
 from convexlift import ICNN, Lift, Softplus
 from convexlift.sources import WeightSource
 from convexlift.training.optimisation import make_optimizer, parameter_groups
 
 NETWORKS = {"128 x 3": (128,) * 3, "512 x 5": (512,) * 5}
-SOURCES: dict[str, Callable[[ICNN], WeightSource]] = {"softplus": Softplus, "lift": Lift, "lift-reference": Lift.reference}
+SOURCES: dict[str, Callable[[ICNN], WeightSource]] = {
+    "softplus": Softplus,
+    "lift": Lift,
+    "lift-reference": Lift.reference,
+}
 DIM, BATCH = 21, 256
 # The reference emits every weight from a dense readout: 107 million parameters at 512 x 5.
 TOO_LARGE = {("512 x 5", "lift-reference")}
@@ -48,9 +52,19 @@ def main() -> None:
         times = timing.interleaved(sides, options.repeats * 4, warmup=10)
         for name in sides:
             ms, share = statistics.median(times[name]), timing.ratio(times, name, "softplus")
-            rows[f"{network} {name}"] = {"ms": ms, "ratio_to_softplus": share, "parameters_over_network": sizes[name]}
+            rows[f"{network} {name}"] = {
+                "ms": ms,
+                "ratio_to_softplus": share,
+                "parameters_over_network": sizes[name],
+            }
             print(f"{network:10}{name:16}{ms:8.2f}{share:8.2f}{sizes[name]:24.2f}")
-    shape = {"dim": DIM, "batch": BATCH, "threads": options.threads, "device": options.device, "seed": options.seed}
+    shape = {
+        "dim": DIM,
+        "batch": BATCH,
+        "threads": options.threads,
+        "device": options.device,
+        "seed": options.seed,
+    }
     timing.write(options.out, "python benchmarks/lift_step.py", {"shape": shape, "rows": rows})
 
 

@@ -15,7 +15,9 @@ import torch
 from convexlift.training.environment import environment
 
 
-def interleaved(sides: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 3) -> dict[str, list[float]]:
+def interleaved(
+    sides: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 3
+) -> dict[str, list[float]]:
     """Milliseconds of each side, ``repeats`` times in turn: A B C A B C ..."""
     for side in sides.values():
         for _ in range(warmup):
@@ -58,7 +60,9 @@ def write(path: Path | None, command: str, result: dict[str, Any]) -> None:
     """Write a result with the command and the environment that made it."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"command": command, **result, "environment": environment()}, indent=1) + "\n")
+        path.write_text(
+            json.dumps({"command": command, **result, "environment": environment()}, indent=1) + "\n"
+        )
         print(f"\nwritten to {path}")
 
 

@@ -35,8 +35,8 @@ def comparison(result: dict[str, Any]) -> str:
             difference = f"{pair['mean']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
         half = arm["half_budget"]["mean"]
         test = f"{arm['test']['mean']:.{digits}f} ± {arm['test']['sem']:.{digits}f}"
-        row = f"| {name} | {test} | {difference} | {half:.{digits}f} | {arm['lr']:g} | {arm['ms_per_step']:.1f} |"
-        lines.append(row)
+        cells = (name, test, difference, f"{half:.{digits}f}", f"{arm['lr']:g}", f"{arm['ms_per_step']:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -10,9 +10,9 @@ from torch import nn
 def freeze(module: nn.Module, data: Any = None) -> Any:
     """The trained model as plain networks with fixed weights: one convex function, or one density.
 
-    Every weight source in it emits once, from the training data where it is a lift, and gives way to the plain
-    architecture; nothing in the result asks for a gradient. The smallest constrained weight is checked to be
-    non-negative, now and whenever the result's ``state_dict`` is loaded.
+    Every weight source in it emits once, from the training data where it is a lift, and gives way to the
+    plain architecture; nothing in the result asks for a gradient. The smallest constrained weight is checked
+    to be non-negative, now and whenever the result's ``state_dict`` is loaded.
 
     Args:
         module: an architecture, a weight source or a task.

@@ -22,7 +22,8 @@ DETERMINISTIC_BELOW = 0.001
 
 @torch.no_grad()
 def emission_noise(model: nn.Module, batches: Iterable[Any]) -> float:
-    """Median over constrained weights of sd_batch(W) / mean(W): how much the emitted weights move from batch to batch.
+    """Median over constrained weights of sd_batch(W) / mean(W): how much the emitted weights move from batch
+    to batch.
 
     Args:
         model: a weight source, or a task that holds some.
@@ -44,11 +45,13 @@ def emission_noise(model: nn.Module, batches: Iterable[Any]) -> float:
         0.0
     """
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    first = None
+    first = torch.zeros(())
     with _evaluating(model):
         for batch in batches:
-            weights = torch.cat([w.flatten().double() for _, ws in _emissions(model, batch) for w in ws.values()])
-            first = weights if first is None else first
+            weights = torch.cat(
+                [w.flatten().double() for _, ws in _emissions(model, batch) for w in ws.values()]
+            )
+            first = weights if count == 0 else first
             # Deviations from the first emission: no cancellation when the noise is small.
             total, squares, count = total + (weights - first), squares + (weights - first).square(), count + 1
     if count < 2:
@@ -63,8 +66,9 @@ def step_amplification(model: nn.Module, batches: Iterable[Any]) -> float:
     """How many times farther one Adam step moves a latent weight than it would move a direct parameter.
 
     Adam moves every parameter by about the learning rate, so theta_j = b_j + (R s)_j moves by about
-    lr sum_p |d theta_j / d p| over the slack and the readout's parameters p. For a dense readout of scale c this is
-    1 + c |s_bar|_1. The median over latents, at the mean summary s_bar of the batches; 1.0 without a lift.
+    lr sum_p |d theta_j / d p| over the slack and the readout's parameters p. For a dense readout of scale c
+    this is 1 + c |s_bar|_1. The median over latents, at the mean summary s_bar of the batches; 1.0 without a
+    lift.
 
     Example:
         >>> import convexlift as cl
@@ -99,7 +103,8 @@ class Shoulder:
         share: share of latents with psi' <= 0.05 (0 for projection, whose slope is one).
         at_zero: share of weights at exactly zero.
         fan_in_weight: median of fan_in * W, which does not depend on the width as the bare weight does.
-        relative_speed: median of psi'(v) / psi(v), the relative change of a weight for a unit step of its latent.
+        relative_speed: median of psi'(v) / psi(v), the relative change of a weight for a unit step of its
+            latent.
     """
 
     share: float
@@ -163,7 +168,7 @@ def _blocks(model: nn.Module, batch: Any) -> Iterator[tuple[WeightSource, Tensor
     inputs: Callable[[Any], list[Tensor]] | None = getattr(model, "block_inputs", None)
     if inputs is None:
         raise TypeError(f"expected a weight source or a task of weight sources; got {type(model).__name__}")
-    blocks: list[nn.Module] = list(getattr(model, "blocks", ()) or [model.block])  # type: ignore[list-item]
+    blocks: list[nn.Module] = list(getattr(model, "blocks", ()) or [model.block])
     seen = [None] * len(blocks) if batch is None else inputs(batch)
     for block, points in zip(blocks, seen, strict=True):
         if isinstance(block, WeightSource):

@@ -37,11 +37,17 @@ def pre_activations(net: ICNN, x: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("activation", ["softplus", "relu"])
-def test_principled_keeps_mean_zero_and_variance_one_through_sixteen_layers(skip: bool, activation: str) -> None:
+def test_principled_keeps_mean_zero_and_variance_one_through_sixteen_layers(
+    skip: bool, activation: str
+) -> None:
     means, variances = [], []
     for seed in range(30):
-        net = ICNN(8, hidden=(64,) * 16, init="principled", activation=activation, skip=skip, seed=seed).double()
-        fresh = torch.randn(1024, 8, generator=torch.Generator().manual_seed(1000 + seed), dtype=torch.float64)
+        net = ICNN(
+            8, hidden=(64,) * 16, init="principled", activation=activation, skip=skip, seed=seed
+        ).double()
+        fresh = torch.randn(
+            1024, 8, generator=torch.Generator().manual_seed(1000 + seed), dtype=torch.float64
+        )
         layers = pre_activations(net, fresh)
         means.append([float(u.mean()) for u in layers])
         variances.append([float(u.var(0).mean()) for u in layers])
@@ -50,7 +56,8 @@ def test_principled_keeps_mean_zero_and_variance_one_through_sixteen_layers(skip
 
 
 def test_principled_moments_keep_relu_statistics() -> None:
-    """Without calibration: the derived mean, variance and bias give mean 0, variance 1, correlation 1/2 to a ReLU layer."""
+    """Without calibration: the derived mean, variance and bias give mean 0, variance 1, correlation 1/2 to
+    a ReLU layer."""
     n, generator = 400, torch.Generator().manual_seed(0)
     shared = torch.randn(4000, 1, generator=generator, dtype=torch.float64)
     own = torch.randn(4000, n, generator=generator, dtype=torch.float64)
@@ -134,7 +141,10 @@ def test_loading_a_negative_weight_is_refused_and_changes_nothing() -> None:
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"skip": False, "strong_convexity": 0.0}, {"quadratic_rank": 2, "learn_strong_convexity": False}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"skip": False, "strong_convexity": 0.0}, {"quadratic_rank": 2, "learn_strong_convexity": False}],
+)
 def test_config_rebuilds_the_architecture(options: dict[str, object]) -> None:
     net = ICNN(3, hidden=(8, 8), seed=0, sharpness=2.0, **options)  # type: ignore[arg-type]
     again = ICNN(**net.config())

@@ -24,7 +24,7 @@ def test_sharp_softplus_tends_to_relu() -> None:
     torch.testing.assert_close(softplus(200.0).value(u), u.relu(), atol=4e-3, rtol=0)
 
 
-IDENTITY = dict(value=lambda u: u * 1, slope=torch.ones_like, curvature=torch.zeros_like)
+IDENTITY = {"value": lambda u: u * 1, "slope": torch.ones_like, "curvature": torch.zeros_like}
 
 
 @pytest.mark.parametrize(
@@ -32,10 +32,17 @@ IDENTITY = dict(value=lambda u: u * 1, slope=torch.ones_like, curvature=torch.ze
     [
         ({"value": lambda u: -u, "slope": lambda u: -torch.ones_like(u)}, "is not non-decreasing: slope -1"),
         (
-            {"value": torch.tanh, "slope": lambda u: 1 - u.tanh() ** 2, "curvature": lambda u: -2 * u.tanh() * (1 - u.tanh() ** 2)},
+            {
+                "value": torch.tanh,
+                "slope": lambda u: 1 - u.tanh() ** 2,
+                "curvature": lambda u: -2 * u.tanh() * (1 - u.tanh() ** 2),
+            },
             "is not convex: curvature",
         ),
-        ({"slope": lambda u: 2 * torch.ones_like(u)}, "its slope at u = .* is 2, automatic differentiation gives 1"),
+        (
+            {"slope": lambda u: 2 * torch.ones_like(u)},
+            "its slope at u = .* is 2, automatic differentiation gives 1",
+        ),
         ({"value": torch.nn.functional.softplus, "slope": torch.sigmoid}, "its curvature at u = "),
         ({"value": lambda u: u.sum()}, "value is not elementwise and finite"),
     ],

@@ -42,9 +42,15 @@ def exact_derivatives(f: object, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     ("activation", "depth", "skip", "rank"),
-    [*itertools.product(SMOOTH, range(1, 7), (True, False), (0,)), ("softplus", 3, True, 2), ("softplus", 1, False, 1)],
+    [
+        *itertools.product(SMOOTH, range(1, 7), (True, False), (0,)),
+        ("softplus", 3, True, 2),
+        ("softplus", 1, False, 1),
+    ],
 )
-def test_closed_forms_agree_with_automatic_differentiation(activation: str, depth: int, skip: bool, rank: int) -> None:
+def test_closed_forms_agree_with_automatic_differentiation(
+    activation: str, depth: int, skip: bool, rank: int
+) -> None:
     f = net(depth, activation=SMOOTH[activation], skip=skip, quadratic_rank=rank).emit()
     generator = torch.Generator().manual_seed(1)
     x, v = (torch.randn(6, 4, dtype=torch.float64, generator=generator) for _ in range(2))

@@ -63,7 +63,9 @@ def test_conjugate_value_is_differentiable_by_danskin() -> None:
 def test_rows_that_do_not_converge_are_flagged() -> None:
     # Targets beyond the range of tanh have no preimage.
     y = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
-    found = invert_gradient(torch.tanh, lambda x: (1 - x.tanh() ** 2).unsqueeze(2) + 1e-12, y, max_iterations=40)
+    found = invert_gradient(
+        torch.tanh, lambda x: (1 - x.tanh() ** 2).unsqueeze(2) + 1e-12, y, max_iterations=40
+    )
     assert found.converged.tolist() == [True, False]
     assert float(found.residual[1]) > 0.1
 

@@ -215,7 +215,18 @@ def test_a_lift_without_noise_is_called_deterministic() -> None:
     assert answer(result, "random").startswith("lift: yes. Its weights vary from batch to batch by 3.1 %")
     result["arms"]["lift"]["emission_noise"] = {"start": 0.0003, "middle": 0.0002, "end": 0.0}
     told = answer(result, "random")
-    assert "lift: no." in told and "below 0.001: deterministic in effect" in told
+    assert "(0.030 % at the start and 0.020 % at the middle)" in told
+    assert "lift: no." in told and "below 0.1 %: deterministic in effect" in told
+
+
+def test_a_lift_that_falls_silent_is_random_only_at_first() -> None:
+    result = made_up_result()
+    result["arms"]["lift"]["emission_noise"] = {"start": 0.0085, "middle": 0.0004, "end": 0.0005}
+    told = answer(result, "random")
+    assert (
+        told.startswith("lift: only at the start.")
+        and "0.85 % at the start and 0.040 % at the middle" in told
+    )
 
 
 def test_the_cost_the_common_rate_the_edge_and_the_baselines() -> None:
@@ -228,7 +239,7 @@ def test_the_cost_the_common_rate_the_edge_and_the_baselines() -> None:
     assert answer(result, "Did every arm have its best rate") == ""
     result["protocol"]["on_edge"] = {"lift": "highest", "squared": "lowest"}
     assert answer(result, "Did every arm have its best rate") == (
-        "Not surely: squared did best at the lowest rate tried and lift did best at the highest rate tried, "
+        "Not surely: squared did best at the lowest rate and lift did best at the highest rate tried, "
         "so another rate may do better."
     )
 
@@ -291,7 +302,7 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     assert sum(tag == "figure" for tag, _ in page.tags) == 6
     words = " ".join(page.text)
-    for needed in ("23.3", "minus lift", "0.016", "12.4", "104,321", "0.031 → 0.024 → 0", "2.0 → 12 %"):
+    for needed in ("23.3", "minus lift", "0.016", "12.4", "104,321", "3.1 → 2.4 → 0 %", "2.0 → 12 %"):
         assert needed in words, needed
     assert "convexlift compare made-up --budget standard" in words
     assert "Every arm at the one rate 0.001" in words

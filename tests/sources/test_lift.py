@@ -28,7 +28,9 @@ def outer(source: Lift, batch: Tensor | None) -> Tensor:
     return source.weights(batch)["outer"].detach()
 
 
-@pytest.mark.parametrize("options", [{}, {"summary": "moments"}, {"readout": "dense"}, {"standardise": "centred"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"summary": "moments"}, {"readout": "dense"}, {"standardise": "centred"}]
+)
 def test_the_emission_depends_on_the_batch_but_not_on_its_order(options: dict[str, object]) -> None:
     source = lift(**options).double().eval()
     x = data(50).double()
@@ -220,8 +222,11 @@ def test_a_lifted_net_of_512_by_5_is_not_much_larger_than_the_net() -> None:
         ({"targets": "some"}, "unknown targets 'some'"),
         ({"psi": "exp"}, "unknown psi 'exp'; known: softplus, square"),
         ({"readout_scale": -1.0}, 'readout_scale must be positive or "fan_in"; got -1.0'),
-        ({"readout_scale": "width"}, 'readout_scale must be positive or "fan_in"; got \'width\''),
-        ({"settle_window": (0.9, 0.5)}, r"settle_window must be two increasing fractions of training; got \(0.9, 0.5\)"),
+        ({"readout_scale": "width"}, "readout_scale must be positive or \"fan_in\"; got 'width'"),
+        (
+            {"settle_window": (0.9, 0.5)},
+            r"settle_window must be two increasing fractions of training; got \(0.9, 0.5\)",
+        ),
     ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:
@@ -249,7 +254,7 @@ def test_step_amplification_of_a_dense_readout_is_one_plus_the_summarys_norm() -
 
 def test_step_amplification_of_a_factored_readout_is_what_a_sign_step_does() -> None:
     source, x = lift().double().eval(), data(100).double()
-    parameters = [p for p in (*source.slack, *source.readout.parameters())]
+    parameters = [*source.slack, *source.readout.parameters()]
     reach = []
     with torch.no_grad():
         summary = source.summary(x)

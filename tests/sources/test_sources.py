@@ -67,7 +67,9 @@ def test_the_effective_start_is_the_networks(make: Callable[[nn.Module], WeightS
 
 
 @EVERY
-def test_trained_weights_are_nonnegative_and_the_function_convex(make: Callable[[nn.Module], WeightSource]) -> None:
+def test_trained_weights_are_nonnegative_and_the_function_convex(
+    make: Callable[[nn.Module], WeightSource],
+) -> None:
     source, x = make(network(strong_convexity=0.0)), data()
     source.initialise(x)
     train(source)
@@ -88,7 +90,9 @@ def test_freezing_gives_the_plain_network_that_was_emitted(make: Callable[[nn.Mo
 
 
 @EVERY
-def test_the_source_owns_a_copy_without_the_constrained_tensors(make: Callable[[nn.Module], WeightSource]) -> None:
+def test_the_source_owns_a_copy_without_the_constrained_tensors(
+    make: Callable[[nn.Module], WeightSource],
+) -> None:
     net = network()
     source = make(net)
     held = {name for name, _ in source.architecture.named_parameters()}
@@ -132,9 +136,12 @@ def test_every_trainable_parameter_gets_a_gradient(make: Callable[[nn.Module], W
 
 
 @pytest.mark.parametrize(
-    ("weight", "make"), [(0.0, Softplus), (0.0, Squared), (0.0, Projected), (1e-4, Softplus), (30.0, Softplus)]
+    ("weight", "make"),
+    [(0.0, Softplus), (0.0, Squared), (0.0, Projected), (1e-4, Softplus), (30.0, Softplus)],
 )
-def test_small_zero_and_large_starting_weights(weight: float, make: Callable[[nn.Module], WeightSource]) -> None:
+def test_small_zero_and_large_starting_weights(
+    weight: float, make: Callable[[nn.Module], WeightSource]
+) -> None:
     net = network()
     with torch.no_grad():
         net.outer.fill_(weight)
@@ -152,7 +159,9 @@ def test_squared_moves_by_exponentiated_gradient_to_first_order() -> None:
     with torch.no_grad():
         source.latents[-1] -= lr * gradient
     on_weight = gradient / (source.latents[-1].detach() / 2)
-    torch.testing.assert_close(source.weights()["outer"], before * torch.exp(-lr * on_weight), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        source.weights()["outer"], before * torch.exp(-lr * on_weight), rtol=1e-6, atol=0
+    )
     assert weights.shape == before.shape
 
 
@@ -160,7 +169,9 @@ def test_projected_refuses_negative_weights_until_projected() -> None:
     source, x = Projected(network()), data()
     with torch.no_grad():
         source.latents[0][0, 0] = -0.25
-    with pytest.raises(ValueError, match=r"'inner.0' must be non-negative; its smallest entry is -0.25: attach\(optimizer\)"):
+    with pytest.raises(
+        ValueError, match=r"'inner.0' must be non-negative; its smallest entry is -0.25: attach\(optimizer\)"
+    ):
         source(x)
     source.project()
     assert float(source.weights()["inner.0"].detach()[0, 0]) == 0.0
@@ -192,7 +203,9 @@ class Monotone(nn.Module):
         return self.last(torch.tanh(self.first(x))).squeeze(1)
 
 
-@pytest.mark.parametrize("make", [Projected, Softplus, Squared, lambda m, names: Lift(m, names, dim=3, seed=0)])
+@pytest.mark.parametrize(
+    "make", [Projected, Softplus, Squared, lambda m, names: Lift(m, names, dim=3, seed=0)]
+)
 def test_any_module_can_be_lifted(make: Callable[..., WeightSource]) -> None:
     module, x = Monotone(), data()
     names = ["first.weight", "last.weight"]

@@ -29,8 +29,10 @@ class ICNN(nn.Module):
     f(x) = w . s(u_L) + a . x + (alpha/2) |x|^2 + (1/2) |Q x|^2,
 
     convex in x because s is convex and non-decreasing and every W_l and w is non-negative. The network
-    declares which of its tensors must be non-negative (``nonnegative``) and knows nothing of how they are kept
-    so: wrap it in a weight source (``Lift``, ``Softplus``, ``Projected``, ``Squared``) to train it. Bare, it emits
+    declares which of its tensors must be non-negative (``nonnegative``) and knows nothing of how they are
+    kept
+    so: wrap it in a weight source (``Lift``, ``Softplus``, ``Projected``, ``Squared``) to train it. Bare, it
+        emits
     the weights it has.
 
     Args:
@@ -160,11 +162,11 @@ class ICNN(nn.Module):
             u = torch.stack([inputs @ weight.T for weight, inputs in incoming]).sum(0)
             deviation = u.std(0).clamp_min(torch.finfo(u.dtype).tiny)
             for weight, _ in incoming:
-                weight /= deviation[:, None]
+                weight.div_(deviation[:, None])
             bias.copy_(-u.mean(0) / deviation)
             z = self.activation.value(u / deviation + bias)
         if z is not None:
-            self.outer /= (z @ self.outer).std().clamp_min(torch.finfo(z.dtype).tiny)
+            self.outer.div_((z @ self.outer).std().clamp_min(torch.finfo(z.dtype).tiny))
         return self
 
     def config(self) -> dict[str, Any]:
@@ -265,7 +267,3 @@ def _sizes(dim: int, hidden: Sequence[int]) -> tuple[int, tuple[int, ...]]:
     if not widths or min(widths) < 1:
         raise ValueError(f"hidden must be a non-empty sequence of positive widths; got {tuple(hidden)}")
     return int(dim), widths
-
-
-
-

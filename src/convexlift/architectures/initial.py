@@ -22,10 +22,11 @@ def initial_tensors(
     """Draw the tensors of an ICNN by name, in float64.
 
     - ``"fan_in"``: W_ij uniform on (0, 2/fan_in), so that a layer averages; the rest as ``torch.nn.Linear``.
-    - ``"folded_normal"``: W_ij = |N(0, pi/(2 fan_in))|, zero biases, Xavier-uniform skips (the lift's reference).
-    - ``"principled"``: log-normal W_ij and a negative bias for which pre-activations of a ReLU network keep mean 0,
-      variance 1 and correlation 1/2 (Hoedt and Klambauer, NeurIPS 2023); ``ICNN.calibrate`` then corrects each layer
-      on data, so that it holds for other activations and skips too.
+    - ``"folded_normal"``: W_ij = |N(0, pi/(2 fan_in))|, zero biases, Xavier-uniform skips (the lift's
+      reference).
+    - ``"principled"``: log-normal W_ij and a negative bias for which pre-activations of a ReLU network keep
+      mean 0, variance 1 and correlation 1/2 (Hoedt and Klambauer, NeurIPS 2023); ``ICNN.calibrate`` then
+      corrects each layer on data, so that it holds for other activations and skips too.
     - ``"identity"``: as ``"fan_in"``, with the last layer scaled by 1e-3.
 
     Raises:

@@ -30,7 +30,8 @@ class Calculus(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Potential:
-    """A convex function f: R^d -> R with its derivatives, differentiable in the tensors by one ordinary backward.
+    """A convex function f: R^d -> R with its derivatives, differentiable in the tensors by one ordinary
+    backward.
 
     A potential is what a weight source emits. It is never stored on a module: it may hold tensors that
     belong to a graph.
@@ -113,9 +114,13 @@ class Potential:
         """
         self._strong("inverse")
         start = None if start is None else self._check(start)
-        return solve.invert_gradient(self.gradient, self.hessian, self._check(y), start=start, tolerance=tolerance)
+        return solve.invert_gradient(
+            self.gradient, self.hessian, self._check(y), start=start, tolerance=tolerance
+        )
 
-    def conjugate(self, y: Tensor, *, start: Tensor | None = None, tolerance: float | None = None) -> Solution:
+    def conjugate(
+        self, y: Tensor, *, start: Tensor | None = None, tolerance: float | None = None
+    ) -> Solution:
         """f*(y) = sup_x <x, y> - f(x), with bounds on both sides.
 
         An inexact maximiser gives ``value`` <= f*(y) <= ``upper`` = value + |grad f(x) - y|^2 / (2 alpha).
@@ -129,7 +134,9 @@ class Potential:
         value = (found.x * y).sum(1) - self.value(found.x)
         with torch.no_grad():
             gap = (self.gradient(found.x) - y).square().sum(1) / (2 * alpha)
-        return Solution(found.x, found.residual, found.iterations, found.converged, value, value.detach() + gap)
+        return Solution(
+            found.x, found.residual, found.iterations, found.converged, value, value.detach() + gap
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.value(x)

@@ -33,7 +33,8 @@ class Activation:
         ValueError: s decreases or is concave somewhere, or a derivative is wrong.
 
     Example:
-        >>> square = Activation("half-square", lambda u: u.relu() ** 2 / 2, torch.relu, lambda u: (u > 0).to(u))
+        >>> step = lambda u: (u > 0).to(u)
+        >>> square = Activation("half-square", lambda u: u.relu() ** 2 / 2, torch.relu, step)
         >>> square.value(torch.tensor([-1.0, 2.0]))
         tensor([0., 2.])
         >>> Activation("sine", torch.sin, torch.cos, lambda u: -torch.sin(u))
@@ -163,7 +164,9 @@ def activation(choice: str | Activation, sharpness: float | None = None) -> Acti
         if sharp:
             raise ValueError("relu has no sharpness")
         return relu()
-    raise ValueError(f"unknown activation {choice!r}; known: softplus, smooth_squared_relu, relu, or an Activation")
+    raise ValueError(
+        f"unknown activation {choice!r}; known: softplus, smooth_squared_relu, relu, or an Activation"
+    )
 
 
 def _positive(sharpness: float) -> float:

@@ -169,7 +169,9 @@ def reverse_sweep(layers: Layers, slopes: Sequence[Tensor]) -> list[Tensor]:
     return outers[::-1]
 
 
-def assemble_gradient(x: Tensor, layers: Layers, slopes: Sequence[Tensor], outers: Sequence[Tensor]) -> Tensor:
+def assemble_gradient(
+    x: Tensor, layers: Layers, slopes: Sequence[Tensor], outers: Sequence[Tensor]
+) -> Tensor:
     """The gradient from the two sweeps."""
     out = _quadratic(x, layers)
     if layers.linear is not None:

@@ -43,12 +43,13 @@ def hessian_logdet(x: Tensor, layers: Layers, slopes: list[Tensor], bends: list[
 
 
 class _HessianLogdet(torch.autograd.Function):
-    """Inputs: depth, B (d, d), then s'_1 .. s'_{L-1}, c_1 .. c_L, W_1 .. W_{L-1}, A_1 .. A_L (empty if absent)."""
+    """Inputs: depth, B (d, d), then s'_1 .. s'_{L-1}, c_1 .. c_L, W_1 .. W_{L-1}, A_1 .. A_L (empty if
+    absent)."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(depth: int, base: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(depth: int, base: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         hessian, through, scaled = _hessian(depth, base, tensors)
         factor, info = torch.linalg.cholesky_ex(hessian)
         if _may_branch(info):

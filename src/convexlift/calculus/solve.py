@@ -51,10 +51,10 @@ def invert_gradient(
 ) -> Solution:
     """Solve grad f(x) = y for strongly convex f, all rows at once.
 
-    Newton's direction d = H^{-1} (y - grad f) shortens |grad f - y| at rate |grad f - y|, so the step is halved until
-    |grad f(x + t d) - y| <= (1 - t/4) |grad f(x) - y|. Only rows still active are evaluated; a row stops when it
-    reaches the tolerance, or when no step shortens the residual any more (then it is not flagged as converged,
-    unless it is within the tolerance).
+    Newton's direction d = H^{-1} (y - grad f) shortens |grad f - y| at rate |grad f - y|, so the step is
+    halved until |grad f(x + t d) - y| <= (1 - t/4) |grad f(x) - y|. Only rows still active are evaluated; a
+    row stops when it reaches the tolerance, or when no step shortens the residual any more (then it is not
+    flagged as converged, unless it is within the tolerance).
 
     Args:
         gradient: (N, d) -> (N, d).

@@ -218,7 +218,7 @@ def _arms_table(section: Result, look: dict[str, Style], caption: str) -> str:
         ("parameters", lambda arm: f"{int(arm['parameters']):,}" if arm.get("parameters") else "–"),
         (
             "emission noise<br><small>start → mid → end</small>",
-            lambda arm: _phases(arm.get("emission_noise"), ("start", "middle", "end")),
+            lambda arm: _phases(arm.get("emission_noise"), ("start", "middle", "end"), percent=True),
         ),
         (
             "on the shoulder<br><small>start → end</small>",
@@ -355,7 +355,7 @@ only when these intervals leave out zero, and a tie otherwise. They are not corr
 arms.</p>
 <p><b>Half the steps</b>: separate runs with half the budget. <b>Equal time</b>: the loss at the moment
 when the fastest arm ends. <b>Emission noise</b>: the deviation of a weight from batch to batch over its
-mean, the median over weights; its end is just before the weights settle, and below 0.001 a lift is
+mean, the median over weights; its end is just before the weights settle, and below 0.1 % (0.001) a lift is
 deterministic in effect. <b>On the shoulder</b>: the share of weights whose gradient the reparametrisation
 damps at least twentyfold. <b>Relative speed</b>: the relative change of a weight for a unit change of its
 latent. <b>Step amplification</b>: how much further an optimiser step moves the lift's latent weights than

@@ -248,8 +248,12 @@ def _edges(result: Result) -> str:
     """Said only where the grid of rates ended too early."""
     edges = (result.get("protocol") or {}).get("on_edge") or {}
     sides = {side: [name for name in edges if edges[name] == side] for side in ("lowest", "highest")}
-    told = [f"{listed(names)} did best at the {side} rate tried" for side, names in sides.items() if names]
-    return f"Not surely: {' and '.join(told)}, so another rate may do better." if told else ""
+    told = [
+        f"{'every arm' if len(names) == len(result['arms']) else listed(names)} did best at the {side} rate"
+        for side, names in sides.items()
+        if names
+    ]
+    return f"Not surely: {' and '.join(told)} tried, so another rate may do better." if told else ""
 
 
 def _lift_helps(result: Result) -> str:
@@ -314,21 +318,24 @@ def _noise(result: Result) -> str:
     told = []
     for name, arm in result["arms"].items():
         noise = arm.get("emission_noise") or {}
-        phases = [
-            (phase, value) for phase in ("start", "middle") if (value := finite(noise.get(phase))) is not None
-        ]
+        phases = {at: value for at in ("start", "middle") if (value := finite(noise.get(at))) is not None}
         if not phases:
             continue
-        if max(value for _, value in phases) < DETERMINISTIC_BELOW:
-            levels = listed([f"{short(value)} at the {phase}" for phase, value in phases])
-            told.append(
-                f"{name}: no. Its emission noise ({levels}) is below {DETERMINISTIC_BELOW:g}: deterministic "
-                "in effect, so whatever it gains does not come from the batch."
-            )
-        else:
-            levels = listed([f"{short(100 * value)} % at the {phase}" for phase, value in phases])
+        levels = listed([f"{short(100 * value)} % at the {at}" for at, value in phases.items()])
+        silent = [at for at, value in phases.items() if value < DETERMINISTIC_BELOW]
+        if not silent:
             told.append(
                 f"{name}: yes. Its weights vary from batch to batch by {levels} (median over weights)."
+            )
+        elif len(silent) == len(phases):
+            told.append(
+                f"{name}: no. Its emission noise ({levels}) is below 0.1 %: deterministic in effect, so "
+                "whatever it gains does not come from the batch."
+            )
+        else:
+            told.append(
+                f"{name}: only at the {'middle' if silent == ['start'] else 'start'}. Its weights vary from "
+                f"batch to batch by {levels}; below 0.1 % it is deterministic in effect."
             )
     return " ".join(told)
 

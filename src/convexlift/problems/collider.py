@@ -28,8 +28,8 @@ from .problem import Problem
 
 RESONANCE, TOP, W = (1000.0, 20.0), (173.0, 1.4), (80.4, 2.1)  # mass, width
 BOTTOM = 4.7
-VALIDATION_ROWS = 2_000
-TEST_ROWS = 5_000
+VALIDATION_ROWS = 1_000
+TEST_ROWS = 4_000
 ARCHITECTURE = {"hidden": (64, 64, 64, 64)}
 NAMES = (
     *("lepton pt", "lepton eta", "lepton phi", "missing pt", "missing phi"),
@@ -205,12 +205,12 @@ def _neutrino(lepton: Tensor, missing: Tensor) -> Tensor:
 
 
 def collider() -> Problem:
-    """The simulated collider problem: fresh training events, 2,000 validation and 5,000 test events.
+    """The simulated collider problem: fresh training events, 1,000 validation and 4,000 test events.
 
     Example:
         >>> events = collider()
         >>> events.dim, tuple(events.test.shape)
-        (21, (5000, 21))
+        (21, (4000, 21))
     """
     return Problem(
         name="collider",

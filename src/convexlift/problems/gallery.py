@@ -19,8 +19,8 @@ from convexlift.training.batches import Sampler
 
 from .problem import Problem
 
-VALIDATION_ROWS = 4_000
-TEST_ROWS = 10_000
+VALIDATION_ROWS = 2_000
+TEST_ROWS = 5_000
 # The strong convexity gives Gaussian tails, so it stays small beside the exponential tails of the targets.
 ARCHITECTURE = {"hidden": (64, 64, 64), "strong_convexity": 0.02}
 
@@ -149,12 +149,12 @@ def _panels(edges: tuple[float, ...], counts: tuple[int, ...]) -> tuple[Tensor, 
 
 
 def gallery_problem(name: str) -> Problem:
-    """The gallery problem of that name: fresh training draws, 4,000 validation and 10,000 test rows.
+    """The gallery problem of that name: fresh training draws, 2,000 validation and 5,000 test rows.
 
     Example:
         >>> laplace = gallery_problem("laplace")
         >>> round(laplace.entropy, 4), tuple(laplace.test.shape)
-        (1.6931, (10000, 1))
+        (1.6931, (5000, 1))
     """
     density = DENSITIES[name]
 

@@ -12,8 +12,8 @@ from convexlift.training.batches import Sampler
 
 from .problem import Problem
 
-VALIDATION_ROWS = 2_000
-TEST_ROWS = 5_000
+VALIDATION_ROWS = 1_000
+TEST_ROWS = 4_000
 ARCHITECTURE = {"hidden": (64, 64, 64)}
 
 Draw = Callable[[int, torch.Generator | None], Tensor]
@@ -80,11 +80,11 @@ TOYS: dict[str, Draw] = {
 
 
 def toy_problem(name: str) -> Problem:
-    """The toy of that name as a flow problem: fresh training draws, 2,000 validation and 5,000 test rows.
+    """The toy of that name as a flow problem: fresh training draws, 1,000 validation and 4,000 test rows.
 
     Example:
         >>> tuple(toy_problem("pinwheel").test.shape)
-        (5000, 2)
+        (4000, 2)
     """
     draw = TOYS[name]
     test = draw(TEST_ROWS, torch.Generator().manual_seed(302))

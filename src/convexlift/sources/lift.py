@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convexlift.sources.positivity import positive_map
+from convexlift.sources.positivity import PositiveMap, positive_map
 from convexlift.sources.readout import Dense, Factored
 from convexlift.sources.source import WeightSource
 from convexlift.sources.summary import DeepSets, Moments, pool
@@ -28,10 +28,10 @@ class Lift(WeightSource):
         s(X) = standardise(mean_i phi(x_i)),   theta(X) = b + R s(X),   W(X) = psi(theta(X)).
 
     Three ingredients, each removable: the slack b (``slack=False`` holds it at its start), the body phi and R
-    that read the batch (``body="constant"`` puts a learned constant in place of s), and the coupling, that the
-    batch which emits is the batch whose loss is differentiated (``coupling="independent"`` makes ``fit`` emit
-    from another batch; ``coupling="noise"`` draws s from a normal law with the running mean and covariance of
-    the summaries). X is detached where it emits.
+    that read the batch (``body="constant"`` puts a learned constant in place of s), and the coupling, that
+    the batch which emits is the batch whose loss is differentiated (``coupling="independent"`` makes ``fit``
+    emit from another batch; ``coupling="noise"`` draws s from a normal law with the running mean and
+    covariance of the summaries). X is detached where it emits.
 
     The lift starts as exactly the network it is given: b = psi^{-1}(W_0) - R s_0, with s_0 the summary of the
     first training rows (``initialise``; of a standard normal sample until then).
@@ -39,9 +39,9 @@ class Lift(WeightSource):
     In train mode ``emit(batch)`` reads the batch. In eval mode ``emit(None)`` uses the summary stored by
     ``settle``. ``freeze(data)`` emits once from the training data and returns the plain network.
 
-    Settling: ``fit`` calls ``set_progress``; between the two fractions ``settle_window`` of training the summary
-    anneals to its running mean, and at the end of the window ``settle(data)`` stores the exact training summary.
-    From then on b and R train alone, and freezing changes nothing.
+    Settling: ``fit`` calls ``set_progress``; between the two fractions ``settle_window`` of training the
+    summary anneals to its running mean, and at the end of the window ``settle(data)`` stores the exact
+    training summary. From then on b and R train alone, and freezing changes nothing.
 
     Args:
         module: the architecture; it is copied. Any module will do, with ``names`` and ``dim``.
@@ -50,9 +50,9 @@ class Lift(WeightSource):
         summary: "deepsets", or "moments" ([mean, mean square]).
         body_hidden: hidden widths of the DeepSets body.
         features: length of the DeepSets summary.
-        standardise: "features" (zero mean and unit deviation across the pooled vector), "centred" (running mean
-            removed: only the batch's fluctuation is left) or ``None``. Moments are divided by running per-feature
-            deviations instead of "features".
+        standardise: "features" (zero mean and unit deviation across the pooled vector), "centred" (running
+            mean removed: only the batch's fluctuation is left) or ``None``. Moments are divided by running
+            per-feature deviations instead of "features".
         readout: "factored" (low rank) or "dense".
         rank: rank of the factored readout.
         readout_scale: factor on R s, or "fan_in" to divide by the length of the summary.
@@ -61,15 +61,16 @@ class Lift(WeightSource):
         body: "batch" or "constant".
         coupling: "batch", "independent" or "noise".
         targets: "nonnegative", or "all" to emit the free parameters too (without psi).
-        start: ``None`` for the same start as ``module``, or the number at which every constrained slack starts, the
-            readout then scattering the weights around psi(start).
+        start: ``None`` for the same start as ``module``, or the number at which every constrained slack
+            starts, the readout then scattering the weights around psi(start).
         settle_window: fractions of training between which the summary settles.
         seed: of the body's and readout's initial values; torch's global generator when omitted.
 
     Shapes: batch (N, dim) with N >= 1.
 
     Raises:
-        ValueError: an option is unknown; emitting without a batch in train mode; emitting from nothing in eval mode.
+        ValueError: an option is unknown; emitting without a batch in train mode; emitting from nothing in
+            eval mode.
 
     Source: "The lift" (arXiv 2605.24274).
 
@@ -83,6 +84,16 @@ class Lift(WeightSource):
         >>> isinstance(lift.freeze(x), cl.ICNN)
         True
     """
+
+    psi: PositiveMap
+    anchor: Tensor
+    stored: Tensor
+    running_mean: Tensor
+    running_covariance: Tensor
+    pooled_mean: Tensor
+    pooled_deviation: Tensor
+    initialised: Tensor
+    settled: Tensor
 
     def __init__(
         self,
@@ -114,7 +125,9 @@ class Lift(WeightSource):
         _choose("coupling", coupling, "batch", "independent", "noise")
         _choose("targets", targets, "nonnegative", "all")
         if not 0 <= settle_window[0] <= settle_window[1] <= 1:
-            raise ValueError(f"settle_window must be two increasing fractions of training; got {settle_window}")
+            raise ValueError(
+                f"settle_window must be two increasing fractions of training; got {settle_window}"
+            )
         self.psi = positive_map(psi)
         self.standardise, self.coupling = standardise, coupling
         self.settle_window = settle_window
@@ -128,10 +141,12 @@ class Lift(WeightSource):
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            self.phi: nn.Module = (
-                DeepSets(self._columns, body_hidden, features) if summary == "deepsets" else Moments(self._columns)
+            self.phi: DeepSets | Moments = (
+                DeepSets(self._columns, body_hidden, features)
+                if summary == "deepsets"
+                else Moments(self._columns)
             )
-            size = int(self.phi.features)  # type: ignore[arg-type]
+            size = self.phi.features
             self.readout: Dense | Factored = (
                 Dense(shapes, size, readout_scale)
                 if readout == "dense"
@@ -167,11 +182,13 @@ class Lift(WeightSource):
         self.slack = nn.ParameterList([nn.Parameter(value, requires_grad=slack) for value in values])
 
     @classmethod
-    def reference(cls, module: nn.Module, names: Sequence[str] | None = None, *, seed: int | None = None) -> Lift:
+    def reference(
+        cls, module: nn.Module, names: Sequence[str] | None = None, *, seed: int | None = None
+    ) -> Lift:
         """The configuration of the method's reference code, for reproducing its protocol.
 
-        All parameters emitted, DeepSets body (64, 64, 96), summary standardised across features, dense unscaled
-        readout, slack started at -2 (so the start is scattered, not that of ``module``).
+        All parameters emitted, DeepSets body (64, 64, 96), summary standardised across features, dense
+        unscaled readout, slack started at -2 (so the start is scattered, not that of ``module``).
 
         >>> import convexlift as cl
         >>> cl.Lift.reference(cl.ICNN(2, hidden=(8, 8))).emitted[-1]
@@ -195,13 +212,13 @@ class Lift(WeightSource):
         return self.settle_window[1]
 
     def set_progress(self, t: float) -> None:
-        """Tell how far training is, t in [0, 1]: the summary anneals to its running mean in the settling window."""
+        """Tell how far training is, t in [0, 1]: in the settling window the summary anneals to its mean."""
         begin, end = self.settle_window
         self._blend = min(max((t - begin) / (end - begin), 0.0), 1.0) if end > begin else float(t >= end)
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """Move the start to these training points: at their summary the lift is the network it was given. Once only."""
+        """Move the start, once, to these training points: at their summary the lift is the given network."""
         if self.initialised:
             return
         zeros = [torch.zeros_like(b) for b in self.slack]
@@ -221,7 +238,8 @@ class Lift(WeightSource):
             self.settled.fill_(True)
 
     def summary(self, batch: Tensor | None) -> Tensor:
-        """The summary s(X) that an emission uses now, (k,); in train mode under autograd it updates running statistics.
+        """The summary s(X) that an emission uses now, (k,); in train mode under autograd it updates running
+        statistics.
 
         Raises:
             ValueError: no batch and nothing stored, an empty batch, or a batch of another width.

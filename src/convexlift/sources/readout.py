@@ -30,16 +30,19 @@ class Dense(nn.Module):
     def forward(self, summary: Tensor, slack: Sequence[Tensor]) -> list[Tensor]:
         code = self.scale * summary
         return [
-            torch.addmv(b.flatten(), matrix, code).view_as(b) for matrix, b in zip(self.maps, slack, strict=True)
+            torch.addmv(b.flatten(), matrix, code).view_as(b)
+            for matrix, b in zip(self.maps, slack, strict=True)
         ]
 
     def amplification(self, summary: Tensor) -> list[Tensor]:
-        """sum over readout parameters p of |d theta / d p|: what one sign step of all of them moves each latent by."""
+        """sum over readout parameters p of |d theta / d p|: what one sign step of all of them moves each
+        latent by."""
         return [(self.scale * summary.abs().sum()).expand(len(matrix)) for matrix in self.maps]
 
 
 class Factored(nn.Module):
-    """theta = b + c U diag(P s) V' with U (m, r), V (n, r), P (r, k): low rank, r (m + n + k) parameters a tensor.
+    """theta = b + c U diag(P s) V' with U (m, r), V (n, r), P (r, k): low rank, r (m + n + k) parameters a
+    tensor.
 
     Tensors that are not matrices are read as matrices: vectors as one row, others as (first, rest).
 
@@ -69,7 +72,8 @@ class Factored(nn.Module):
         ]
 
     def amplification(self, summary: Tensor) -> list[Tensor]:
-        """sum over readout parameters p of |d theta / d p|: what one sign step of all of them moves each latent by."""
+        """sum over readout parameters p of |d theta / d p|: what one sign step of all of them moves each
+        latent by."""
         codes = (self.code @ (self.scale * summary)).view(-1, self.rank).abs()
         reach = self.scale * summary.abs().sum()
         return [

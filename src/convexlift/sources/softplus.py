@@ -37,12 +37,17 @@ class Softplus(WeightSource):
 
     psi = SOFTPLUS
 
-    def __init__(self, module: nn.Module, names: Sequence[str] | None = None, *, fan_in: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, names: Sequence[str] | None = None, *, fan_in: bool = False
+    ) -> None:
         super().__init__(module, names)
         start = self._take_out(self.names)
         self._scales = {n: 1 / w.shape[-1] if fan_in else 1.0 for n, w in zip(self.names, start, strict=True)}
         self.latents = nn.ParameterList(
-            [nn.Parameter(SOFTPLUS.inverse(w / self.scale(n))) for n, w in zip(self.names, start, strict=True)]
+            [
+                nn.Parameter(SOFTPLUS.inverse(w / self.scale(n)))
+                for n, w in zip(self.names, start, strict=True)
+            ]
         )
 
     def scale(self, name: str) -> float:

@@ -51,9 +51,10 @@ class WeightSource(nn.Module):
     def emit(self, batch: Tensor | None = None) -> Potential | BoundModule:
         """One potential: the architecture's free tensors and this source's weights.
 
-        For a module without calculus of its own the result is the module as a callable with its tensors bound.
+        For a module without calculus of its own the result is the module as a callable with its tensors
+        bound.
         """
-        tensors = dict(self.architecture.named_parameters())
+        tensors: dict[str, Tensor] = dict(self.architecture.named_parameters())
         tensors.update(self.architecture.named_buffers())
         tensors.update(self.weights(batch))
         if isinstance(self.architecture, ICNN):
@@ -106,12 +107,15 @@ def _constrained(module: nn.Module, names: Sequence[str] | None) -> tuple[str, .
         names = getattr(module, "nonnegative", None)
         if names is None:
             raise ValueError(
-                f"{type(module).__name__} does not declare which parameters must be non-negative: pass names=[...]"
+                f"{type(module).__name__} does not declare which parameters must be non-negative: "
+                "pass names=[...]"
             )
     chosen, known = tuple(names), dict(module.named_parameters())
     if not chosen:
         raise ValueError("names is empty: nothing to keep non-negative")
     for name in chosen:
         if name not in known:
-            raise ValueError(f"{name!r} is not a parameter of {type(module).__name__}; it has: {', '.join(known)}")
+            raise ValueError(
+                f"{name!r} is not a parameter of {type(module).__name__}; it has: {', '.join(known)}"
+            )
     return chosen
