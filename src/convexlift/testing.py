@@ -365,9 +365,11 @@ def _unravel(place: int, shape: torch.Size) -> tuple[int, ...]:
 
 
 class _Search:
-    """The searches of ``check_convex``. Rows are points; ``level`` (N,) says which scale each belongs to."""
+    """The searches of ``check_convex``. Rows are points; ``level`` (N,) is the index of the scale of each."""
 
-    def __init__(self, f: Function, centres: Tensor, scales: Sequence[float], generator: torch.Generator) -> None:
+    def __init__(
+        self, f: Function, centres: Tensor, scales: Sequence[float], generator: torch.Generator
+    ) -> None:
         self.f = f
         self.centres = centres
         self.generator = generator

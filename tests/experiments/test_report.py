@@ -313,7 +313,7 @@ def test_several_results_begin_with_an_overview() -> None:
     text = report.page([made_up_result("first"), made_up_result("second", {"softplus": 1.0, "lift": 1.5})])
     words = " ".join(checked(text).text)
     assert "Over 2 problems" in words
-    assert "softplus is alone the lowest on 1; lift is alone the lowest on 1" in words
+    assert "softplus is the lowest on 1; lift is the lowest on 1" in words
     assert (
         text.index("Over 2 problems") < text.index('<section id="problem-1">') < text.index('id="problem-2"')
     )

@@ -144,18 +144,20 @@ def compare(
     the grid and its growth.
 
     Args:
-        problem: a name known to `convexlift.problems.problem`; "digits21" when omitted. arms: names of arms;
-        all of the library's but "lift-reference" when omitted, or all of `own`. rates: the grid, used as it
-        is: it does not grow. seeds: number of evaluation seeds, in place of the budget's. budget: "quick",
-        "standard", "full", for one-dimensional densities "paper", or a `Budget`. data: the file that the
-        problem reads. jobs: cells at a time, each with one thread; by default one for each core, one on an
-        accelerator. More than one
-            starts processes, so a script must call this under `if __name__ == "__main__":`.
-        device: where cells run. out: folder for `result.json` and `cells/`. resume: use the finished cells in
-        `out`, or run them all again. fixed_rate: whether to add the table at the common rate 0.001; by
-        default as the budget says. own: a function, or "module:function", that returns (problem, {name: arm})
-        in place of the library's. It is called
-            once in every process; an arm is a function from the network to a weight source.
+        problem: a name known to `convexlift.problems.problem`; "digits21" when omitted.
+        arms: names of arms; all of the library's but "lift-reference" when omitted, or all of `own`.
+        rates: the grid, used as it is: it does not grow.
+        seeds: number of evaluation seeds, in place of the budget's.
+        budget: "quick", "standard", "full", for one-dimensional densities "paper", or a `Budget`.
+        data: the file that the problem reads.
+        jobs: cells at a time, each with one thread; by default one for each core, one on an accelerator. More
+            than one starts processes, so a script must call this under `if __name__ == "__main__":`.
+        device: where cells run.
+        out: folder for `result.json` and `cells/`.
+        resume: use the finished cells in `out`, or run them all again.
+        fixed_rate: whether to add the table at the common rate 0.001; by default as the budget says.
+        own: a function, or "module:function", that returns (problem, {name: arm}) in place of the library's.
+            It is called once in every process; an arm is a function from the network to a weight source.
         progress: called with an `Event` after every cell.
 
     Raises:
@@ -188,9 +190,9 @@ def compare(
         }
         books.run(EVALUATION, [cell for by_arm in (full, half) for name in names for cell in by_arm[name]])
         if not any(books.finished(cells) for cells in full.values()):
-            failures = [line for cells in full.values() for line in books.messages(cells)] or _failures(books)
-            raise RuntimeError(f"no arm could be evaluated; the first failure: {(failures or ['none'])[0]}")
-
+            raise RuntimeError(
+                f"no arm could be evaluated; the first failure: {books.messages(books.outcomes)[0]}"
+            )
         common = None
         if spend.fixed_rate if fixed_rate is None else fixed_rate:
             common = _fixed_rate_table(books, names if own is not None else FIXED_RATE_ARMS)
@@ -554,10 +556,6 @@ def _command(
 
 def _is_selection(cell: Cell) -> bool:
     return cell.seed >= SELECTION_SEED
-
-
-def _failures(books: _Books) -> list[str]:
-    return books.messages(books.outcomes)
 
 
 def _name(cell: Cell) -> str:

@@ -62,12 +62,12 @@ PAPER_ARCHITECTURE = (
 )
 BUDGETS: Mapping[str, Mapping[str, Budget]] = {
     "flow": {
-        "quick": Budget("quick", 500, 128, (0.008, 0.016, 0.032, 0.064), 1, 3, extensions=1),
+        "quick": Budget("quick", 400, 128, (0.008, 0.016, 0.032, 0.064), 2, 3, extensions=1),
         "standard": Budget("standard", 1_000, 128, GRID[2:], 2, 5, extensions=99, fixed_rate=True),
         "full": Budget("full", 5_000, 256, GRID, 2, 5, extensions=99, fixed_rate=True),
     },
     "density": {
-        "quick": Budget("quick", 400, 256, (0.004, 0.008, 0.016, 0.032), 1, 3, extensions=1),
+        "quick": Budget("quick", 400, 256, (0.004, 0.008, 0.016, 0.032), 2, 3, extensions=1),
         "standard": Budget("standard", 1_000, 256, GRID[1:], 2, 10, extensions=99, fixed_rate=True),
         "full": Budget("full", 3_000, 256, GRID, 2, 10, extensions=99, fixed_rate=True),
         "paper": Budget(
@@ -75,7 +75,7 @@ BUDGETS: Mapping[str, Mapping[str, Budget]] = {
         ),
     },
     "regression": {
-        "quick": Budget("quick", 500, 500, (0.002, 0.004, 0.008, 0.016), 1, 3, extensions=1),
+        "quick": Budget("quick", 500, 500, (0.002, 0.004, 0.008, 0.016), 2, 3, extensions=1),
         "standard": Budget("standard", 2_000, 500, GRID[:-1], 2, 5, extensions=99, fixed_rate=True),
         "full": Budget("full", 5_000, 500, GRID, 2, 5, extensions=99, fixed_rate=True),
     },

@@ -123,7 +123,7 @@ def _overview(results: Sequence[Result], anchors: Sequence[str], look: dict[str,
     for name in sorted(names, key=lambda name: (alone[name], shared[name]), reverse=True):
         counts = [
             f"{how} the lowest on {count}"
-            for how, count in (("is alone", alone[name]), ("shares", shared[name]))
+            for how, count in (("is", alone[name]), ("ties for", shared[name]))
             if count
         ]
         told += [f"{name} {listed(counts)}"] if counts else []
