@@ -65,10 +65,10 @@ def test_principled_moments_keep_relu_statistics() -> None:
     mean, variance, bias = principled_moments(n)
     weights = mean + variance**0.5 * torch.randn(n, 4000, generator=generator, dtype=torch.float64)
     u = z @ weights + bias
+    # Moments over samples and weights together: a unit's own mean over the samples is not zero.
     assert abs(float(u.mean())) < 0.05
-    assert abs(float(u.var(0).mean()) - 1) < 0.08
-    correlation = torch.corrcoef(u.T)
-    assert abs(float(correlation[~torch.eye(4000, dtype=torch.bool)].mean()) - 0.5) < 0.05
+    assert abs(float(u.square().mean()) - 1) < 0.05
+    assert abs(float(u.mean(1).square().mean()) - 0.5) < 0.05  # of two units
 
 
 def test_folded_normal_is_the_references() -> None:
@@ -79,7 +79,7 @@ def test_folded_normal_is_the_references() -> None:
 
 
 def test_fan_in_averages() -> None:
-    net = ICNN(3, hidden=(500, 500), seed=0)
+    net = ICNN(3, hidden=(500, 500), init="fan_in", seed=0)
     assert abs(float(net.inner[0].detach().mean()) * 500 - 1) < 0.01
 
 

@@ -58,6 +58,7 @@ GRID = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 PAPER_ARCHITECTURE = (
     ("hidden", (128, 128, 128)),
     ("strong_convexity", 0.02),
+    ("learn_strong_convexity", False),
     ("init", "folded_normal"),
 )
 BUDGETS: Mapping[str, Mapping[str, Budget]] = {
