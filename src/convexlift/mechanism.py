@@ -16,6 +16,9 @@ from convexlift.sources.positivity import PositiveMap
 SHOULDER_SLOPE = 0.05
 """A latent is on the shoulder of psi where psi' is at most this."""
 
+HISTOGRAM_EDGES = tuple(-6 + k / 4 for k in range(33))
+"""Edges of the bins of ``weight_histogram``, in log10(fan_in W)."""
+
 DETERMINISTIC_BELOW = 0.001
 """A lift whose emission noise is below this is deterministic in effect."""
 
@@ -147,6 +150,38 @@ def shoulder(model: nn.Module, batch: Any = None) -> Shoulder:
         fan_in_weight=fan_in_weight,
         relative_speed=relative_speed,
     )
+
+
+@torch.no_grad()
+def weight_histogram(model: nn.Module, batch: Any = None) -> list[float]:
+    """Shares of the constrained weights by size: in bins of log10(fan_in W) between ``HISTOGRAM_EDGES``.
+
+    Weights beyond the ends are in the first and the last bin; zeros are in the first.
+
+    Args:
+        model: a weight source, or a task that holds some.
+        batch: what a lift emits from; needed unless it has settled.
+
+    Raises:
+        ValueError: the model holds no weight source.
+
+    Example:
+        >>> import convexlift as cl
+        >>> shares = weight_histogram(cl.Softplus(cl.ICNN(2, hidden=(8, 8), seed=0)))
+        >>> len(shares), round(sum(shares), 6)
+        (32, 1.0)
+    """
+    with _evaluating(model):
+        sizes = [
+            (weight * weight.shape[-1]).flatten().double()
+            for _, emitted in _emissions(model, batch)
+            for weight in emitted.values()
+        ]
+    if not sizes:
+        raise ValueError("weight_histogram needs a model with a weight source")
+    low, high, bins = HISTOGRAM_EDGES[0], HISTOGRAM_EDGES[-1], len(HISTOGRAM_EDGES) - 1
+    logarithms = torch.cat(sizes).log10().clamp(low, high)
+    return (torch.histc(logarithms, bins, low, high) / len(logarithms)).tolist()
 
 
 def _speed(source: WeightSource, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:

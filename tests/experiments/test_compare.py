@@ -98,7 +98,7 @@ def test_rates_are_shared_and_grow_together(tmp_path):
     assert fixed["protocol"]["rates"] == [0.02, 0.1]
     single = compare(own=toy.two_arms, budget=LINE, rates=[0.1], seeds=1, out=tmp_path, jobs=1)
     assert single["arms"]["one"]["lr"] == 0.1 and single["arms"]["one"]["rates"] == [
-        {"lr": 0.1, "validation": None}
+        {"lr": 0.1, "validation": None, "test": None}
     ]
     assert single["pairs"]["one-two"]["ci95"] is None
 

@@ -30,8 +30,8 @@ class ICNN(nn.Module):
 
     convex in x because s is convex and non-decreasing and every W_l and w is non-negative. The network
     declares which of its tensors must be non-negative (``nonnegative``) and knows nothing of how they are
-    kept so: wrap it in a weight source (``Lift``, ``Softplus``, ``Projected``, ``Squared``) to train it. Bare,
-    it emits the weights it has.
+    kept so: wrap it in a weight source (``Lift``, ``Softplus``, ``Projected``, ``Squared``) to train it.
+    Bare, it emits the weights it has.
 
     Args:
         dim: d, the number of inputs.

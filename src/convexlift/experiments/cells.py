@@ -32,8 +32,9 @@ from typing import Any, cast
 import torch
 
 from convexlift.experiments.arms import ARMS, Arm, build, probe_batches, source_factor
+from convexlift.experiments.pictures import picture_of_model
 from convexlift.experiments.protocol import Budget
-from convexlift.mechanism import emission_noise, shoulder, step_amplification
+from convexlift.mechanism import emission_noise, shoulder, step_amplification, weight_histogram
 from convexlift.problems import Problem, problem
 from convexlift.sources import Lift, is_lifted
 from convexlift.training.batches import describe, place, whole
@@ -46,6 +47,8 @@ Subject = tuple[Problem, Mapping[str, Arm]]
 
 
 EVALUATIONS = 20  # a run is frozen and validated this often
+PICTURED_SEED = 0  # the seed whose model is drawn beside the data
+MEASURES = ("shoulder", "at_zero", "fan_in_weight", "relative_speed", "step_amplification", "weights")
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ def code_digest() -> str:
     parts = ("calculus", "architectures", "sources", "tasks", "training")
     files = [*(file for part in parts for file in sorted((home / part).glob("*.py"))), home / "mechanism.py"]
     digest = hashlib.sha256()
-    for file in (*files, home / "experiments" / "arms.py", Path(__file__)):
+    files += [home / "experiments" / name for name in ("arms.py", "cells.py", "pictures.py")]
+    for file in files:
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
@@ -217,6 +221,7 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
         "ms_per_step": history.ms_per_step,
         "parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
         "source_factor": factor,
+        "picture": picture_of_model(chosen, frozen) if cell.scored and cell.seed == PICTURED_SEED else None,
         **watch.seen(),
     }
 
@@ -232,6 +237,7 @@ class _Watch:
         self.noise: list[tuple[float, float]] = []
         self.batches: list[Any] = []
         self.start: dict[str, Any] = {}
+        self.middle: dict[str, Any] = {}
         if self.instrumented:
             first = rows[0] if isinstance(rows, tuple) else rows
             probes = probe_batches(chosen, budget.batch_size, cell.seed)
@@ -249,6 +255,7 @@ class _Watch:
         else:
             self.scores.append(self.scores[-1])
         if self.instrumented and event.step >= self.cell.steps / 2:
+            self.middle = self.middle or self._weights()
             self._note_noise(event.step / self.cell.steps)
 
     def seen(self) -> Outcome:
@@ -260,8 +267,10 @@ class _Watch:
             "emission_noise": {"start": noise[0], "middle": middle, "end": noise[-1]} if noise else None,
         }
         end = self._weights() if self.instrumented else {}
-        for key in ("shoulder", "at_zero", "fan_in_weight", "relative_speed", "step_amplification"):
-            found[key] = {"start": self.start[key], "end": end[key]} if end.get(key) is not None else None
+        stands = {"start": self.start, "middle": self.middle, "end": end}
+        for key in MEASURES:
+            known = {at: stand.get(key) for at, stand in stands.items()}
+            found[key] = known if known["end"] is not None else None
         return found
 
     def _note_noise(self, t: float) -> None:
@@ -280,6 +289,7 @@ class _Watch:
             "fan_in_weight": stand.fan_in_weight,
             "relative_speed": _finite(stand.relative_speed),
             "step_amplification": step_amplification(self.task, self.batches) if lifted else None,
+            "weights": [float(f"{share:.4g}") for share in weight_histogram(self.task, self.rows)],
         }
 
 

@@ -27,6 +27,7 @@ from convexlift.experiments.cells import (
     subject,
     write_json,
 )
+from convexlift.experiments.pictures import picture_of_data
 from convexlift.experiments.protocol import (
     FIXED_RATE,
     SELECTION_SEED,
@@ -102,6 +103,10 @@ class _Books:
     def test(self, cell: Cell) -> float | None:
         """The test loss: inf for a diverged cell, None for a failed one."""
         return self._loss(cell, "test")
+
+    def selection(self, name: str, rate: float) -> list[Cell]:
+        """The selection cells of an arm at a rate."""
+        return [cell for cell in self.outcomes if (cell.arm, cell.lr) == (name, rate) and _is_selection(cell)]
 
     def finished(self, cells: Iterable[Cell]) -> list[Outcome]:
         return [self.outcomes[cell] for cell in cells if self.outcomes[cell]["status"] == "finished"]
@@ -206,6 +211,7 @@ def compare(
         "source": chosen.source,
         "licence": chosen.licence,
         "facts": _facts(chosen),
+        "picture": picture_of_data(chosen),
         "protocol": {
             **_protocol(chosen, spend, grid, jobs, device),
             "on_edge": on_edge(validation) if len(grid) > 1 else {},
@@ -217,7 +223,14 @@ def compare(
                 **_arm(books, full[name]),
                 "half_budget": summary([books.test(cell) for cell in half[name]]),
                 "equal_seconds": equal[name],
-                "rates": [{"lr": rate, "validation": _finite(validation[name][rate])} for rate in grid],
+                "rates": [
+                    {
+                        "lr": rate,
+                        "validation": _finite(validation[name][rate]),
+                        "test": _finite(_mean([books.test(cell) for cell in books.selection(name, rate)])),
+                    }
+                    for rate in grid
+                ],
                 "failed": books.messages(
                     [
                         *(c for c in books.outcomes if c.arm == name and _is_selection(c)),
@@ -380,6 +393,12 @@ def _arm(books: _Books, cells: Sequence[Cell]) -> dict[str, Any]:
     ):
         seen = [outcome[key] for outcome in finished if outcome.get(key)]
         found[key] = {at: _median([entry[at] for entry in seen]) for at in seen[0]} if seen else None
+    histograms = [outcome["weights"] for outcome in finished if outcome.get("weights")]
+    found["weights"] = {
+        at: [_mean(shares) for shares in zip(*(entry[at] for entry in histograms), strict=True)]
+        for at in (histograms[0] if histograms else ())
+    }
+    found["picture"] = next((outcome["picture"] for outcome in finished if outcome.get("picture")), None)
     steps = finished[0]["steps"] if finished else []
     found["curves"] = {
         "steps": steps,
@@ -570,7 +589,7 @@ def _line(cell: Cell, outcome: Outcome, loss: float | None, split: str) -> str:
 
 def _mean(values: Sequence[float | None]) -> float:
     """The mean, infinite where any value is, or is missing."""
-    return math.fsum(math.inf if v is None else v for v in values) / len(values)
+    return math.fsum(math.inf if v is None else v for v in values) / len(values) if values else math.inf
 
 
 def _median(values: Sequence[float | None]) -> float | None:

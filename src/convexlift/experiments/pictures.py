@@ -1,0 +1,102 @@
+"""The trained model beside the data, as numbers that the report page draws."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from convexlift.problems import Problem
+from convexlift.training.batches import Rows
+
+Picture = dict[str, Any]
+
+POINTS = 400  # samples, or rows of a regression
+_GRID = 161  # points of a density's curve
+
+
+@torch.no_grad()
+def picture_of_model(problem: Problem, frozen: nn.Module) -> Picture | None:
+    """What a frozen model makes of a problem: its density on a grid, samples of two columns, or its fit.
+
+    None for a task of the user's own; {"kind": "failed", "message": ...} where the model cannot be sampled.
+
+    Example:
+        >>> import convexlift as cl
+        >>> from convexlift.problems import problem
+        >>> flow = cl.ConvexPotentialFlow([cl.ICNN(2, hidden=(8,), seed=0)]).freeze()
+        >>> drawn = picture_of_model(problem("moon"), flow)
+        >>> drawn["kind"], len(drawn["points"])
+        ('samples', 400)
+    """
+    model = cast(Any, frozen)
+    if problem.objective is not None or problem.task not in ("density", "flow", "regression"):
+        return None
+    rows = _on(model, problem.test)
+    if problem.task == "density":
+        x = _grid(cast(Tensor, problem.test))
+        return {"kind": "density", "x": _short(x[:, 0]), "y": _short(model.log_prob(_on(model, x)).exp())}
+    if problem.task == "regression":
+        x, _ = rows
+        return {"kind": "fit", "y": _short(model.predict(x[:POINTS]))}
+    try:
+        samples = model.sample(POINTS, seed=0)
+    except RuntimeError as error:
+        return {"kind": "failed", "message": str(error)}
+    return {"kind": "samples", "points": _pairs(samples, columns_to_show(problem))}
+
+
+def picture_of_data(problem: Problem) -> Picture | None:
+    """The same of the test rows: the exact density or a histogram, rows of two columns, or the truth."""
+    if problem.objective is not None or problem.task not in ("density", "flow", "regression"):
+        return None
+    if problem.task == "regression":
+        return {"kind": "fit", "y": _short(problem.test[1][:POINTS])}
+    test = cast(Tensor, problem.test)
+    if problem.task == "flow":
+        columns = columns_to_show(problem)
+        return {"kind": "samples", "points": _pairs(test[:POINTS], columns), "columns": list(columns)}
+    if problem.log_prob is not None:
+        x = _grid(test)
+        return {"kind": "density", "x": _short(x[:, 0]), "y": _short(problem.log_prob(x).exp())}
+    share, edges = torch.histogram(test.double().flatten().cpu(), 40, density=True)
+    return {"kind": "density", "x": _short((edges[1:] + edges[:-1]) / 2), "y": _short(share)}
+
+
+def columns_to_show(problem: Problem) -> tuple[int, int]:
+    """The two columns of the test rows whose marginals are farthest from normal, in their order.
+
+    The distance is the largest gap between the distribution functions, of the standardised column and the
+    standard normal.
+
+    Example:
+        >>> from convexlift.problems import problem
+        >>> columns_to_show(problem("rings"))
+        (0, 1)
+    """
+    test = cast(Tensor, problem.test).double()
+    ordered = ((test - test.mean(0)) / test.std(0)).sort(0).values
+    places = (torch.arange(len(test), dtype=torch.float64)[:, None] + 0.5) / len(test)
+    gaps = (torch.special.ndtr(ordered) - places).abs().amax(0)
+    first, second = sorted(gaps.topk(2).indices.tolist())
+    return first, second
+
+
+def _grid(test: Tensor) -> Tensor:
+    low, high = float(test.min()), float(test.max())
+    spare = 0.05 * (high - low)
+    return torch.linspace(low - spare, high + spare, _GRID, dtype=test.dtype)[:, None]
+
+
+def _on(model: Any, rows: Rows) -> Any:
+    like = next(model.parameters())
+    return tuple(part.to(like) for part in rows) if isinstance(rows, tuple) else rows.to(like)
+
+
+def _pairs(rows: Tensor, columns: tuple[int, int]) -> list[list[float]]:
+    return [_short(row) for row in rows[:, list(columns)]]
+
+
+def _short(values: Tensor) -> list[float]:
+    return [float(f"{value:.4g}") for value in values.tolist()]
