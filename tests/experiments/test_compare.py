@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 
 import pytest
 
@@ -172,14 +173,8 @@ def test_common_rate_table_with_its_controls(tmp_path):
 
 
 def test_equal_seconds_stops_slower_arms_earlier(tmp_path, monkeypatch):
-    from convexlift.experiments import cells
-
-    train = cells.train_cell
-
-    def timed(setting, cell: Cell):
-        return {**train(setting, cell), "ms_per_step": 1.0 if cell.arm == "one" else 4.0}
-
-    monkeypatch.setattr(cells, "train_cell", timed)
+    module = sys.modules["convexlift.experiments.compare"]  # the package exports the function of that name
+    monkeypatch.setattr(module, "step_times", lambda setting, arms: {"one": 1.0, "two": 4.0})
     result = compare(own=toy.two_arms, budget=LINE, rates=[0.1], out=tmp_path, jobs=1)
     one, two = result["arms"]["one"], result["arms"]["two"]
     assert one["equal_seconds"]["seconds"] == two["equal_seconds"]["seconds"] == pytest.approx(0.04)

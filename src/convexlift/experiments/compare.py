@@ -37,6 +37,7 @@ from convexlift.experiments.protocol import (
     extension,
     on_edge,
 )
+from convexlift.experiments.speed import step_times
 from convexlift.experiments.statistics import (
     paired_difference,
     residual_deviation,
@@ -107,6 +108,10 @@ class _Books:
     def selection(self, name: str, rate: float) -> list[Cell]:
         """The selection cells of an arm at a rate."""
         return [cell for cell in self.outcomes if (cell.arm, cell.lr) == (name, rate) and _is_selection(cell)]
+
+    def trained(self, name: str) -> bool:
+        """Whether any cell of the arm finished."""
+        return any(bool(self.finished([cell])) for cell in self.outcomes if cell.arm == name)
 
     def finished(self, cells: Iterable[Cell]) -> list[Outcome]:
         return [self.outcomes[cell] for cell in cells if self.outcomes[cell]["status"] == "finished"]
@@ -198,10 +203,12 @@ def compare(
             raise RuntimeError(
                 f"no arm could be evaluated; the first failure: {books.messages(books.outcomes)[0]}"
             )
-        common = None
+        common: dict[str, list[Cell]] | None = None
         if spend.fixed_rate if fixed_rate is None else fixed_rate:
-            common = _fixed_rate_table(books, names if own is not None else FIXED_RATE_ARMS)
-    equal = _equal_seconds(books, full)
+            common = _fixed_rate_cells(books, names if own is not None else FIXED_RATE_ARMS)
+    # With the workers gone, so that nothing of ours disturbs the clock.
+    speed = step_times(setting, [name for name in {**full, **(common or {})} if books.trained(name)])
+    equal = _equal_seconds(books, full, speed)
     result = {
         "schema": 1,
         "problem": chosen.name,
@@ -213,14 +220,14 @@ def compare(
         "facts": _facts(chosen),
         "picture": picture_of_data(chosen),
         "protocol": {
-            **_protocol(chosen, spend, grid, jobs, device),
+            **_protocol(chosen, spend, grid, device),
             "on_edge": on_edge(validation) if len(grid) > 1 else {},
             "command": _command(problem, own, arms, rates, seeds, spend, data, fixed_rate),
         },
         "arms": {
             name: {
                 "lr": best[name],
-                **_arm(books, full[name]),
+                **_arm(books, full[name], speed.get(name)),
                 "half_budget": summary([books.test(cell) for cell in half[name]]),
                 "equal_seconds": equal[name],
                 "rates": [
@@ -241,7 +248,7 @@ def compare(
             }
             for name in names
         },
-        "fixed_rate": common,
+        "fixed_rate": None if common is None else _fixed_rate_table(books, common, speed),
         "pairs": _pairs(books, full, half, _selection_variances(books, full, validation)),
         "environment": {
             **environment(),
@@ -371,7 +378,7 @@ def _evaluation_cells(
 # --- what came out --------------------------------------------------------------------------------
 
 
-def _arm(books: _Books, cells: Sequence[Cell]) -> dict[str, Any]:
+def _arm(books: _Books, cells: Sequence[Cell], ms_per_step: float | None) -> dict[str, Any]:
     """The figures of one arm over its evaluation cells."""
     finished = books.finished(cells)
     found: dict[str, Any] = {
@@ -380,7 +387,7 @@ def _arm(books: _Books, cells: Sequence[Cell]) -> dict[str, Any]:
             key: summary([outcome["metrics"][key] for outcome in finished])
             for key in (finished[0]["metrics"] if finished else ())
         },
-        "ms_per_step": _median([outcome["ms_per_step"] for outcome in finished]),
+        "ms_per_step": ms_per_step,
         "parameters": finished[0]["parameters"] if finished else None,
     }
     for key in (
@@ -402,24 +409,25 @@ def _arm(books: _Books, cells: Sequence[Cell]) -> dict[str, Any]:
     steps = finished[0]["steps"] if finished else []
     found["curves"] = {
         "steps": steps,
-        "seconds": [step * (found["ms_per_step"] or 0.0) / 1000 for step in steps],
+        "seconds": [step * (ms_per_step or 0.0) / 1000 for step in steps],
         "validation": [outcome["curve"] for outcome in finished],
     }
     return found
 
 
-def _equal_seconds(books: _Books, full: Mapping[str, Sequence[Cell]]) -> dict[str, dict[str, Any]]:
+def _equal_seconds(
+    books: _Books, full: Mapping[str, Sequence[Cell]], speed: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
     """Each arm's test loss when the fastest arm ends: of its model that was best on validation until then, in
-    the run of the full budget. Seconds are steps times the arm's median milliseconds a step."""
-    speed = {name: _median([o["ms_per_step"] for o in books.finished(cells)]) for name, cells in full.items()}
-    totals = {name: books.setting.budget.steps * ms / 1000 for name, ms in speed.items() if ms is not None}
-    limit = min(totals.values())
+    the run of the full budget. Seconds are steps times the arm's milliseconds a step."""
+    totals = [books.setting.budget.steps * speed[name] / 1000 for name in full if name in speed]
+    limit = min(totals)
 
     def loss(cell: Cell) -> float | None:
         outcome = books.outcomes[cell]
         if outcome["status"] != "finished":
             return books.test(cell)
-        ms = cast(float, speed[cell.arm])
+        ms = speed[cell.arm]
         reached = [k for k, step in enumerate(outcome["steps"]) if step * ms / 1000 <= limit * (1 + 1e-9)]
         return float(outcome["test_curve"][reached[-1]]) if reached else math.inf
 
@@ -487,19 +495,26 @@ def _rows(books: _Books, first: Sequence[Cell], second: Sequence[Cell]) -> list[
     return rows_interval(torch.stack(both).double().mean(0)) if both else None
 
 
-def _fixed_rate_table(books: _Books, names: Sequence[str]) -> dict[str, Any]:
-    """Every arm at the one common rate 0.001, without any selection."""
+def _fixed_rate_cells(books: _Books, names: Sequence[str]) -> dict[str, list[Cell]]:
+    """Train every arm at the one common rate 0.001, without any selection."""
     spend = books.setting.budget
     cells = {name: _evaluation_cells(spend, name, FIXED_RATE, spend.steps) for name in names}
     books.run(COMMON_RATE, [cell for name in names for cell in cells[name]])
+    return cells
+
+
+def _fixed_rate_table(
+    books: _Books, cells: Mapping[str, Sequence[Cell]], speed: Mapping[str, float]
+) -> dict[str, Any]:
+    """The figures of every arm at the common rate."""
     arms = {
         name: {
             "lr": FIXED_RATE,
-            **_arm(books, cells[name]),
+            **_arm(books, cells[name], speed.get(name)),
             "source_factor": _median([outcome["source_factor"] for outcome in books.finished(cells[name])]),
             "failed": books.messages(cells[name]),
         }
-        for name in names
+        for name in cells
     }
     return {"lr": FIXED_RATE, "arms": arms, "pairs": _pairs(books, cells, None, {})}
 
@@ -510,9 +525,7 @@ def _facts(chosen: Problem) -> dict[str, float]:
     return {**baseline, **chosen.facts, **entropy}
 
 
-def _protocol(
-    chosen: Problem, spend: Budget, grid: Sequence[float], jobs: int, device: str
-) -> dict[str, Any]:
+def _protocol(chosen: Problem, spend: Budget, grid: Sequence[float], device: str) -> dict[str, Any]:
     return {
         "budget": spend.name,
         "steps": spend.steps,
@@ -530,7 +543,7 @@ def _protocol(
         "half_budget": "separate runs of half the steps and their own schedule, at the rate chosen above",
         "equal_seconds": (
             "inside the full run, at the time when the fastest arm ends; seconds are steps times the median "
-            f"step of cells that ran {jobs} at a time"
+            "time of a step, measured for all arms in turn with one thread"
         ),
         "intervals": (
             "ci95: t-interval over evaluation seeds, widened by what the noisy choice of rates adds; "
