@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Write the tables in README.md anew from the files in results/.
+"""Write the tables and verdicts in README.md and docs/ anew from the files in results/.
 
     python scripts/tables.py            rewrite
     python scripts/tables.py --check    exit 1 if anything would change
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+What is made stands between `<!-- KIND: NAME ... -->` and `<!-- end -->`. The kinds are the functions in
+`KINDS` below, a name is a folder in results/.
 """
 
 from __future__ import annotations
@@ -12,59 +13,165 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+from convexlift.experiments.report import read_result
+from convexlift.experiments.verdicts import (
+    Result,
+    difference,
+    interval_text,
+    ranking,
+    score_text,
+    short,
+    tied_with_best,
+    verdicts,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (\w+): ([\w ./-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def comparison(result: dict[str, Any]) -> str:
+def comparison(name: str) -> str:
     """The main table of one comparison."""
-    digits = 4 if result["task"] == "density" else 3
-    lines = [
-        "| trained by | test loss | lift minus it (95 % interval) | half budget | chosen rate | ms/step |",
-        "|---|---|---|---|---|---|",
+    result = read(name)
+    rows = []
+    for arm in complete(result):
+        row = result["arms"][arm]
+        found = difference(result, "lift", arm) if arm != "lift" else None
+        rows.append(
+            [
+                arm,
+                score_text(row["test"]),
+                interval_text(found) if found else "",
+                score_text(row["half_budget"]),
+                score_text(row["equal_seconds"]),
+                "–" if row["lr"] is None else f"{row['lr']:g}",
+                short(row["ms_per_step"], 3),
+                f"{row['parameters']:,}",
+            ]
+        )
+    head = (
+        *("trained by", "test loss", "lift minus it (95 % interval)", "at half the steps"),
+        *("at equal time", "chosen rate", "ms a step", "parameters"),
+    )
+    return markdown(head, rows)
+
+
+def common(name: str) -> str:
+    """The table at the one rate 0.001."""
+    section = read(name)["fixed_rate"]
+    rows = [
+        [arm, score_text(section["arms"][arm]["test"]), interval_text(found) if found else ""]
+        for arm in complete(section)
+        for found in [difference(section, "lift", arm) if arm != "lift" else None]
     ]
-    for name, arm in sorted(result["arms"].items(), key=lambda item: item[1]["test"]["mean"]):
-        pair = result["pairs"].get(f"lift-{name}")
-        difference = ""
-        if pair is not None:
-            low, high = pair["ci95"]
-            difference = f"{pair['mean']:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
-        half = arm["half_budget"]["mean"]
-        test = f"{arm['test']['mean']:.{digits}f} ± {arm['test']['sem']:.{digits}f}"
-        cells = (name, test, difference, f"{half:.{digits}f}", f"{arm['lr']:g}", f"{arm['ms_per_step']:.1f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return markdown(("trained by", "test loss at rate 0.001", "lift minus it (95 % interval)"), rows)
 
 
-def flow_step(result: dict[str, Any]) -> str:
+def overview(names: str) -> str:
+    """One line for each comparison: every arm's loss, the tied best ones in bold."""
+    results = [read(name) for name in names.split()]
+    arms = list(dict.fromkeys(arm for result in results for arm in result["arms"]))
+    rows = []
+    for result in results:
+        best = tied_with_best(result)
+        cells = [score_text(result["arms"][arm]["test"]) if arm in result["arms"] else "" for arm in arms]
+        marked = [f"**{cell}**" if arm in best else cell for arm, cell in zip(arms, cells, strict=True)]
+        rows.append([result["problem"], *marked])
+    return markdown(("problem", *arms), rows)
+
+
+def common_overview(names: str) -> str:
+    """The same at the one rate 0.001."""
+    sections = {name: read(name)["fixed_rate"] for name in names.split()}
+    arms = list(dict.fromkeys(arm for section in sections.values() for arm in section["arms"]))
+    rows = []
+    for name, section in sections.items():
+        best = tied_with_best(section)
+        cells = [score_text(section["arms"][arm]["test"]) for arm in arms]
+        marked = [f"**{cell}**" if arm in best else cell for arm, cell in zip(arms, cells, strict=True)]
+        rows.append([name, *marked])
+    return markdown(("problem", *arms), rows)
+
+
+def verdict(name: str) -> str:
+    """The answers of the report page."""
+    return "\n".join(f"- *{question}* {answer}" for question, answer in verdicts(read(name))) + "\n"
+
+
+def variation(names: str) -> str:
+    """Total variation to the exact density, for each comparison and arm."""
+    results = [read(name) for name in names.split()]
+    arms = list(dict.fromkeys(arm for result in results for arm in result["arms"]))
+    rows = [
+        [
+            result["problem"],
+            *(score_text(result["arms"][arm]["metrics"].get("total_variation")) for arm in arms),
+        ]
+        for result in results
+    ]
+    return markdown(("target", *arms), rows)
+
+
+def flow_step(name: str) -> str:
     """The table of benchmarks/flow_step.py."""
-    lines = ["| one exact training step | ms | times ours |", "|---|---|---|"]
-    for name, ms in result["ms"].items():
-        lines.append(f"| {name} | {ms:.1f} | {result['ratio'][name]:.2f} |")
-    return "\n".join(lines) + "\n"
+    result = json.loads((ROOT / "results" / name).read_text())
+    rows = [[side, f"{ms:.1f}", f"{result['ratio'][side]:.2f}"] for side, ms in result["ms"].items()]
+    return markdown(("one exact training step", "ms", "times ours"), rows)
 
 
-def table(name: str) -> str:
-    if name == "flow_step":
-        return flow_step(json.loads((ROOT / "results" / "flow_step.json").read_text()))
-    return comparison(json.loads((ROOT / "results" / name / "result.json").read_text()))
+def lift_step(name: str) -> str:
+    """The table of benchmarks/lift_step.py."""
+    result = json.loads((ROOT / "results" / name).read_text())
+    rows = [
+        [side, f"{row['ms']:.2f}", f"{row['ratio_to_softplus']:.2f}", f"{row['parameters_over_network']:.2f}"]
+        for side, row in result["rows"].items()
+    ]
+    return markdown(("network, trained by", "ms a step", "times softplus", "parameters / network"), rows)
+
+
+KINDS: dict[str, Callable[[str], str]] = {
+    function.__name__: function
+    for function in (
+        *(comparison, common, overview, common_overview, verdict, variation),
+        *(flow_step, lift_step),
+    )
+}
+
+
+def read(name: str) -> Result:
+    """The result in that folder of results/."""
+    return read_result(ROOT / "results" / name)
+
+
+def complete(section: Result) -> list[str]:
+    """Every arm, lowest loss first, those without a loss last."""
+    order = ranking(section)
+    return order + [arm for arm in section["arms"] if arm not in order]
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def rewritten(text: str) -> str:
-    return MARKED.sub(lambda match: match[1] + table(match[2]) + match[3], text)
+    """The text with everything between its marks made anew."""
+    return MARKED.sub(lambda match: match[1] + KINDS[match[2]](match[3]) + match[4], text)
 
 
 def main() -> int:
-    before = README.read_text()
-    after = rewritten(before)
-    if "--check" in sys.argv[1:]:
-        return int(before != after)
-    README.write_text(after)
-    return 0
+    stale = False
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        before = page.read_text(encoding="utf-8")
+        after = rewritten(before)
+        if after != before:
+            stale = True
+            if "--check" not in sys.argv[1:]:
+                page.write_text(after, encoding="utf-8")
+    return int(stale and "--check" in sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,15 @@ def test_a_density_is_drawn_on_the_grid_of_the_exact_one() -> None:
     assert abs(torch.trapezoid(torch.tensor(data["y"]), torch.tensor(data["x"])) - 1) < 0.01
 
 
+def test_what_is_not_finite_is_none() -> None:
+    class Overflowing(torch.nn.Linear):
+        def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(x),), torch.inf)
+
+    drawn = picture_of_model(problem("gumbel"), Overflowing(1, 1))
+    assert drawn is not None and set(drawn["y"]) == {None}
+
+
 def test_without_an_exact_density_the_rows_are_binned() -> None:
     binned = picture_of_data(dataclasses.replace(problem("logistic"), log_prob=None))
     assert binned is not None and len(binned["x"]) == 40

@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from convexlift.experiments import charts, report
+from convexlift.experiments import charts, glossary, report
+from convexlift.experiments.arms import ARMS, MULTIPLIED, SCATTERED
 from convexlift.experiments.statistics import summary
 from convexlift.experiments.verdicts import difference, verdicts
 
@@ -112,6 +113,35 @@ def made_up_result(
         "environment": {"python": "3.11", "torch": "2.13.0", "cores": 2, "date": "2026-01-02", "seed": 0},
         "seconds": 521.0,
     }
+
+
+PICTURES: dict[str, dict[str, Any]] = {
+    "density": {"x": [-2.0, -1.0, 0.0, 1.0, 2.0], "y": [0.05, 0.24, 0.4, 0.24, 0.05]},
+    "samples": {"points": [[-1.0, 0.5], [0.0, -0.5], [1.0, 0.25]]},
+    "fit": {"y": [1.0, 2.0, 3.0]},
+}
+
+
+def with_models(kind: str = "samples", means: dict[str, float] | None = None) -> dict[str, Any]:
+    """A made-up result as `compare` writes it now: with pictures, histograms, test loss by rate, middles."""
+    result = made_up_result(means=means)
+    for section in (result, result["fixed_rate"]):
+        for arm in section["arms"].values():
+            arm["picture"] = {"kind": kind, **copy.deepcopy(PICTURES[kind])}
+            arm["weights"] = {
+                "start": [0.0] * 20 + [0.25] * 4 + [0.0] * 8,
+                "middle": [0.25] + [0.0] * 20 + [0.25] * 3 + [0.0] * 8,
+                "end": [0.375] + [0.0] * 20 + [0.25, 0.25, 0.125] + [0.0] * 8,
+            }
+            for key in ("shoulder", "at_zero", "fan_in_weight", "relative_speed"):
+                arm[key] = {"start": 0.1, "middle": 0.2, "end": 0.3}
+    for arm in result["arms"].values():
+        for rate in arm["rates"]:
+            rate["test"] = rate["validation"] and rate["validation"] + 0.1
+    result["picture"] = {"kind": kind, **copy.deepcopy(PICTURES[kind])}
+    if kind == "samples":
+        result["picture"]["columns"] = [4, 17]
+    return result
 
 
 def _score(per_seed: list[float]) -> dict[str, Any]:
@@ -287,7 +317,7 @@ def checked(text: str) -> Checker:
     checker.feed(text)
     checker.close()
     assert checker.open == []
-    for drawing in re.findall(r'<svg class="chart".*?</svg>(?=</div>)', text, re.S):
+    for drawing in re.findall(r'<svg class="chart".*?\n</svg>', text, re.S):
         ElementTree.fromstring(drawing)
         assert "nan" not in re.sub(r"<title>.*?</title>|aria-label=\".*?\"", "", drawing)
     return checker
@@ -313,15 +343,30 @@ def test_several_results_begin_with_an_overview() -> None:
     text = report.page([made_up_result("first"), made_up_result("second", {"softplus": 1.0, "lift": 1.5})])
     words = " ".join(checked(text).text)
     assert "Over 2 problems" in words
-    assert "softplus is the lowest on 1; lift is the lowest on 1" in words
+    assert "lift is the lowest on 1; softplus is the lowest on 1" in words
     assert (
         text.index("Over 2 problems") < text.index('<section id="problem-1">') < text.index('id="problem-2"')
     )
+    assert text.count('href="#problem-2"') == 2 and text.count('href="#overview"') == 2
+
+
+def test_the_overview_tells_each_arm_s_distance_and_who_is_tied() -> None:
+    results = [
+        {**arms(lift=[1.0, 2.0, 3.0], softplus=[1.1, 1.9, 3.2], squared=[4.0, 5.0, 6.1]), "problem": "first"},
+        {**arms(lift=[1.0, 2.0], projected=[math.inf, 1.0]), "problem": "second"},
+    ]
+    rows = cells(report.page(results))
+    assert rows["first"][0] == "2.00 ± 0.58 lowest"
+    assert rows["first"][1] == "2.07 ± 0.61 tied: +0.07 (−0.31 to 0.45)"
+    assert rows["first"][2] == "5.03 ± 0.61 +3.03 (2.89 to 3.18)"
+    assert rows["first"][3] == "–"
+    assert rows["second"][3] == "1 of 2 seeds failed"
 
 
 def test_text_from_results_is_escaped() -> None:
     evil = "<script>alert('x')</script>&"
-    result = made_up_result(means={"lift": 1.0, evil: 2.0})
+    result = with_models(means={"lift": 1.0, evil: 2.0, "softplus": 3.0})
+    result["arms"]["softplus"]["picture"] = {"kind": "failed", "message": evil}
     for key in ("problem", "metric", "description"):
         result[key] = evil
     result["protocol"][evil] = result["environment"][evil] = {evil: [evil]}
@@ -347,6 +392,141 @@ def test_text_from_results_is_escaped() -> None:
 def test_sparse_results_make_a_page_too(result: dict[str, Any]) -> None:
     checked(report.page([result]))
     checked(report.page([result, made_up_result()]))
+
+
+# The figures of models.
+
+
+def figure(text: str, title: str) -> str:
+    """The one figure of that title in the page's own figures; "" where there is none."""
+    found = re.findall(rf"<figure[^>]*><figcaption><b>{title}</b>.*?</figure>", text.split("<h3>")[0], re.S)
+    assert len(found) <= 1
+    return found[0] if found else ""
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    """The cells of each row of the page's first table, as plain text, by the first word of its heading."""
+    rows = re.findall(r"<tr>(.*?)</tr>", text.split("<tbody>")[1].split("</tbody>")[0], re.S)
+    plain = [
+        [
+            " ".join(re.sub("<[^>]*>", " ", cell).split())
+            for cell in re.findall("<t[hd].*?</t[hd]>", row, re.S)
+        ]
+        for row in rows
+    ]
+    return {heading.split()[0]: rest for heading, *rest in plain}
+
+
+TITLES = {
+    "density": "The models' densities and the data's",
+    "samples": "The data, and what the models generate",
+    "fit": "Fitted against true values",
+}
+
+
+@pytest.mark.parametrize("kind", ["density", "samples", "fit"])
+def test_every_model_is_drawn_beside_the_data(kind: str) -> None:
+    text = report.page([with_models(kind)])
+    checked(text)
+    drawn = figure(text, TITLES[kind].replace("'", "&#x27;"))
+    assert drawn.count("<svg") - drawn.count("overflow=") == len(MEANS) + (kind == "samples")
+    for name in MEANS:
+        assert f">{name}</text>" in drawn
+    assert {
+        "density": 'class="area"' in drawn and "exact density" in drawn,
+        "samples": "column 4 (across) and column 17 (up)" in drawn and "the data</text>" in drawn,
+        "fit": 'class="rule"' in drawn and "400 test rows" not in drawn and "3 test rows" in drawn,
+    }[kind]
+    assert "outside</text>" not in drawn and "peak at" not in drawn
+    assert not re.search(r"<script|<link|<img|@import|url\(|src=", text)
+
+
+def test_what_lies_outside_a_panel_is_counted() -> None:
+    result = with_models("samples")
+    result["arms"]["lift"]["picture"]["points"] = [[0.0, 0.0], [99.0, 0.0], [0.0, -99.0], [None, 0.0]]
+    assert "2 outside</text>" in figure(report.page([result]), TITLES["samples"])
+    result = with_models("density")
+    result["arms"]["lift"]["picture"]["y"][2] = 7.5
+    assert "peak at 7.5</text>" in report.page([result])
+
+
+def test_a_picture_that_failed_and_one_that_is_missing_are_told() -> None:
+    result = with_models("samples")
+    result["arms"]["lift"]["picture"] = {"kind": "failed", "message": "the inverse did not converge"}
+    result["arms"]["squared"]["picture"] = None
+    drawn = figure(report.page([result]), TITLES["samples"])
+    assert "No picture: the inverse" in drawn and "Without a finished run of seed 0: squared." in drawn
+    for arm in result["arms"].values():
+        arm["picture"] = {"kind": "failed", "message": "the inverse did not converge"}
+    assert "No picture" in figure(report.page([result]), TITLES["samples"])
+    result["picture"] = None
+    checked(text := report.page([result]))
+    assert figure(text, TITLES["samples"]) == ""
+
+
+def test_pictures_without_the_data_s_are_drawn_alone() -> None:
+    for kind in ("density", "samples", "fit"):
+        checked(report.page([{**with_models(kind), "picture": None}]))
+
+
+def test_the_weights_are_drawn_with_the_first_bin_written_out() -> None:
+    result = with_models()
+    result["arms"]["squared"]["weights"] = {}
+    drawn = figure(report.page([result]), "How large the constrained weights are")
+    assert drawn.count("0 → 38 %</text>") == len(MEANS) - 1
+    assert "0 or below 1e-6:</text>" in drawn and "log10(fan-in × W)</text>" in drawn
+    assert ">squared</text>" not in drawn
+
+
+def test_test_loss_against_rate_says_that_it_was_not_used() -> None:
+    text = report.page([with_models()])
+    assert "the rates were chosen on this" in figure(text, "Validation loss against learning rate")
+    drawn = figure(text, "Test loss against learning rate")
+    assert "the rates were not chosen on this" in drawn and "lift at 0.128: diverged" in drawn
+    assert ">test loss (nats)</text>" in drawn
+
+
+def test_validation_rows_are_not_labelled_with_the_metric_of_test_rows() -> None:
+    text = report.page([{**with_models("fit"), "metric": "noiseless mean squared error"}])
+    assert ">validation loss</text>" in text and "validation noiseless" not in text
+
+
+def test_an_older_result_has_none_of_these_figures() -> None:
+    text = report.page([made_up_result()])
+    for title in (*TITLES.values(), "Test loss against learning rate", "How large the constrained weights"):
+        assert title.replace("'", "&#x27;") not in text
+    assert "start → end" in text and "The weights and models at this rate" in text
+
+
+# The tables and terms.
+
+
+def test_the_weights_table_has_every_phase() -> None:
+    words = " ".join(checked(report.page([with_models()])).text)
+    assert words.count("start → middle → end") >= 5
+    assert "10 → 20 → 30 %" in words and "0.10 → 0.20 → 0.30" in words
+
+
+def test_the_common_rate_s_table_explains_its_controls() -> None:
+    result = with_models()
+    result["fixed_rate"]["arms"]["softplus-multiplied"]["source_factor"] = 9.74
+    text = report.page([result])
+    after = text.split("Every arm at the one rate 0.001")[1]
+    for name in ("lift-reference", "softplus-scattered", "softplus-multiplied"):
+        assert f"<li><b>{name}</b>: {glossary.ARMS[name]}.</li>" in after
+    assert "× 9.74" in after
+    for title in (TITLES["samples"], "How large the constrained weights are"):
+        assert title in after
+    assert "at the one rate" not in report.page([{**result, "fixed_rate": None}])
+
+
+def test_every_arm_and_puzzling_term_is_explained() -> None:
+    assert set(glossary.ARMS) == {*ARMS, SCATTERED, MULTIPLIED}
+    text = report.page([made_up_result()])
+    terms = text.split('<section id="terms">')[1].lower()
+    for term in ("shoulder", "emission noise", "step amplification", "half budget", "equal seconds"):
+        assert term in terms
+    assert 'href="#terms"' in text
 
 
 def test_what_is_missing_or_diverged_is_shown_as_such() -> None:

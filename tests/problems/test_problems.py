@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from convexlift.problems import NAMES, gaussian_baseline, problem
+from convexlift.problems import FROM_FILES, NAMES, gaussian_baseline, problem
 from convexlift.problems.collider import NAMES as FEATURES
 from convexlift.problems.collider import collider_events, raw_events
 from convexlift.problems.gallery import DENSITIES, _panels, distances
@@ -158,7 +158,7 @@ def test_unknown_name_and_unwanted_file():
         problem("gumbel", "x.npz")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("hepmass", "digits21")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*FROM_FILES, "digits21")])
 def test_simulated_problems_are_fixed_and_finite(name):
     one, two = problem(name), problem(name)
     for split in ("validation", "test"):

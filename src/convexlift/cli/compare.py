@@ -29,7 +29,7 @@ from convexlift.experiments.verdicts import (
     short,
     verdicts,
 )
-from convexlift.problems import NAMES
+from convexlift.problems import FROM_FILES, NAMES
 
 Problem = Annotated[str | None, typer.Argument(help=f"One of: {', '.join(NAMES)}. [default: digits21]")]
 Arms = Annotated[
@@ -48,7 +48,7 @@ def compare(
     budget: Annotated[
         str, typer.Option(help="quick (minutes), standard, full, or for densities paper.")
     ] = "quick",
-    data: Annotated[Path | None, typer.Option(help="The file of a problem that reads one (hepmass).")] = None,
+    data: Annotated[Path | None, typer.Option(help=f"The file or folder of {', '.join(FROM_FILES)}.")] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time. [default: one for each core]")
     ] = None,

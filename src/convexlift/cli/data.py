@@ -1,20 +1,27 @@
-"""``convexlift data``: what the problems are."""
+"""``convexlift data``: what the problems are, and the published data sets of some."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from torch import Tensor
 
-from convexlift.problems import NAMES, problem
+from convexlift.problems import FROM_FILES, NAMES, problem
+from convexlift.problems.fetch import ARCHIVE, DOWNLOADS, Progress, fetch
 
 app = typer.Typer(rich_markup_mode=None)
 
 
 @app.callback(invoke_without_command=True)
 def data_command(context: typer.Context) -> None:
-    """List the problems to compare on."""
+    """List the problems to compare on, describe one, download a data set."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -28,18 +35,22 @@ def list_problems() -> None:
       convexlift data list
     """
     for name in NAMES:
-        typer.echo(f"{name} (reads a file: --data)" if name == "hepmass" else name)
+        typer.echo(f"{name} (reads files: --data)" if name in FROM_FILES else name)
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Name of a problem.")]) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="Name of a problem.")],
+    data: Annotated[Path | None, typer.Option(help=f"The file or folder of {', '.join(FROM_FILES)}.")] = None,
+) -> None:
     """Describe a problem.
 
     \b
-    Example:
+    Examples:
       convexlift data show gumbel
+      convexlift data show power --data data/power
     """
-    found = problem(name)
+    found = problem(name, data)
     rows = [
         ("problem", found.description),
         ("task", f"{found.task}, {found.dim} dimension{'s' if found.dim > 1 else ''}"),
@@ -59,6 +70,49 @@ def show(name: Annotated[str, typer.Argument(help="Name of a problem.")]) -> Non
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
         typer.echo(f"{label:<{width}}  {text}")
+
+
+@app.command("fetch")
+def fetch_data(
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(DOWNLOADS)}.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the files. [default: data/NAME]")] = None,
+) -> None:
+    """Download a published data set from the UCI archive.
+
+    Takes up an interrupted download, checks the rows, and records address, size and SHA-256 in SOURCE.json
+    beside the file; once it is there, fetching again only compares the file with the record. Sizes:
+    miniboone and power tens of megabytes, gas 0.4 GB, hepmass 2.6 GB.
+
+    \b
+    Examples:
+      convexlift data fetch power
+      convexlift data fetch hepmass --out data/hepmass
+    """
+    folder = out if out is not None else Path("data") / name
+    with _shown() as show_progress:
+        records = fetch(name, folder, archive=ARCHIVE, progress=show_progress)
+    for file, record in records.items():
+        typer.echo(
+            f"{folder / file}: {record['bytes']:,} bytes, {record['rows']:,} rows, SHA-256 {record['sha256']}"
+        )
+    typer.echo(f"use it with: convexlift compare {name} --data {folder}")
+
+
+@contextmanager
+def _shown() -> Iterator[Progress]:
+    """Show what is done as a bar, on a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks = {}
+
+        def show(doing: str, done: int, total: int | None) -> None:
+            if doing not in tasks:
+                tasks[doing] = bars.add_task(doing, total=total)
+            size = f"{done:,} rows" if doing.startswith("checking") else f"{done / 1e6:,.1f} MB"
+            bars.update(tasks[doing], completed=done, total=total, description=f"{doing}, {size}")
+
+        yield show
 
 
 def _rows(part: Tensor | tuple[Tensor, ...]) -> int:

@@ -129,19 +129,29 @@ def _hit(x: float, y: float, text: str, r: float = 8.0) -> str:
     return f'<circle class="hit" cx="{x:.1f}" cy="{y:.1f}" r="{r:g}"><title>{escape(text)}</title></circle>'
 
 
-def _text(x: float, y: float, text: str, anchor: str = "middle", kind: str = "") -> str:
+def label(x: float, y: float, text: str, anchor: str = "middle", kind: str = "") -> str:
+    """Text at (x, y); the kind "name" is in ink instead of muted."""
     name = f' class="{kind}"' if kind else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{name}>{escape(text)}</text>'
 
 
-def _segment(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+def segment(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    """A line of a kind that charts.css knows: "grid", "axis" or "rule"."""
     return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _svg(width: float, height: float, label: str, body: Iterable[str]) -> str:
+def clipped(x: float, y: float, width: float, height: float, marks: Iterable[str]) -> str:
+    """The marks within a rectangle; a nested svg cuts off the rest without needing an id."""
+    box = f"{x:.1f} {y:.1f} {width:.1f} {height:.1f}"
+    place = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+    return f'<svg {place} viewBox="{box}" overflow="hidden">{"".join(marks)}</svg>'
+
+
+def drawing(width: float, height: float, title: str, body: Iterable[str]) -> str:
+    """The whole chart; the title is what a screen reader says."""
     inside = "\n".join(part for part in body if part)
     return (
-        f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}" '
+        f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}" '
         f'xmlns="http://www.w3.org/2000/svg">\n{inside}\n</svg>'
     )
 
@@ -199,54 +209,45 @@ def line_chart(
     left = 14.0 + 7.0 * max((len(tick_text(tick)) for tick in y_ticks), default=3)
     x_axis = Axis(x_low, x_high if x_high > x_low else x_low + 1.0, left, width - 14.0, bool(rates))
     y_axis = Axis(*y_range, height - 40.0, 26.0 + strip)
-    parts = [_text(0, 12, y_label, "start")]
+    parts = [label(0, 12, y_label, "start")]
     for tick in y_ticks:
         y = y_axis.at(tick)
-        parts += [_segment(left, y, width - 14, y, "grid"), _text(left - 6, y + 4, tick_text(tick), "end")]
+        parts += [segment(left, y, width - 14, y, "grid"), label(left - 6, y + 4, tick_text(tick), "end")]
     every = math.ceil(len(rates) * 44.0 / (width - left - 14.0))
     for tick in rates[::every] if rates else linear_ticks(x_low, x_high, 4 if width < 420 else 6):
         x = x_axis.at(tick)
         parts += [
-            _segment(x, height - 40, x, height - 35, "axis"),
-            _text(x, height - 21, tick_text(tick)),
+            segment(x, height - 40, x, height - 35, "axis"),
+            label(x, height - 21, tick_text(tick)),
         ]
     parts += [
-        _segment(left, height - 40, width - 14, height - 40, "axis"),
-        _text((left + width - 14) / 2, height - 4, x_label),
+        segment(left, height - 40, width - 14, height - 40, "axis"),
+        label((left + width - 14) / 2, height - 4, x_label),
     ]
     if rule is not None and y_axis.holds(rule[1]):
         y = y_axis.at(rule[1])
-        parts += [_segment(left, y, width - 14, y, "rule"), _text(width - 16, y - 5, rule[0], "end")]
+        parts += [segment(left, y, width - 14, y, "rule"), label(width - 16, y - 5, rule[0], "end")]
     if strip:
         parts += [
-            _segment(left, 24 + strip, width - 14, 24 + strip, "rule"),
-            _text(width - 14, 12, f"× {lost}", "end"),
+            segment(left, 24 + strip, width - 14, 24 + strip, "rule"),
+            label(width - 14, 12, f"× {lost}", "end"),
         ]
     drawn = [
         _line_marks(line, index, len(lines), x_axis, y_axis, 13.0 + strip) for index, line in enumerate(lines)
     ]
-    # A nested svg clips what leaves the frame without needing an id.
-    x0, y0, inner_width, inner_height = (
-        left - 6,
-        y_axis.stop - 6,
-        width - left - 2,
-        y_axis.start - y_axis.stop + 12,
-    )
-    box = (
-        f'<svg x="{x0:.1f}" y="{y0:.1f}" width="{inner_width:.1f}" height="{inner_height:.1f}" '
-        f'viewBox="{x0:.1f} {y0:.1f} {inner_width:.1f} {inner_height:.1f}" overflow="hidden">'
-    )
-    parts += [box, *(mark for kind in (0, 1) for marks in drawn for mark in marks[kind]), "</svg>"]
+    inside = [mark for kind in (0, 1) for marks in drawn for mark in marks[kind]]
+    inner_height = y_axis.start - y_axis.stop + 12
+    parts.append(clipped(left - 6, y_axis.stop - 6, width - left - 2, inner_height, inside))
     parts += [mark for marks in drawn for mark in marks[2]]
     if named:
         for index, line in enumerate(lines):
             y = y_axis.stop + 12 + 18 * index
             parts += [
                 marker(line.style.marker, width - 24, y - 4, line.style.colour, 3.6),
-                _text(width - 36, y, line.name, "end", "name"),
+                label(width - 36, y, line.name, "end", "name"),
             ]
     names = ", ".join(line.name for line in lines)
-    return _svg(width, height, f"{y_label} against {x_label}: {names}", parts)
+    return drawing(width, height, f"{y_label} against {x_label}: {names}", parts)
 
 
 def _line_marks(
@@ -318,24 +319,30 @@ def row_chart(
     pitch, top = 44.0, 22.0 if rule is not None else 6.0
     floor = top + pitch * len(rows)
     x_axis = Axis(*x_range, 10.0, width - 10.0)
+
+    def upright(x: float, kind: str) -> list[str]:
+        """Only beside the marks: through the text above them it would turn a minus into a plus."""
+        tops = [top + pitch * index + 18 for index in range(len(rows))]
+        return [segment(x, y, x, y + pitch - 18, kind) for y in tops]
+
     parts = []
     for tick in linear_ticks(*x_range, 4 if width < 420 else 6):
         x = x_axis.at(tick)
-        parts += [_segment(x, top, x, floor, "grid"), _text(x, floor + 18, tick_text(tick))]
-    parts += [_segment(10, floor, width - 10, floor, "axis"), _text(width / 2, floor + 36, x_label)]
+        parts += [*upright(x, "grid"), label(x, floor + 18, tick_text(tick))]
+    parts += [segment(10, floor, width - 10, floor, "axis"), label(width / 2, floor + 36, x_label)]
     if rule is not None and x_axis.holds(rule[1]):
         x = x_axis.at(rule[1])
         anchor = "start" if x < width * 0.3 else "end" if x > width * 0.7 else "middle"
-        parts += [_segment(x, top - 4, x, floor, "rule"), _text(x, 12, rule[0], anchor)]
+        parts += [label(x, 12, rule[0], anchor), *upright(x, "rule")]
     for index, row in enumerate(rows):
         y = top + pitch * index
         parts += [
             marker(row.style.marker, 8, y + 10, row.style.colour, 3.6),
-            _text(18, y + 14, row.name, "start", "name"),
-            _text(width, y + 14, row.text, "end"),
+            label(18, y + 14, row.name, "start", "name"),
+            label(width, y + 14, row.text, "end"),
             *_row_marks(row, x_axis, y + 30),
         ]
-    return _svg(width, floor + 40, f"{x_label}: {', '.join(row.name for row in rows)}", parts)
+    return drawing(width, floor + 40, f"{x_label}: {', '.join(row.name for row in rows)}", parts)
 
 
 def _row_marks(row: Row, axis: Axis, y: float) -> list[str]:

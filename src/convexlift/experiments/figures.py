@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 
-from convexlift.experiments.charts import Line, Row, Style, line_chart, robust_range, row_chart, swatch
+from convexlift.experiments.charts import Line, Row, Style, line_chart, robust_range, row_chart
+from convexlift.experiments.panels import figure
+from convexlift.experiments.portraits import pictures, weights
 from convexlift.experiments.verdicts import (
     Result,
     difference,
@@ -16,6 +17,7 @@ from convexlift.experiments.verdicts import (
     reference_arm,
     score_text,
     short,
+    unit_of,
 )
 
 WIDE, NARROW = 560.0, 352.0
@@ -26,12 +28,15 @@ def figures(result: Result, look: dict[str, Style]) -> list[str]:
     drawn = [
         _differences(result, look),
         _seeds(result, look),
-        _rates(result, look),
+        pictures(result, result.get("picture"), look),
+        _rates(result, look, "validation", "Mean over the selection seeds; the rates were chosen on this."),
+        _rates(result, look, "test", "The same runs on the test rows; the rates were not chosen on this."),
         _curves(result, look, "steps", "Validation loss of the frozen model, by step", "steps"),
         _curves(result, look, "seconds", "The same, by training time", "training seconds (median seed)"),
+        weights(result, look),
         _cost(result, look),
     ]
-    return [figure for figure in drawn if figure]
+    return [one for one in drawn if one]
 
 
 def _differences(result: Result, look: dict[str, Style]) -> str:
@@ -92,36 +97,42 @@ def _seeds(result: Result, look: dict[str, Style]) -> str:
     )
 
 
-def _rates(result: Result, look: dict[str, Style]) -> str:
+def _rates(result: Result, look: dict[str, Style], split: str, told: str) -> str:
     lines = []
     for name, arm in result["arms"].items():
         tried = sorted(arm.get("rates") or [], key=lambda rate: rate["lr"])
         rates = [float(rate["lr"]) for rate in tried]
-        losses = [finite(rate.get("validation")) for rate in tried]
+        losses = [finite(rate.get(split)) for rate in tried]
         chosen = rates.index(arm["lr"]) if arm.get("lr") in rates else None
         lines.append(Line(name, look[name], rates, losses, chosen=chosen, markers=True))
     values = [value for line in lines for value in line.y if value is not None]
     if not values:
         return ""
     limits = robust_range(values)
-    note = "Mean over the selection seeds. A ring marks the rate that an arm was given."
+    note = f"{told} A ring marks the rate that an arm was given."
     note += " Crosses diverged." if any(value is None for line in lines for value in line.y) else ""
     note += " Arrow heads lie above the frame." if max(values) > limits[1] else ""
     return _figure(
-        "Validation loss against learning rate",
+        f"{split.capitalize()} loss against learning rate",
         note,
         lambda width: line_chart(
             lines,
             width=width,
             height=330,
             x_label="learning rate",
-            y_label=f"validation {result.get('metric', 'loss')}",
+            y_label=f"{split} {_loss(result)}",
             y_range=limits,
             rates=sorted({rate for line in lines for rate in line.x}),
             lost="diverged",
         ),
         lines,
     )
+
+
+def _loss(result: Result) -> str:
+    """The axis label of a loss on validation rows, which need not be the metric of the test rows."""
+    unit = unit_of(result).strip()
+    return f"loss ({unit})" if unit else "loss"
 
 
 def _curves(result: Result, look: dict[str, Style], against: str, title: str, x_label: str) -> str:
@@ -141,7 +152,7 @@ def _curves(result: Result, look: dict[str, Style], against: str, title: str, x_
             width=width,
             height=320,
             x_label=x_label,
-            y_label=str(result.get("metric", "loss")),
+            y_label=f"validation {_loss(result)}",
             y_range=limits,
         ),
         lines,
@@ -204,8 +215,5 @@ def _curve_limits(lines: Sequence[Line]) -> tuple[float, float] | None:
 
 def _figure(title: str, note: str, draw: Callable[[float], str], lines: Sequence[Line] = ()) -> str:
     """The chart drawn for a wide and for a narrow screen, one of which is shown; lines get a legend."""
-    items = "".join(f"<span>{swatch(line.style)}{escape(line.name)}</span>" for line in lines)
-    legend = f'<p class="legend">{items}</p>' if items else ""
-    caption = f"<figcaption><b>{escape(title)}</b> {escape(note)}</figcaption>"
     charts = f'<div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>'
-    return f"<figure>{caption}{legend}{charts}</figure>"
+    return figure(title, note, charts, lines)

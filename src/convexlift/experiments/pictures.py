@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -94,9 +95,10 @@ def _on(model: Any, rows: Rows) -> Any:
     return tuple(part.to(like) for part in rows) if isinstance(rows, tuple) else rows.to(like)
 
 
-def _pairs(rows: Tensor, columns: tuple[int, int]) -> list[list[float]]:
+def _pairs(rows: Tensor, columns: tuple[int, int]) -> list[list[float | None]]:
     return [_short(row) for row in rows[:, list(columns)]]
 
 
-def _short(values: Tensor) -> list[float]:
-    return [float(f"{value:.4g}") for value in values.tolist()]
+def _short(values: Tensor) -> list[float | None]:
+    """Four digits of each value; None for what is not finite, which JSON cannot hold."""
+    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values.tolist()]

@@ -11,8 +11,11 @@ from typing import Any
 
 from convexlift.experiments.charts import Style, style_sheet, styles, swatch
 from convexlift.experiments.figures import figures
+from convexlift.experiments.glossary import ARMS, CONTROLS, glossary
+from convexlift.experiments.portraits import pictures, weights
 from convexlift.experiments.verdicts import (
     Result,
+    complete,
     difference,
     duration,
     finite,
@@ -28,6 +31,9 @@ from convexlift.experiments.verdicts import (
 from convexlift.saving import write_whole
 
 SCHEMA = 1
+PHASES = ("start", "middle", "end")
+
+_TERMS = '<a href="#terms">What the terms mean</a>.'
 
 
 def read_result(path: str | os.PathLike[str]) -> Result:
@@ -99,7 +105,7 @@ def page(results: Sequence[Result]) -> str:
 <body>
 <main>
 {"".join(body)}
-{_HOW_TO_READ}
+{glossary()}
 </main>
 </body>
 </html>
@@ -108,6 +114,7 @@ def page(results: Sequence[Result]) -> str:
 
 def _overview(results: Sequence[Result], anchors: Sequence[str], look: dict[str, Style]) -> str:
     names = list(dict.fromkeys(name for result in results for name in result["arms"]))
+    names.sort(key=lambda name: name != "lift")
     rows, items = [], []
     alone, shared = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for result, anchor in zip(results, anchors, strict=True):
@@ -115,9 +122,9 @@ def _overview(results: Sequence[Result], anchors: Sequence[str], look: dict[str,
         for name in best:
             (alone if len(best) == 1 else shared)[name] += 1
         link = f'<a href="#{anchor}">{escape(str(result["problem"]))}</a>'
-        texts = {name: score_text(arm.get("test")) for name, arm in result["arms"].items()}
-        cells = [_bold(texts.get(name, "–"), name in best) for name in names]
-        rows.append([f"{link}<br><small>{escape(str(result.get('metric', 'loss')))}</small>", *cells])
+        about = [str(result.get("metric", "loss")), *_spent(result)]
+        cells = [_standing(result, name, best) if name in result["arms"] else "–" for name in names]
+        rows.append([f"{link}<br><small>{escape(', '.join(about))}</small>", *cells])
         items.append(f"<li><b>{link}</b>: {escape(verdicts(result)[0][1])}</li>")
     told = []
     for name in sorted(names, key=lambda name: (alone[name], shared[name]), reverse=True):
@@ -129,28 +136,37 @@ def _overview(results: Sequence[Result], anchors: Sequence[str], look: dict[str,
         told += [f"{name} {listed(counts)}"] if counts else []
     sentence = f"Over {len(results)} problems, each arm at its own best rate: {'; '.join(told)}."
     head = ["problem", *(_arm(name, look[name]) for name in names)]
-    table = _table(head, rows, "Test loss ± standard error; bold: the lowest and whatever ties with it")
-    return f"""<section>
+    caption = "Test loss ± standard error; under it the difference from the lowest with its 95 % interval"
+    return f"""<section id="overview">
 <header><p class="brand">convexlift</p><h1>Ways of training an input-convex network, compared</h1></header>
 <p class="lead">{escape(sentence)}</p>
-{table}
+{_table(head, rows, caption)}
+<p class="note">Bold: the lowest, and whatever ties with it. Below: the verdict on each problem.</p>
 <ul class="verdicts">{"".join(items)}</ul>
 </section>"""
+
+
+def _standing(result: Result, name: str, best: Sequence[str]) -> str:
+    """An arm's loss, and how far it is from the lowest."""
+    loss = _test_cell(result["arms"][name], name in best)
+    if name not in ranking(result):
+        return loss
+    found = difference(result, name, best[0]) if name != best[0] else None
+    gap = f"+{interval_text(found)}" if found else "lowest" if name == best[0] else "no common seed"
+    tie = "tied: " if found and name in best else ""
+    return f"{loss}<br><small>{tie}{gap}</small>".replace("+−", "−").replace(" (", "<br>(")
 
 
 def _section(result: Result, anchor: str, look: dict[str, Style], many: bool) -> str:
     level = "h2" if many else "h1"
     brand = "" if many else '<p class="brand">convexlift</p>'
+    back = '<p class="meta"><a href="#overview">Back to the overview</a></p>' if many else ""
     (question, answer), *others = verdicts(result)
     answers = "".join(f"<dt>{escape(asked)}</dt><dd>{escape(told)}</dd>" for asked, told in others)
     metric = str(result.get("metric", "loss"))
     caption = (
         f"{metric[0].upper()}{metric[1:]} on the test rows, each arm at its own best rate; lower is better"
     )
-    fixed = result.get("fixed_rate") or {}
-    fixed_table = ""
-    if fixed.get("arms"):
-        fixed_table = _arms_table(fixed, look, f"Every arm at the one rate {short(fixed.get('lr'), 1)}")
     protocol, environment = result.get("protocol") or {}, result.get("environment") or {}
     command = str(protocol.get("command") or f"convexlift compare {result['problem']}")
     settings = [(name, value) for name, value in protocol.items() if name not in ("command", "on_edge")]
@@ -161,17 +177,37 @@ def _section(result: Result, anchor: str, look: dict[str, Style], many: bool) ->
 <div class="verdict"><p class="question">{escape(question)}</p><p class="lead">{escape(answer)}</p>
 <dl class="answers">{answers}</dl></div>
 {_arms_table(result, look, caption)}
-<p class="note">Bold: the lowest mean and every arm that is not clearly above it.</p>
+<p class="note">Bold: the lowest mean and every arm that is not clearly above it. {_TERMS}</p>
 <div class="figures">{"".join(figures(result, look))}</div>
 {_metrics(result, look)}
-{fixed_table}
-{_failures(result)}
 {_weights(result, look)}
+{_common_rate(result, look)}
+{_failures(result)}
 <h3>Run it again</h3>
 <div class="scroll"><pre>{escape(command)}</pre></div>
 <div class="pair"><div><h4>Protocol</h4>{_definitions(settings)}</div>
 <div><h4>Environment</h4>{_definitions(environment.items())}</div></div>
+{back}
 </section>"""
+
+
+def _common_rate(result: Result, look: dict[str, Style]) -> str:
+    """The second table: every arm at one rate, with the controls that only it has."""
+    section = result.get("fixed_rate") or {}
+    if not section.get("arms"):
+        return ""
+    rate = short(section.get("lr"), 1)
+    controls = [f"<li><b>{name}</b>: {ARMS[name]}.</li>" for name in section["arms"] if name in CONTROLS]
+    told = f' It also holds:</p><ul class="controls">{"".join(controls)}</ul>' if controls else "</p>"
+    drawn = "".join([pictures(section, result.get("picture"), look), weights(section, look, full=True)])
+    more = f'<div class="figures">{drawn}</div>' if drawn else ""
+    inside = _weights(section, look, heading=False) + more
+    details = f"<details><summary>The weights and models at this rate</summary>{inside}</details>"
+    return f"""<h3>Every arm at the one rate {rate}</h3>
+<p>Here no rate is chosen: the table shows how far each arm gets at one rate, and favours those that this rate
+happens to suit.{told}
+{_arms_table(section, look, f"Test loss at the rate {rate}; lower is better")}
+{details if inside else ""}"""
 
 
 def _all_arms(result: Result) -> list[str]:
@@ -179,18 +215,22 @@ def _all_arms(result: Result) -> list[str]:
 
 
 def _key_facts(result: Result) -> list[str]:
-    protocol = result.get("protocol") or {}
     seeds = max((len(_per_seed(arm)) for arm in result["arms"].values()), default=0)
     seconds = finite(result.get("seconds"))
     facts = [
         f"{len(result['arms'])} arms",
         f"{seeds} seed{'s' if seeds != 1 else ''}",
-        f"{protocol['steps']:,} steps" if isinstance(protocol.get("steps"), int) else "",
-        f"{protocol['budget']} budget" if protocol.get("budget") else "",
+        *_spent(result),
         f"{duration(seconds)} in all" if seconds else "",
         str((result.get("environment") or {}).get("date") or "")[:10],
     ]
     return [fact for fact in facts if fact]
+
+
+def _spent(result: Result) -> list[str]:
+    protocol = result.get("protocol") or {}
+    steps = [f"{protocol['steps']:,} steps"] if isinstance(protocol.get("steps"), int) else []
+    return [*steps, f"{protocol['budget']} budget"] if protocol.get("budget") else steps
 
 
 def _per_seed(arm: Result) -> list[Any]:
@@ -213,23 +253,19 @@ def _arms_table(section: Result, look: dict[str, Style], caption: str) -> str:
     arms, order, base = section["arms"], ranking(section), reference_arm(section)
     best = tied_with_best(section)
     columns: list[tuple[str, Callable[[Result], str]]] = [
-        ("rate", lambda arm: f"{arm['lr']:g}" if finite(arm.get("lr")) else "–"),
-        ("ms a step", lambda arm: short(arm.get("ms_per_step"), 3)),
-        ("parameters", lambda arm: f"{int(arm['parameters']):,}" if arm.get("parameters") else "–"),
-        (
-            "emission noise<br><small>start → mid → end</small>",
-            lambda arm: _phases(arm.get("emission_noise"), ("start", "middle", "end"), percent=True),
-        ),
-        (
-            "on the shoulder<br><small>start → end</small>",
-            lambda arm: _phases(arm.get("shoulder"), ("start", "end"), percent=True),
-        ),
         ("half the<br>steps", lambda arm: _mean_only(arm.get("half_budget"))),
         ("equal<br>time", lambda arm: _mean_only(arm.get("equal_seconds"))),
+        ("rate", lambda arm: f"{arm['lr']:g}" if finite(arm.get("lr")) and "lr" not in section else "–"),
+        ("rate of the<br>weights", lambda arm: _factor(arm.get("source_factor"))),
+        ("ms a<br>step", lambda arm: short(arm.get("ms_per_step"), 3)),
+        (
+            "trained<br>parameters",
+            lambda arm: f"{int(arm['parameters']):,}" if arm.get("parameters") else "–",
+        ),
     ]
     shown = [(title, cell) for title, cell in columns if any(cell(arm) != "–" for arm in arms.values())]
     rows = []
-    for name in [*order, *(name for name in arms if name not in order)]:
+    for name in complete(section):
         found = (
             difference(section, name, base) if base is not None and name in order and name != base else None
         )
@@ -237,7 +273,12 @@ def _arms_table(section: Result, look: dict[str, Style], caption: str) -> str:
         cells = [cell(arms[name]) for _, cell in shown]
         rows.append([_arm(name, look[name]), _test_cell(arms[name], name in best), gap, *cells])
     gap_title = f"minus {escape(str(base))}<br><small>95 % interval</small>"
-    return _table(["arm", "test loss ± s.e.", gap_title, *(title for title, _ in shown)], rows, caption)
+    return _table(["arm", "test loss<br>± s.e.", gap_title, *(title for title, _ in shown)], rows, caption)
+
+
+def _factor(value: Any) -> str:
+    """How many times the common rate the latent weights are given; nothing for once."""
+    return f"× {short(value, 3)}" if finite(value) not in (None, 1.0) else "–"
 
 
 def _test_cell(arm: Result, bold: bool) -> str:
@@ -261,32 +302,37 @@ def _metrics(result: Result, look: dict[str, Style]) -> str:
         ]
         for arm in ranking(result)
     ]
-    head = ["arm", *(escape(name.replace("_", " ")) for name in names)]
+    titles = {"kl": "Kullback-Leibler divergence", "hellinger": "Hellinger distance"}
+    head = ["arm", *(escape(titles.get(name, name.replace("_", " "))) for name in names)]
     return _table(head, rows, "Other distances from the exact answer, mean ± standard error over seeds")
 
 
-def _weights(result: Result, look: dict[str, Style]) -> str:
+def _weights(section: Result, look: dict[str, Style], heading: bool = True) -> str:
+    """What happened to the constrained weights of each arm."""
+    arms = section["arms"]
     columns = (
-        ("exactly zero", "at_zero", True),
-        ("fan-in × weight", "fan_in_weight", False),
-        ("relative speed", "relative_speed", False),
-        ("step amplification", "step_amplification", False),
+        ("on the<br>shoulder", "shoulder", True),
+        ("exactly<br>zero", "at_zero", True),
+        ("fan-in × W", "fan_in_weight", False),
+        ("relative<br>speed", "relative_speed", False),
+        ("step<br>amplification", "step_amplification", False),
+        ("emission<br>noise", "emission_noise", True),
     )
-    shown = [column for column in columns if any(arm.get(column[1]) for arm in result["arms"].values())]
+    head, shown = ["arm"], []
+    for title, key, percent in columns:
+        seen = [arm[key] for arm in arms.values() if arm.get(key)]
+        phases = [at for at in PHASES if any(at in by_phase for by_phase in seen)]
+        if phases:
+            head.append(f"{title}<br><small>{' → '.join(phases)}</small>")
+            shown.append((key, phases, percent))
     if not shown:
         return ""
     rows = [
-        [
-            _arm(name, look[name]),
-            *(_phases(arm.get(key), ("start", "end"), percent) for _, key, percent in shown),
-        ]
-        for name, arm in result["arms"].items()
+        [_arm(name, look[name]), *(_phases(arms[name].get(key), at, percent) for key, at, percent in shown)]
+        for name in complete(section)
     ]
-    head = ["arm", *(f"{title}<br><small>start → end</small>" for title, _, _ in shown)]
-    table = _table(
-        head, rows, "The constrained weights at the start and at the end of training, medians over seeds"
-    )
-    return f"<details><summary>The weights, from start to end</summary>{table}</details>"
+    table = _table(head, rows, "The constrained weights through training; medians over seeds")
+    return f'{"<h3>What happened to the weights</h3>" if heading else ""}{table}<p class="note">{_TERMS}</p>'
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
@@ -342,22 +388,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-_HOW_TO_READ = """<section><details><summary>How to read this page</summary>
-<p>Every loss is that of a <b>frozen</b> model: one fixed convex function whose weights were settled
-before the test rows were seen. All arms share one architecture, the same effective initial network (but
-for those whose names say otherwise), the optimiser, the schedule and one grid of learning rates; each is
-given the rate that does best on validation rows, over seeds that are not scored.</p>
-<p>Differences are paired by seed and carry a 95 % t-interval; against the lift it is widened by what the
-noisy choice of rates adds, and a second interval resamples the test rows. A difference is called clear
-only when these intervals leave out zero, and a tie otherwise. They are not corrected for the number of
-arms.</p>
-<p><b>Half the steps</b>: separate runs with half the budget. <b>Equal time</b>: the loss at the moment
-when the fastest arm ends. <b>Emission noise</b>: the deviation of a weight from batch to batch over its
-mean, the median over weights; its end is just before the weights settle, and below 0.1 % (0.001) a lift is
-deterministic in effect. <b>On the shoulder</b>: the share of weights whose gradient the reparametrisation
-damps at least twentyfold. <b>Relative speed</b>: the relative change of a weight for a unit change of its
-latent. <b>Step amplification</b>: how much further an optimiser step moves the lift's latent weights than
-it would a direct parameter.</p>
-</details></section>"""

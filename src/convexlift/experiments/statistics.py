@@ -7,51 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 RESAMPLES = 2_000
-
-
-def t_cdf(t: float, freedom: int) -> float:
-    """P(T <= t) of Student's t with a whole number of degrees of freedom, by the finite trigonometric sums.
-
-    Source: Abramowitz and Stegun, 26.7.3 and 26.7.4.
-
-    Example:
-        >>> round(t_cdf(2.776445, 4), 6)
-        0.975
-    """
-    angle = math.atan2(t, math.sqrt(freedom))
-    cosine = math.cos(angle)
-    odd = freedom % 2
-    term = cosine if odd else 1.0
-    total = 0.0
-    for k in range((freedom - 1) // 2 if odd else freedom // 2):
-        total += term
-        term *= cosine**2 * ((2 * k + 2) / (2 * k + 3) if odd else (2 * k + 1) / (2 * k + 2))
-    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-    return 0.5 + 0.5 * inside
-
-
-def t_quantile(probability: float, freedom: int) -> float:
-    """The t with P(T <= t) = probability, for a probability of at least 1/2, by bisection.
-
-    Raises:
-        ValueError: fewer than one degree of freedom, or a probability outside [1/2, 1).
-
-    Example:
-        >>> round(t_quantile(0.975, 4), 4)
-        2.7764
-    """
-    if freedom < 1 or not 0.5 <= probability < 1:
-        raise ValueError(f"expected freedom >= 1 and 1/2 <= probability < 1; got {freedom} and {probability}")
-    low, high = 0.0, 1.0
-    while t_cdf(high, freedom) < probability:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, freedom) < probability else (low, middle)
-    return (low + high) / 2
 
 
 def summary(values: Sequence[float | None]) -> dict[str, Any]:
@@ -108,7 +67,7 @@ def paired_difference(
     if n > 1:
         deviation = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1))
         half = math.hypot(
-            t_quantile(0.975, n - 1) * deviation / math.sqrt(n), 1.96 * math.sqrt(selection_variance)
+            float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n), 1.96 * math.sqrt(selection_variance)
         )
         interval = [mean - half, mean + half]
     return {"mean": mean, "ci95": interval, "n": n}

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from convexlift.experiments.statistics import paired_difference
+from convexlift.mechanism import DETERMINISTIC_BELOW
 
 Result = dict[str, Any]
-
-DETERMINISTIC_BELOW = 0.001
 
 
 def verdicts(result: Result) -> list[tuple[str, str]]:
@@ -37,6 +36,12 @@ def ranking(section: Result, score: str = "test") -> list[str]:
     """Names of the arms that have a mean, lowest loss first."""
     means = {name: finite((arm.get(score) or {}).get("mean")) for name, arm in section["arms"].items()}
     return [name for mean, name in sorted((mean, name) for name, mean in means.items() if mean is not None)]
+
+
+def complete(section: Result) -> list[str]:
+    """Names of all arms: the ranking, then those without a mean."""
+    order = ranking(section)
+    return [*order, *(name for name in section["arms"] if name not in order)]
 
 
 def reference_arm(section: Result) -> str | None:
@@ -188,7 +193,7 @@ def _above(found: Result, unit: str) -> str:
     return f"{_fixed(found['mean'], decimals)}{unit} above it ({over})"
 
 
-def _unit(result: Result) -> str:
+def unit_of(result: Result) -> str:
     """The unit that the metric names in brackets, after a space."""
     metric = str(result.get("metric", ""))
     return f" {metric.rsplit('(', 1)[1].rstrip(')')}" if metric.endswith(")") and "(" in metric else ""
@@ -204,7 +209,7 @@ def _lowest(result: Result) -> str:
 
 
 def _lowest_ranked(result: Result) -> str:
-    order, tied, unit = ranking(result), tied_with_best(result), _unit(result)
+    order, tied, unit = ranking(result), tied_with_best(result), unit_of(result)
     best = order[0]
     loss = f"{score_text(result['arms'][best]['test'])}{unit}"
     if len(order) == 1:
@@ -257,7 +262,7 @@ def _edges(result: Result) -> str:
 
 
 def _lift_helps(result: Result) -> str:
-    order, unit = ranking(result), _unit(result)
+    order, unit = ranking(result), unit_of(result)
     if "lift" not in order:
         return ""
     better, worse, equal = [], [], []
@@ -303,7 +308,7 @@ def _common_rate(result: Result) -> str:
     order = ranking(section) if section.get("arms") else []
     if len(order) < 2:
         return ""
-    best, tied, unit = order[0], tied_with_best(section), _unit(result)
+    best, tied, unit = order[0], tied_with_best(section), unit_of(result)
     loss = f"{score_text(section['arms'][best]['test'])}{unit}"
     who = f"{listed(tied)} tie, with the lowest mean {best}'s" if len(tied) > 1 else f"{best} is the lowest,"
     nearest = difference(section, order[1], best)
@@ -341,7 +346,7 @@ def _noise(result: Result) -> str:
 
 
 def _baselines(result: Result) -> str:
-    unit, best = _unit(result), ranking(result)[0]
+    unit, best = unit_of(result), ranking(result)[0]
     mean = result["arms"][best]["test"]["mean"]
     told = []
     for name, fact in (result.get("facts") or {}).items():

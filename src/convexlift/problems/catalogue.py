@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 
 from .collider import collider
 from .digits import digits21
 from .gallery import DENSITIES, gallery_problem
+from .gas import gas
 from .hepmass import hepmass
+from .miniboone import miniboone
+from .power import power
 from .problem import Problem
 from .regression import regression_problem
 from .toys import TOYS, toy_problem
 
 REGRESSIONS = ("regression-square", "regression-logsumexp")
-NAMES = ("digits21", "hepmass", "collider", *DENSITIES, *TOYS, *REGRESSIONS)
+FROM_FILES: dict[str, Callable[[str | Path | None], Problem]] = {
+    "hepmass": hepmass,
+    "miniboone": miniboone,
+    "power": power,
+    "gas": gas,
+}
+NAMES = ("digits21", *FROM_FILES, "collider", *DENSITIES, *TOYS, *REGRESSIONS)
 
 
 def problem(name: str, data: str | Path | None = None) -> Problem:
-    """The problem of that name; `data` is the file that `hepmass` reads.
+    """The problem of that name; `data` is the file or folder that those of `FROM_FILES` read.
 
-    Raises a ValueError for an unknown name, for a file given to a problem that reads none, and for `hepmass`
-    without one; an ImportError for `digits21` without scikit-learn.
+    Raises a ValueError for an unknown name, for a file given to a problem that reads none, and for one that
+    reads files without one or with an unfit one; a FileNotFoundError for a missing file; an ImportError for
+    `digits21` without scikit-learn.
 
     Example:
         >>> problem("beta").entropy  # doctest: +ELLIPSIS
@@ -35,8 +46,8 @@ def problem(name: str, data: str | Path | None = None) -> Problem:
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""
         raise ValueError(f"unknown problem '{name}'; {hint}known: {', '.join(NAMES)}")
-    if name == "hepmass":
-        return hepmass(data)
+    if name in FROM_FILES:
+        return FROM_FILES[name](data)
     if data is not None:
         raise ValueError(f"problem '{name}' reads no file; remove --data {data}")
     if name == "digits21":

@@ -1,0 +1,55 @@
+"""The documents: their examples run, and their tables are those that the results make."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from convexlift.experiments.compare import compare
+from convexlift.experiments.protocol import Budget
+
+ROOT = Path(__file__).parents[1]
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+)
+
+
+def code(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_tables_are_those_that_the_results_make() -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts" / "tables.py", "--check"], check=False)
+    assert done.returncode == 0, "run scripts/tables.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_ten_lines_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (example,) = code("README.md")
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("steps=500", "steps=20"), {})
+    assert (tmp_path / "flow.safetensors").stat().st_size > 0
+    assert "tensor" in capsys.readouterr().out
+
+
+def test_a_comparison_of_ones_own_runs(tmp_path: Path) -> None:
+    names: dict[str, object] = {"__name__": "mine"}
+    exec(code("docs/comparison.md")[0], names)
+    budget = Budget("tiny", 4, 64, (0.01,), 1, 1, extensions=0)
+    result = compare(own=names["comparison"], budget=budget, out=tmp_path, jobs=1)  # type: ignore[arg-type]
+    assert result["problem"] == "mine" and result["metric"] == "loss"
+    assert all(arm["test"]["mean"] is not None for arm in result["arms"].values())
