@@ -25,8 +25,7 @@ DETERMINISTIC_BELOW = 0.001
 
 @torch.no_grad()
 def emission_noise(model: nn.Module, batches: Iterable[Any]) -> float:
-    """Median over constrained weights of sd_batch(W) / mean(W): how much the emitted weights move from batch
-    to batch.
+    """Median over constrained weights of sd_batch(W) / mean(W), how much batches move the emitted weights.
 
     Args:
         model: a weight source, or a task that holds some.
@@ -70,8 +69,8 @@ def step_amplification(model: nn.Module, batches: Iterable[Any]) -> float:
 
     Adam moves every parameter by about the learning rate, so theta_j = b_j + (R s)_j moves by about
     lr sum_p |d theta_j / d p| over the slack and the readout's parameters p. For a dense readout of scale c
-    this is 1 + c |s_bar|_1. The median over latents, at the mean summary s_bar of the batches; 1.0 without a
-    lift.
+    this is 1 + c |s_bar|_1. The median over latents, at the mean summary s_bar of the batches. Without a
+    lift it is 1.0.
 
     Example:
         >>> import convexlift as cl
@@ -106,8 +105,7 @@ class Shoulder:
         share: share of latents with psi' <= 0.05 (0 for projection, whose slope is one).
         at_zero: share of weights at exactly zero.
         fan_in_weight: median of fan_in * W, which does not depend on the width as the bare weight does.
-        relative_speed: median of psi'(v) / psi(v), the relative change of a weight for a unit step of its
-            latent.
+        relative_speed: median of psi'(v) / psi(v), a weight's relative change for a unit step of its latent.
     """
 
     share: float

@@ -17,6 +17,7 @@ from convexlift.architectures import ICNN
 from convexlift.architectures.icnn import check_nonnegative_tensors
 from convexlift.tasks import ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
 from convexlift.training.environment import environment
+from convexlift.training.run_folder import CHECKPOINT
 
 SCHEMA = 1
 
@@ -63,6 +64,13 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, is not a convexlift model, or was written by a newer version.
+
+    Example:
+        >>> import convexlift as cl, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(cl.ICNN(2, hidden=(8, 8)).freeze(), f"{folder}/net.safetensors")
+        ...     load(f"{folder}/net.safetensors").hidden
+        (8, 8)
     """
     file = Path(path)
     if not file.is_file():
@@ -93,17 +101,20 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
         OSError: the file cannot be written; what was there before is untouched.
     """
     file = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, file)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, file)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        # The class is chosen by the number, so that a PermissionError stays one.
+        raise OSError(error.errno, f"cannot write {file}: {error.strerror or error}") from error
 
 
 def _describe(model: nn.Module) -> dict[str, Any]:
@@ -133,8 +144,7 @@ def _describe(model: nn.Module) -> dict[str, Any]:
 
 
 def _build(config: dict[str, Any]) -> Model:
-    with torch.enable_grad():  # an activation is checked against automatic differentiation
-        blocks = [ICNN(**block, seed=0) for block in config["blocks"]]
+    blocks = [ICNN(**block, seed=0) for block in config["blocks"]]
     match config["model"]:
         case "ICNN":
             return blocks[0]
@@ -150,7 +160,7 @@ def _build(config: dict[str, Any]) -> Model:
 
 def _read_config(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
     if "convexlift" not in metadata:
-        if {"step", "module"} <= metadata.keys():
+        if CHECKPOINT in metadata:
             raise ValueError(f"{file} is a checkpoint of an unfinished training run, not a frozen model")
         raise ValueError(f"{file} is not a convexlift model: another program wrote it")
     try:

@@ -44,12 +44,30 @@ IDENTITY = {"value": lambda u: u * 1, "slope": torch.ones_like, "curvature": tor
             "its slope at u = .* is 2, automatic differentiation gives 1",
         ),
         ({"value": torch.nn.functional.softplus, "slope": torch.sigmoid}, "its curvature at u = "),
+        (
+            {"value": torch.nn.functional.softplus, "slope": lambda u: u.detach().sigmoid()},
+            "its curvature at u = ",
+        ),
         ({"value": lambda u: u.sum()}, "value is not elementwise and finite"),
+        ({"slope": lambda u: 1.0}, "slope is not elementwise and finite"),
+        ({"curvature": lambda u: u.sum()}, "curvature is not elementwise and finite"),
+        ({"curvature": lambda u: u * torch.nan}, "curvature is not elementwise and finite"),
+        ({"curvature": torch.ones_like}, "its curvature at u = .* is 1, automatic differentiation gives 0"),
+        (
+            {"value": torch.zeros_like},
+            "its slope at u = .* is 1, automatic differentiation gives 0",
+        ),
     ],
 )
 def test_impostors_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Activation("own", **{**IDENTITY, **change})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_checked_where_gradients_are_off(mode: type) -> None:
+    with mode():
+        assert softplus(2.0).sharpness == 2.0
 
 
 @pytest.mark.parametrize(

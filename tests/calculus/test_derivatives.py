@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from convexlift import ICNN
+from convexlift import ICNN, Potential
+from convexlift.calculus import derivatives
 from convexlift.calculus.activations import Activation
 from convexlift.calculus.logdet import _HessianLogdet
 
@@ -31,6 +33,15 @@ def close(given: Tensor, exact: Tensor, tolerance: float = EXACT) -> None:
     assert given.shape == exact.shape
     assert bool(torch.isfinite(given).all())
     assert float((given - exact).abs().max()) <= tolerance * max(1e-30, float(exact.abs().max()))
+
+
+CLOSED_FORMS = ["value", "gradient", "hessian", "laplacian", "logdet", "hvp"]
+NETWORKS = [("softplus", 3, True), ("smooth_squared_relu", 1, False), ("own", 2, False)]
+
+
+def closed_form(f: Potential, name: str) -> Callable[[Tensor], Tensor]:
+    """The closed form of that name as a function of x alone; the Hessian is applied to x squared."""
+    return (lambda x: f.hvp(x, x.square().detach())) if name == "hvp" else getattr(f, name)
 
 
 def exact_derivatives(f: object, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,51 +109,69 @@ def test_logdet_backward_passes_gradcheck(depth: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_small_batches(rows: int) -> None:
-    f = net(3).emit()
-    x = torch.randn(rows, 4, dtype=torch.float64)
-    assert f.value(x).shape == (rows,)
-    assert f.gradient(x).shape == f.hvp(x, x).shape == (rows, 4)
-    assert f.hessian(x).shape == (rows, 4, 4)
-    assert f.laplacian(x).shape == f.logdet(x).shape == (rows,)
-    assert f.inverse(x).x.shape == (rows, 4)
+@pytest.mark.parametrize(
+    ("activation", "depth", "skip"), [*itertools.product(SMOOTH, (1, 2, 6), (True, False))]
+)
+def test_small_batches(rows: int, activation: str, depth: int, skip: bool) -> None:
+    network = net(depth, activation=SMOOTH[activation], skip=skip)
+    f, x = network.emit(), torch.randn(3, 4, dtype=torch.float64)
+    for name in CLOSED_FORMS:
+        part, whole = closed_form(f, name)(x[:rows]), closed_form(f, name)(x)
+        assert part.shape == (rows, *whole.shape[1:])
+        torch.testing.assert_close(part, whole[:rows], rtol=1e-12, atol=1e-12)
+        part.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in network.parameters() if p.grad is not None)
+    assert f.inverse(x[:rows]).x.shape == (rows, 4)
 
 
-@pytest.mark.parametrize("name", ["value", "gradient", "hessian", "laplacian", "logdet"])
-def test_closed_forms_compose_with_vmap_and_grad(name: str) -> None:
-    f = net(3).emit()
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+@pytest.mark.parametrize(("activation", "depth", "skip"), NETWORKS)
+def test_closed_forms_compose_with_vmap_and_grad(name: str, activation: str, depth: int, skip: bool) -> None:
+    form = closed_form(net(depth, activation=SMOOTH[activation], skip=skip).emit(), name)
     x = torch.randn(5, 4, dtype=torch.float64)
 
     def one(row: Tensor) -> Tensor:
-        return getattr(f, name)(row[None])[0]
+        return form(row[None])[0]
 
-    close(torch.func.vmap(one)(x), getattr(f, name)(x))
+    close(torch.func.vmap(one)(x), form(x))
     leaf = x.clone().requires_grad_(True)
-    (through_batch,) = torch.autograd.grad(getattr(f, name)(leaf).sum(), leaf)
+    (through_batch,) = torch.autograd.grad(form(leaf).sum(), leaf)
     close(torch.func.vmap(torch.func.grad(lambda row: one(row).sum()))(x), through_batch)
 
 
 # Raised by dynamo itself when it meets an autograd.Function.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("name", ["value", "gradient", "hessian", "laplacian", "logdet"])
-def test_closed_forms_compile_whole(name: str) -> None:
-    network = net(2)
-    f = network.emit()
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+@pytest.mark.parametrize(("activation", "depth", "skip"), NETWORKS)
+def test_closed_forms_compile_whole(name: str, activation: str, depth: int, skip: bool) -> None:
+    network = net(depth, activation=SMOOTH[activation], skip=skip)
+    form = closed_form(network.emit(), name)
     x = torch.randn(5, 4, dtype=torch.float64)
-    compiled = torch.compile(getattr(f, name), backend="aot_eager", fullgraph=True)
-    close(compiled(x), getattr(f, name)(x))
-    ours = torch.autograd.grad(compiled(x).sum(), network.inner[0])[0]
-    close(ours, torch.autograd.grad(getattr(f, name)(x).sum(), network.inner[0])[0])
+    torch._dynamo.reset()
+    compiled = torch.compile(form, backend="aot_eager", fullgraph=True)
+    close(compiled(x), form(x))
+    ours = torch.autograd.grad(compiled(x).sum(), network.outer)[0]
+    close(ours, torch.autograd.grad(form(x).sum(), network.outer)[0])
+    assert compiled(x[:1]).shape[0] == 1 and compiled(x[:0]).shape[0] == 0
 
 
-@pytest.mark.parametrize("activation", ["softplus", "smooth_squared_relu"])
-def test_extreme_preactivations_stay_finite(activation: str) -> None:
-    network = ICNN(3, hidden=(8, 8), activation=activation, seed=0, strong_convexity=1.0)
+@pytest.mark.parametrize("depth", [1, 2, 6])
+@pytest.mark.parametrize(
+    ("activation", "sharpness"),
+    [("softplus", 1.0), ("softplus", 50.0)] + [("smooth_squared_relu", 1.0), ("smooth_squared_relu", 50.0)],
+)
+def test_extreme_preactivations_stay_finite(activation: str, sharpness: float, depth: int) -> None:
+    network = ICNN(3, (8,) * depth, activation=activation, sharpness=sharpness, seed=0, strong_convexity=1.0)
     with torch.no_grad():
-        network.skips[0].copy_(torch.tensor([[100.0, 0, 0], [-100.0, 0, 0]] * 4))
-        network.skips[1].zero_()
+        for weight in network.inner:
+            weight.mul_(1e-6)
+        for bias, skip in zip(network.biases, network.skips, strict=True):
+            bias.zero_()
+            skip.copy_(torch.tensor([[100.0, 0, 0], [-100.0, 0, 0]] * 4))
     f = network.emit()
     x = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0], [1e-3, 0, 0]], requires_grad=True)
+    us = derivatives.preactivations(x, network.layers(f.tensors), network.activation)
+    assert all(90 < float(u.detach().abs().max()) < 110 for u in us)
     outputs = [f.value(x), f.gradient(x), f.hessian(x), f.laplacian(x), f.hvp(x, x), f.logdet(x)]
     for out in outputs:
         assert bool(torch.isfinite(out).all())
@@ -161,8 +190,13 @@ def test_a_row_whose_float32_factorisation_fails_is_redone_in_float64() -> None:
     exact = torch.logdet(network.double().emit().hessian(x.double()))
     with torch.no_grad():
         given = network.float().emit().logdet(x)
-    assert bool((torch.linalg.cholesky_ex(network.emit().hessian(x)).info > 0).any())
+    failed = torch.linalg.cholesky_ex(network.emit().hessian(x)).info > 0
+    assert bool(failed.any())
     close(given.double(), exact.detach(), 1e-3)
+    # Where rows cannot be looked at, they are not numbers rather than wrong ones.
+    with torch.no_grad():
+        blind = torch.func.vmap(lambda row: network.emit().logdet(row[None])[0])(x)
+    assert torch.equal(blind.isnan(), failed)
 
 
 def test_a_singular_hessian_is_reported_with_its_rows() -> None:
@@ -188,13 +222,16 @@ def test_bad_points(call: object, error: type[Exception], message: str) -> None:
         call(net().emit())  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("name", ["hessian", "laplacian", "logdet"])
-def test_relu_has_value_and_gradient_only(name: str) -> None:
-    f = net(2, activation="relu").emit()
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("depth", range(1, 7))
+def test_relu_has_value_and_gradient_only(depth: int, skip: bool) -> None:
+    f = net(depth, activation="relu", skip=skip).emit()
     x = torch.randn(5, 4, dtype=torch.float64)
     close(f.gradient(x), exact_derivatives(f, x)[0])
-    with pytest.raises(ValueError, match="relu has no second derivative: ask for value or gradient only"):
-        getattr(f, name)(x)
+    assert f.gradient(x[:0]).shape == (0, 4)
+    for name in ("hessian", "laplacian", "logdet", "hvp"):
+        with pytest.raises(ValueError, match="relu has no second derivative: ask for value or gradient only"):
+            closed_form(f, name)(x)
 
 
 @pytest.mark.parametrize("name", ["logdet", "inverse", "conjugate"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ from convexlift.cli import train as train_command
 from convexlift.cli.main import join_lists, main
 from convexlift.experiments import protocol
 from convexlift.tasks import ConvexRegression
-from convexlift.training import History
+from convexlift.training import History, RunFolder
 
 SMALL = ["--steps", "6", "--hidden", "4", "--depth", "2", "--batch-size", "32"]
 
@@ -209,7 +211,8 @@ def test_lists_of_words() -> None:
 
 @pytest.mark.parametrize(
     "call",
-    ["", "--help", "compare --help", "report --help", "train", "train flow --help", "train density --help"]
+    ["", "--help", "compare --help", "report --help", "train", "train --help"]
+    + ["train flow --help", "train density --help"]
     + ["evaluate --help", "sample --help", "transform --help", "data", "data list", "data show logistic"],
 )
 def test_help(call: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,7 +252,7 @@ def regression() -> str:
 
 def unfinished(trained: Path) -> str:
     Path("copy").mkdir()
-    save_file({"x": torch.zeros(2)}, "copy/model.safetensors", {"step": "4", "module": "ConvexPotentialFlow"})
+    RunFolder("copy").write_model({"x": torch.zeros(2)}, {"step": 4, "module": "ConvexPotentialFlow"})
     return "copy"
 
 
@@ -454,6 +457,30 @@ def test_nothing_is_overwritten(trained: Path, capsys: pytest.CaptureFixture[str
     assert [path.name for path in Path("comparison").iterdir()] == ["result.json"]
     assert main(["sample", str(trained), "--out", "mine.csv", "--force"]) == 0
     assert Path("mine.csv").read_text() != "precious"
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["train flow --data rows.csv --out new", "sample {run} -n 5 --force --out mine.csv"]
+    + ["transform {run} --data rows.csv --force --out mine.csv"],
+)
+def test_a_full_disk(
+    call: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows()
+    write("mine.csv", "precious")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(call.format(run=trained).split()) == 1
+    out, err = capsys.readouterr()
+    named = "new/config.json" if call.startswith("train") else "mine.csv"
+    assert out == "" and err.startswith(f"error: cannot write {named}: No space left on device")
+    assert err.count("\n") == 1
+    assert Path("mine.csv").read_text() == "precious"
+    assert not list(Path().rglob(".*"))
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

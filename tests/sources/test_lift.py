@@ -91,10 +91,11 @@ def test_a_batch_of_one_emits_and_an_empty_or_wrong_one_is_refused() -> None:
         source = lift(**options)
         source(data(1)).sum().backward()
         assert bool(torch.isfinite(outer(source, data(1))).all())
-    with pytest.raises(ValueError, match="cannot emit weights from an empty batch"):
-        lift().emit(data(0))
-    with pytest.raises(ValueError, match=r"expected a batch of 3 columns; got \(5, 2\)"):
-        lift().emit(data(5, 2))
+    for read in ("emit", "freeze", "settle", "initialise"):
+        with pytest.raises(ValueError, match="cannot emit weights from an empty batch"):
+            getattr(Lift(network(), seed=0), read)(data(0))
+        with pytest.raises(ValueError, match=r"expected a batch of 3 columns; got \(5, 2\)"):
+            getattr(Lift(network(), seed=0), read)(data(5, 2))
 
 
 def test_freezing_equals_emission_from_the_whole_training_set_in_chunks() -> None:
@@ -206,7 +207,7 @@ def test_the_reference_emits_everything_from_a_scattered_start() -> None:
 def test_a_lifted_net_of_512_by_5_is_not_much_larger_than_the_net() -> None:
     net = ICNN(21, hidden=(512,) * 5, seed=0)
     own = sum(p.numel() for p in net.parameters())
-    assert own == 1_105_431 or own > 1_000_000
+    assert own > 1_000_000
     trainable = sum(p.numel() for p in Lift(net).parameters() if p.requires_grad)
     assert trainable <= 1.5 * own
 

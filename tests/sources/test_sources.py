@@ -90,6 +90,16 @@ def test_freezing_gives_the_plain_network_that_was_emitted(make: Callable[[nn.Mo
 
 
 @EVERY
+def test_weights_that_are_not_numbers_do_not_freeze(make: Callable[[nn.Module], WeightSource]) -> None:
+    source, x = make(network()), data()
+    with torch.no_grad():
+        for latent in source.slack if isinstance(source, Lift) else source.latents:  # type: ignore[union-attr]
+            latent.view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match="'inner.0' must be non-negative; its smallest entry is nan"):
+        source.freeze(x)
+
+
+@EVERY
 def test_the_source_owns_a_copy_without_the_constrained_tensors(
     make: Callable[[nn.Module], WeightSource],
 ) -> None:
@@ -124,6 +134,22 @@ def test_double_precision(make: Callable[[nn.Module], WeightSource]) -> None:
     assert source(x, x).dtype == torch.float64
     source(x, x).sum().backward()
     assert source.freeze(x)(x).dtype == torch.float64
+
+
+@EVERY
+def test_a_state_loads_in_another_precision(make: Callable[[nn.Module], WeightSource]) -> None:
+    source, x = make(network()), data()
+    source.initialise(x)
+    train(source, steps=3)
+    double, single = make(network(seed=5)).double(), make(network(seed=6))
+    double.load_state_dict(source.state_dict())
+    single.load_state_dict(double.state_dict())
+    for each in (source, double, single):
+        each.eval()
+    given = double(x.double(), x.double())
+    assert given.dtype == torch.float64
+    torch.testing.assert_close(given.float(), source(x, x), rtol=1e-5, atol=1e-5)
+    assert torch.equal(single(x, x), source(x, x))
 
 
 @EVERY

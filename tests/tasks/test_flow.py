@@ -495,6 +495,11 @@ def test_an_unfrozen_lift_is_refused():
     ):
         with pytest.raises(ValueError, match=UNFROZEN):
             call()
+    # A settled lift is not frozen yet: its slack and readout still train.
+    flow.settle(x)
+    for call in (lambda: flow.log_prob(x), lambda: flow.sample(3), lambda: flow.inverse(x)):
+        with pytest.raises(ValueError, match=UNFROZEN):
+            call()
 
 
 def test_blocks_are_checked():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convexlift.tasks import quadrature
 from convexlift.tasks.quadrature import (
     MAX_PANELS,
     ORDER,
@@ -92,12 +93,15 @@ def test_the_bounds_tighten_with_the_tolerance(tolerance):
     assert float(found.upper - found.lower) <= tolerance * 1.01
 
 
-def test_the_tails_are_bounded_by_the_tangents_at_the_ends():
+def test_the_tails_are_bounded_by_the_tangents_at_the_ends(monkeypatch):
     found = integrate(lambda x: x[:, 0].abs())
-    low, high = found.edges[0], found.edges[-1]
-    inside = math.log(2 - math.exp(float(low)) - math.exp(-float(high)))
-    assert float(found.lower) <= inside <= float(found.upper)
-    assert float(low) < -40 and float(high) > 40
+    assert float(found.edges[0]) < -40 and float(found.edges[-1]) > 40
+    # On an interval that leaves out a seventh of the mass, which the tangents give exactly here.
+    monkeypatch.setattr(quadrature, "DROP", 2.0)
+    found = integrate(lambda x: x[:, 0].abs())
+    inside = math.log(2 - math.exp(float(found.edges[0])) - math.exp(-float(found.edges[-1])))
+    assert inside < math.log(2) - 0.1
+    assert float(found.lower) <= inside and math.log(2) <= float(found.upper) < math.log(2) + 1e-5
 
 
 def test_the_rule_is_the_one_reported():

@@ -147,6 +147,33 @@ def test_an_independent_lift_emits_from_a_stream_of_its_own() -> None:
     assert not any(torch.equal(x, y) for x, y in zip(emitted, module.batches, strict=True))
 
 
+@pytest.mark.parametrize("coupling", ["batch", "independent"])
+def test_which_rows_a_lift_emits_from(coupling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An independent lift emits from other rows than those of the loss, which are the same in both runs."""
+    losses, emitted = [], []
+
+    class Flow(cl.ConvexPotentialFlow):
+        def loss(self, batch: torch.Tensor, emit_from: torch.Tensor | None = None) -> torch.Tensor:
+            losses.append(batch)
+            return super().loss(batch, emit_from)
+
+    def noted(lift: cl.Lift, batch: torch.Tensor | None) -> torch.Tensor:
+        if batch is not None:  # it is once the lift has settled
+            emitted.append(batch)
+        return summary(lift, batch)
+
+    summary = cl.Lift.summary
+    flow = Flow([cl.Lift(cl.ICNN(2, hidden=(4,), seed=0), seed=0, coupling=coupling)])
+    flow.initialise(DATA)
+    monkeypatch.setattr(cl.Lift, "summary", noted)
+    fit(flow, DATA, steps=3, batch_size=20, schedule="constant", lr=1e-12, progress=False)
+    assert torch.equal(torch.cat(losses).sort(0).values, DATA.sort(0).values)
+    first = [flow.norms[0](flow.standardiser(batch)) for batch in losses]
+    same = [torch.allclose(x, y, atol=1e-5) for x, y in zip(emitted, first, strict=True)]
+    assert same == [coupling == "batch"] * 3
+    assert torch.allclose(torch.cat(emitted).sort(0).values, torch.cat(first).sort(0).values, atol=1e-5)
+
+
 class Regression(nn.Module):
     def __init__(self, source: nn.Module) -> None:
         super().__init__()

@@ -371,3 +371,11 @@ def test_the_folder_alone(tmp_path: Path) -> None:
     folder.write_model({"a": torch.eye(3)[:, 1], "b": torch.eye(3).T, "n": 3}, {"step": "2"})
     tensors = load_file(tmp_path / "run" / "model.safetensors")
     assert sorted(tensors) == ["a", "b"] and tensors["a"].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_the_same_model_is_the_same_file(tmp_path: Path) -> None:
+    folder, contents = RunFolder(tmp_path), set()
+    for _ in range(20):
+        folder.write_model({"b": torch.eye(2), "a": torch.ones(3)}, {"step": 2, "module": "Mean"})
+        contents.add((tmp_path / "model.safetensors").read_bytes())
+    assert len(contents) == 1

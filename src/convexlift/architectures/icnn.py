@@ -217,21 +217,27 @@ class ICNN(nn.Module):
         return tensors.get("fixed_alpha")
 
     def value(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """f(x), (N,)."""
         return derivatives.value(x, self.layers(tensors), self.activation)
 
     def gradient(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """grad f(x), (N, d)."""
         return derivatives.gradient(x, self.layers(tensors), self.activation)
 
     def hessian(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """The Hessian at x, (N, d, d)."""
         return derivatives.hessian(x, self.layers(tensors), self.activation)
 
     def laplacian(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """The trace of the Hessian at x, (N,)."""
         return derivatives.laplacian(x, self.layers(tensors), self.activation)
 
     def hvp(self, tensors: Mapping[str, Tensor], x: Tensor, v: Tensor) -> Tensor:
+        """The Hessian at x times v, (N, d)."""
         return derivatives.hvp(x, v, self.layers(tensors), self.activation)
 
     def gradient_and_logdet(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """grad f(x), (N, d), and log det of the Hessian, (N,)."""
         return logdet.gradient_and_logdet(x, self.layers(tensors), self.activation)
 
     def _tensors(self) -> Iterable[tuple[str, Tensor]]:

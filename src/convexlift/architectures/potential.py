@@ -30,8 +30,7 @@ class Calculus(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Potential:
-    """A convex function f: R^d -> R with its derivatives, differentiable in the tensors by one ordinary
-    backward.
+    """A convex function f: R^d -> R with its derivatives, all trainable by one ordinary backward.
 
     A potential is what a weight source emits. It is never stored on a module: it may hold tensors that
     belong to a graph.
@@ -106,7 +105,7 @@ class Potential:
 
         Args:
             y: (N, d).
-            start: first guess (N, d); y / alpha-free default zero.
+            start: first guess (N, d); zero when omitted.
             tolerance: on |grad f(x) - y| / (1 + |y|); 1e-8 in float64 and 1e-4 in float32 when omitted.
 
         Raises:

@@ -19,8 +19,8 @@ _LINEAR_ABOVE = 40.0
 class Activation:
     """A convex, non-decreasing function s with s' and s'', each elementwise.
 
-    The three functions are checked at construction on a grid over [-20, 20] in float64: s' >= 0,
-    s'' >= 0, and both agree with automatic differentiation.
+    The three functions are checked at construction on a grid over [-20, 20] in float64: all are elementwise
+    and finite, s' >= 0, s'' >= 0, and both agree with automatic differentiation.
 
     Args:
         name: how the activation is called in messages and saved files.
@@ -30,7 +30,8 @@ class Activation:
         sharpness: the parameter of the named activations, kept for saving.
 
     Raises:
-        ValueError: s decreases or is concave somewhere, or a derivative is wrong.
+        ValueError: s decreases or is concave somewhere, a derivative is wrong, or a function is not
+            elementwise and finite.
 
     Example:
         >>> step = lambda u: (u > 0).to(u)
@@ -50,22 +51,28 @@ class Activation:
     sharpness: float | None = None
 
     def __post_init__(self) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            self._check()
+
+    def _check(self) -> None:
         # Offset from zero, so that a kink there (ReLU) is not sampled.
         u = (torch.linspace(-20.0, 20.0, 2003, dtype=torch.float64) + 1e-3).requires_grad_(True)
-        value, slope = self.value(u), self.slope(u)
-        for label, out in (("value", value), ("slope", slope)):
-            if out.shape != u.shape or not bool(torch.isfinite(out).all()):
-                raise ValueError(f"activation {self.name!r}: {label} is not elementwise and finite")
+        value, slope = self._sample("value", self.value, u), self._sample("slope", self.slope, u)
         self._refuse("non-decreasing", "slope", slope.detach(), u.detach())
-        (exact,) = torch.autograd.grad(value.sum(), u, create_graph=True)
+        exact = _derivative(value, u)
         self._compare("slope", slope.detach(), exact.detach(), u.detach())
         if self.curvature is None:
             return
-        curvature = self.curvature(u)
-        self._refuse("convex", "curvature", curvature.detach(), u.detach())
-        if slope.requires_grad:
-            exact = torch.autograd.grad(slope.sum(), u)[0]
-            self._compare("curvature", curvature.detach(), exact, u.detach())
+        curvature = self._sample("curvature", self.curvature, u).detach()
+        self._refuse("convex", "curvature", curvature, u.detach())
+        exact = _derivative(slope if slope.requires_grad else exact, u)
+        self._compare("curvature", curvature, exact.detach(), u.detach())
+
+    def _sample(self, label: str, function: Elementwise, u: Tensor) -> Tensor:
+        out = function(u)
+        if not isinstance(out, Tensor) or out.shape != u.shape or not bool(torch.isfinite(out).all()):
+            raise ValueError(f"activation {self.name!r}: {label} is not elementwise and finite")
+        return out
 
     def _refuse(self, wanted: str, label: str, out: Tensor, u: Tensor) -> None:
         worst = int(out.argmin())
@@ -167,6 +174,13 @@ def activation(choice: str | Activation, sharpness: float | None = None) -> Acti
     raise ValueError(
         f"unknown activation {choice!r}; known: softplus, smooth_squared_relu, relu, or an Activation"
     )
+
+
+def _derivative(out: Tensor, u: Tensor) -> Tensor:
+    """The derivative of an elementwise function by automatic differentiation; zero for a constant."""
+    if not out.requires_grad:
+        return torch.zeros_like(u)
+    return torch.autograd.grad(out.sum(), u, create_graph=True, materialize_grads=True)[0]
 
 
 def _positive(sharpness: float) -> float:

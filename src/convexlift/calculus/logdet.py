@@ -43,8 +43,7 @@ def hessian_logdet(x: Tensor, layers: Layers, slopes: list[Tensor], bends: list[
 
 
 class _HessianLogdet(torch.autograd.Function):
-    """Inputs: depth, B (d, d), then s'_1 .. s'_{L-1}, c_1 .. c_L, W_1 .. W_{L-1}, A_1 .. A_L (empty if
-    absent)."""
+    """Inputs: depth, B (d, d), s'_1 .. s'_{L-1}, c_1 .. c_L, W_1 .. W_{L-1}, A_1 .. A_L (empty if absent)."""
 
     generate_vmap_rule = True
 

@@ -9,9 +9,6 @@ from collections.abc import Callable
 # Errors whose messages are written for users.
 _TOLD = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)
 
-# Errors whose messages are written for users.
-_TOLD = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)
-
 
 def run(command: Callable[[], object], *, debug: bool) -> int:
     """Call a command and return its exit code: 0, 1 after an error, 2 after a wrong call, 130 after Ctrl-C.

@@ -42,7 +42,13 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in th
 
 @app.callback(invoke_without_command=True)
 def train_command(context: typer.Context) -> None:
-    """Train a model on the rows of a file."""
+    """Train a model on the rows of a file.
+
+    \b
+    Examples:
+      convexlift train flow --data rows.csv --out runs/flow
+      convexlift train density --data rows.csv --columns energy --out runs/energy
+    """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

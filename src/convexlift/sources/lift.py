@@ -223,7 +223,7 @@ class Lift(WeightSource):
             return
         zeros = [torch.zeros_like(b) for b in self.slack]
         before = self.readout(self.anchor, zeros)
-        self._set_anchor(x[:_ANCHOR_ROWS].flatten(1))
+        self._set_anchor(self._rows(x[:_ANCHOR_ROWS]))
         if self.keeps_start:
             after = self.readout(self.anchor, zeros)
             for slack, old, new in zip(self.slack, before, after, strict=True):
@@ -238,8 +238,9 @@ class Lift(WeightSource):
             self.settled.fill_(True)
 
     def summary(self, batch: Tensor | None) -> Tensor:
-        """The summary s(X) that an emission uses now, (k,); in train mode under autograd it updates running
-        statistics.
+        """The summary s(X) that an emission uses now, (k,).
+
+        In train mode under autograd it updates the running statistics.
 
         Raises:
             ValueError: no batch and nothing stored, an empty batch, or a batch of another width.
@@ -250,8 +251,6 @@ class Lift(WeightSource):
             return self.stored
         if batch is None:
             raise ValueError(NEEDS_BATCH)
-        if batch[:1].numel() != self._columns and len(batch):
-            raise ValueError(f"expected a batch of {self._columns} columns; got {tuple(batch.shape)}")
         summary = self._standardised(self._pooled(batch))
         if not self.training:
             return summary
@@ -298,8 +297,16 @@ class Lift(WeightSource):
         return self._standardised(self._pooled(data))
 
     def _pooled(self, batch: Tensor) -> Tensor:
-        total, count = pool(self.phi, batch)
+        total, count = pool(self.phi, self._rows(batch))
         return total / count
+
+    def _rows(self, batch: Tensor) -> Tensor:
+        """The batch as rows (N, dim), N >= 1."""
+        if not len(batch):
+            raise ValueError("cannot emit weights from an empty batch")
+        if batch.shape[1:].numel() != self._columns:
+            raise ValueError(f"expected a batch of {self._columns} columns; got {tuple(batch.shape)}")
+        return batch.flatten(1)
 
     def _standardised(self, pooled: Tensor) -> Tensor:
         if self.standardise == "centred":

@@ -35,14 +35,12 @@ class Dense(nn.Module):
         ]
 
     def amplification(self, summary: Tensor) -> list[Tensor]:
-        """sum over readout parameters p of |d theta / d p|: what one sign step of all of them moves each
-        latent by."""
+        """sum_p |d theta / d p| over the readout's parameters p: how far a sign step moves each latent."""
         return [(self.scale * summary.abs().sum()).expand(len(matrix)) for matrix in self.maps]
 
 
 class Factored(nn.Module):
-    """theta = b + c U diag(P s) V' with U (m, r), V (n, r), P (r, k): low rank, r (m + n + k) parameters a
-    tensor.
+    """theta = b + c U diag(P s) V' with U (m, r), V (n, r), P (r, k): r (m + n + k) parameters a tensor.
 
     Tensors that are not matrices are read as matrices: vectors as one row, others as (first, rest).
 
@@ -72,8 +70,7 @@ class Factored(nn.Module):
         ]
 
     def amplification(self, summary: Tensor) -> list[Tensor]:
-        """sum over readout parameters p of |d theta / d p|: what one sign step of all of them moves each
-        latent by."""
+        """sum_p |d theta / d p| over the readout's parameters p: how far a sign step moves each latent."""
         codes = (self.code @ (self.scale * summary)).view(-1, self.rank).abs()
         reach = self.scale * summary.abs().sum()
         return [

@@ -51,8 +51,7 @@ class WeightSource(nn.Module):
     def emit(self, batch: Tensor | None = None) -> Potential | BoundModule:
         """One potential: the architecture's free tensors and this source's weights.
 
-        For a module without calculus of its own the result is the module as a callable with its tensors
-        bound.
+        For a module without calculus of its own it is the module as a callable with its tensors bound.
         """
         tensors: dict[str, Tensor] = dict(self.architecture.named_parameters())
         tensors.update(self.architecture.named_buffers())

@@ -11,8 +11,9 @@ from convexlift.sources.source import WeightSource
 
 
 class Squared(WeightSource):
-    """W = v^2 / 4 with v a free parameter: gradient flow in v is exponentiated gradient in W, and zero is a
-    saddle.
+    """W = v^2 / 4 with v a free parameter.
+
+    Gradient flow in v is exponentiated gradient in W, and zero is a saddle.
 
     Args:
         module: the architecture; it is copied.

@@ -53,14 +53,8 @@ class Moments(nn.Module):
 
 
 def pool(body: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    """The sum of the features over the batch, and the count: what ranks or chunks add up before dividing.
-
-    Raises:
-        ValueError: the batch is empty.
-    """
-    x = x.detach().flatten(1)
-    if not len(x):
-        raise ValueError("cannot emit weights from an empty batch")
+    """The sum of the features over the rows x (N, d), and N: what ranks or chunks add up before dividing."""
+    x = x.detach()
     if len(x) <= _CHUNK:
         return body(x).sum(0), len(x)
     return torch.stack([body(chunk).sum(0) for chunk in x.split(_CHUNK)]).sum(0), len(x)

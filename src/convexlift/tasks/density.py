@@ -27,8 +27,7 @@ from convexlift.tasks.task import (
 
 
 class LogConcaveDensity(nn.Module):
-    """The density p(x) = exp(-f(t)) / Z / scale with t = (x - mean) / scale, f convex, Z the integral of
-    exp(-f).
+    """The density p(x) = exp(-f(t)) / (Z scale), t = (x - mean) / scale, f convex, Z = integral of exp(-f).
 
     Z is computed by quadrature that follows the support of exp(-f), so the likelihood is exact, and so is its
     gradient. A lift emits from the data batch, once a step; the same potential is evaluated on the nodes.
@@ -125,8 +124,7 @@ class LogConcaveDensity(nn.Module):
 
     @torch.no_grad()
     def freeze(self, data: Tensor | None = None) -> LogConcaveDensity:
-        """The density of a plain ICNN in eval mode that asks for no gradient, its log Z computed once and
-        kept.
+        """The density of a plain ICNN in eval mode that asks for no gradient, with its log Z kept.
 
         A lift emits from the training data (N, 1); without lifts no data are needed.
         """

@@ -143,8 +143,7 @@ class ConvexPotentialFlow(nn.Module):
     def forward(self, x: Tensor, batch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = T(x), (N, d), and log det DT(x), (N,), both in the space of the data.
 
-        Lifts emit from ``batch``; without it from x in train mode, and from their stored summaries in eval
-        mode.
+        Lifts emit from ``batch``; without it from x in train mode, from stored summaries in eval mode.
         """
         if batch is None and self.training:
             batch = x

@@ -11,8 +11,7 @@ from convexlift.checks import check_finite, check_samples
 class Standardiser(nn.Module):
     """x -> (x - mean) / scale, column by column; the identity until it is fitted.
 
-    `mean` (d,), `scale` (d,) and `fitted` are buffers: an optimiser never moves them, and a state_dict holds
-    them.
+    `mean` (d,), `scale` (d,) and `fitted` are buffers: a state_dict holds them, no optimiser moves them.
 
     Args:
         dim: d, the number of columns.

@@ -23,6 +23,11 @@ class Unpaired:
     """Two samples whose rows do not belong together: each step draws independently from `xs` and from `xt`.
 
     A loss receives the tuple (rows of xs, rows of xt).
+
+    Example:
+        >>> pair = Unpaired(torch.zeros(5, 2), torch.ones(7, 2))
+        >>> [len(side) for side in Batches(pair, batch_size=4, seed=0).at(0).data]
+        [4, 4]
     """
 
     xs: Tensor

@@ -267,8 +267,8 @@ class Run:
         if self.folder is None:
             return
         if improved:
-            metadata = {"step": str(self.at.step), "module": type(self.module).__name__}
-            self.folder.write_model(self.good, metadata)
+            about = {"step": self.at.step, "module": type(self.module).__name__}
+            self.folder.write_model(self.good, about)
         self.folder.append_metrics(_records(self.history)[-1])
         self.checkpoint()
 

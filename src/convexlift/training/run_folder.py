@@ -14,6 +14,9 @@ from torch import Tensor
 
 FORMAT = "convexlift run 1"
 
+# The one entry of a checkpoint's safetensors metadata: several would be written in an order of chance.
+CHECKPOINT = "convexlift run"
+
 State = dict[str, Any]
 
 
@@ -85,11 +88,11 @@ class RunFolder:
         """Replace `metrics.jsonl`, so that it ends where the checkpoint ends."""
         self._replace("metrics.jsonl", b"".join(map(_line, records)))
 
-    def write_model(self, state_dict: dict[str, Any], metadata: dict[str, str]) -> None:
-        """Write the tensors of a module's state to `model.safetensors`."""
+    def write_model(self, state_dict: dict[str, Any], about: dict[str, Any]) -> None:
+        """Write the tensors of a module's state, and what there is to say of it, to `model.safetensors`."""
         tensors = {k: v.detach().cpu() for k, v in state_dict.items() if isinstance(v, Tensor)}
         tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-        self._replace("model.safetensors", save(tensors, metadata))
+        self._replace("model.safetensors", save(tensors, {CHECKPOINT: json.dumps(about)}))
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`."""

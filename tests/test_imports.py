@@ -1,0 +1,109 @@
+"""Imports run one way: calculus and architectures <- sources <- tasks <- training <- experiments <- cli."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import convexlift
+
+SOURCE = Path(convexlift.__file__).parent
+_CORE = {"checks", "calculus", "architectures"}
+_SOURCES = {*_CORE, "sources"}
+_TASKS = {*_SOURCES, "tasks"}
+_TRAINING = {*_TASKS, "training"}
+_LIBRARY = {*_TRAINING, "mechanism", "saving", "freezing", "problems", "testing"}
+
+# What each part of the package may import from the package.
+MAY: dict[str, set[str]] = {
+    "checks": set(),
+    "freezing": set(),
+    "testing": {"checks"},
+    "calculus": {"checks", "calculus"},
+    "architectures": _CORE,
+    "sources": _SOURCES,
+    "mechanism": _SOURCES,
+    "tasks": _TASKS,
+    "training": _TRAINING,
+    "saving": _TRAINING,
+    "problems": {"checks", "problems", "training.batches"},
+    "experiments": {*_LIBRARY, "experiments", "__version__"},
+    "cli": {*_LIBRARY, "experiments", "cli", ""},
+    "__main__": {"cli"},
+    "": _LIBRARY,
+}
+
+
+def imported(part: str, text: str) -> set[str]:
+    """The modules of the package that a module imports, anywhere in it, without the package's name."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ["", f"convexlift.{part}", "convexlift"][node.level]  # modules lie at most one folder deep
+            module = ".".join(filter(None, (base, node.module)))
+            inside = {f"{module}.{alias.name}" for alias in node.names}
+            names |= inside if module == "convexlift" else {module}
+    return {name.partition(".")[2] for name in names if name.split(".")[0] == "convexlift"}
+
+
+def violations(part: str, text: str) -> list[str]:
+    allowed = MAY[part]
+    return sorted(name for name in imported(part, text) if not {name, name.split(".")[0]} & allowed)
+
+
+def part_of(file: Path) -> str:
+    parts = file.relative_to(SOURCE).with_suffix("").parts
+    return "" if parts == ("__init__",) else parts[0]
+
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(SOURCE)) for file in FILES])
+def test_a_module_imports_from_below_only(file: Path) -> None:
+    assert violations(part_of(file), file.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "text", "found"),
+    [
+        ("calculus", "from convexlift.architectures.icnn import ICNN", ["architectures.icnn"]),
+        ("architectures", "import convexlift.sources", ["sources"]),
+        ("sources", "def f():\n    from convexlift.tasks import flow", ["tasks"]),
+        ("tasks", "from convexlift import training", ["training"]),
+        ("tasks", "import torch, convexlift as cl", [""]),
+        (
+            "training",
+            "if TYPE_CHECKING:\n    from convexlift.experiments.arms import ARMS",
+            ["experiments.arms"],
+        ),
+        ("problems", "from convexlift.training.batches import Sampler", []),
+        ("problems", "from convexlift.training import Sampler", ["training"]),
+        ("problems", "from .problem import Problem\nfrom . import toys", []),
+        ("problems", "from ..training import Sampler", ["training"]),
+        ("tasks", "from .. import training", ["training"]),
+        ("experiments", "from convexlift.cli.files import read_table", ["cli.files"]),
+        ("", "from convexlift.cli import main", ["cli"]),
+        ("cli", "from convexlift.experiments.arms import ARMS\nimport torch", []),
+    ],
+)
+def test_a_violation_is_found(part: str, text: str, found: list[str]) -> None:
+    assert violations(part, text) == found
+
+
+def test_the_library_does_not_load_what_only_the_command_line_and_the_extras_need() -> None:
+    program = "import sys, convexlift; print(*{name.split('.')[0] for name in sys.modules})"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(SOURCE.parent), "PATH": "/usr/bin:/bin"},
+    )
+    assert {"typer", "sklearn", "matplotlib"}.isdisjoint(run.stdout.split())
