@@ -239,3 +239,26 @@ def test_alpha_zero_has_no_logdet_inverse_or_conjugate(name: str) -> None:
     f = net(2, strong_convexity=0.0).emit()
     with pytest.raises(ValueError, match="needs strong_convexity > 0"):
         getattr(f, name)(torch.zeros(2, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("rows", [129, 400])
+def test_logdet_of_many_rows_is_worked_in_chunks(
+    skip: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from convexlift.calculus import logdet
+
+    net = ICNN(5, hidden=(16, 12, 8), skip=skip, quadratic_rank=1, seed=0).double()
+    x = torch.randn(rows, 5, dtype=torch.float64)
+    weights = torch.randn(rows, dtype=torch.float64)
+    exact = net.emit().hessian(x).logdet()
+    wanted = torch.autograd.grad((weights * exact).sum(), list(net.parameters()), allow_unused=True)
+    monkeypatch.setattr(logdet, "_CHUNK_BYTES", {"cpu": 64 * 5 * 16 * 8})  # 64 rows at a time
+    found = net.emit().logdet(x)
+    torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
+    grads = torch.autograd.grad((weights * found).sum(), list(net.parameters()), allow_unused=True)
+    for ours, theirs in zip(grads, wanted, strict=True):
+        if theirs is None:
+            assert ours is None or not ours.any()
+        else:
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)

@@ -4,10 +4,15 @@ With H = B + sum_l T_l diag(c_l) T_l' (B = alpha I + Q'Q, c_l = g_l s''(u_l), T_
 and d(log det H) = tr(H^{-1} dH), one bmm P_l = H^{-1} T_l per layer gives all that the backward needs:
 dT_l = 2 P_l diag(c_l) plus what comes from the sweep above, and dc_l = sum_i (T_l * P_l)_i.
 Automatic differentiation of the same forward spends twice the products and as many again in copies.
+
+Most of the time goes into reading and writing Jacobians, not into products. So a large batch is worked on a
+chunk of rows at a time, small enough for the cache, and the backward makes a chunk's Jacobians again rather
+than fetch them: memory is bounded whatever the batch. A batch of one chunk keeps its Jacobians.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +22,9 @@ from torch.autograd.function import once_differentiable
 from convexlift.calculus import derivatives
 from convexlift.calculus.activations import Activation
 from convexlift.calculus.derivatives import Layers
+
+# The widest Jacobian of a chunk of rows: fits the cache of a core; an accelerator wants large products.
+_CHUNK_BYTES = {"cpu": 700_000, "cuda": 256_000_000}
 
 
 def gradient_and_logdet(x: Tensor, layers: Layers, s: Activation) -> tuple[Tensor, Tensor]:
@@ -49,15 +57,14 @@ class _HessianLogdet(torch.autograd.Function):
 
     @staticmethod
     def forward(depth: int, base: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        hessian, through, scaled = _hessian(depth, base, tensors)
+        hessian, kept = _hessian(depth, base, tensors)
         factor, info = torch.linalg.cholesky_ex(hessian)
         if _may_branch(info):
             if bool(info.any()):
                 factor = _refactor(factor, info, depth, base, tensors)
         else:
             factor = torch.where((info > 0)[:, None, None], torch.nan, factor)
-        logdet = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        return logdet, factor, *through, *scaled
+        return 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1), factor, *kept
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -70,43 +77,57 @@ class _HessianLogdet(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        depth = ctx.depth
-        given = 4 * depth - 2
-        saved = ctx.saved_tensors
-        (slopes, bends, inner, skips), factor = _split(depth, saved[:given]), saved[given]
-        through, scaled = saved[given + 1 : given + depth], saved[given + depth :]
+        given = 4 * ctx.depth - 2
+        tensors, (factor, *kept) = ctx.saved_tensors[:given], ctx.saved_tensors[given:]
         if grads[0] is None:
             return (None,) * (given + 2)
         # Q = v H^{-1}, v the incoming gradient of each sample's log-determinant.
-        weighted = torch.cholesky_inverse(factor) * grads[0][:, None, None]
-        dim = factor.shape[1]
-        d_slopes: list[Tensor | None] = [None] * (depth - 1)
-        d_bends: list[Tensor | None] = [None] * depth
-        d_inner: list[Tensor | None] = [None] * (depth - 1)
-        d_skips: list[Tensor | None] = [None] * depth
-        above: Tensor | None = None  # dL/d(T_l diag(s'_l)), from layer l + 1
-        for level in range(depth - 1, 0, -1):
-            jacobian = through[level - 1]
-            half = weighted @ jacobian
-            d_bends[level] = (jacobian * half).sum(1)
-            half = half * (2 * bends[level]).unsqueeze(1)
-            if above is not None:
-                d_slopes[level] = (above * jacobian).sum(1)
-                half = torch.addcmul(half, above, slopes[level].unsqueeze(1))
-            if skips[level].numel():
-                d_skips[level] = half.sum(0).T
-            flat = half.flatten(0, 1)
-            d_inner[level - 1] = flat.T @ scaled[level - 1].flatten(0, 1)
-            above = (flat @ inner[level - 1]).unflatten(0, (-1, dim))
-        first, flat = skips[0], weighted.flatten(1)
-        d_bends[0] = flat @ derivatives.outer_products(first).T
-        moment = (bends[0].T @ flat).unflatten(1, (dim, dim))
-        d_first = 2 * (moment @ first.unsqueeze(2)).squeeze(2)
+        eye = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device)
+        root = torch.linalg.solve_triangular(factor, eye, upper=False)
+        weighted = root.mT @ (root * grads[0][:, None, None])
+        if kept:
+            return None, weighted.sum(0), *_gradients(ctx.depth, weighted, tensors, kept)
+        parts = []
+        for rows in _chunks(ctx.depth, tensors):
+            cut = _rows(ctx.depth, tensors, rows)
+            parts.append(_gradients(ctx.depth, weighted[rows], cut, _jacobians(ctx.depth, cut)))
+        pieces = list(zip(*parts, strict=True))
+        per_row = 2 * ctx.depth - 1  # gradients of slopes and bends are joined, of weights and skips added up
+        joined, added = map(torch.cat, pieces[:per_row]), (torch.stack(p).sum(0) for p in pieces[per_row:])
+        return None, weighted.sum(0), *joined, *added
+
+
+def _gradients(
+    depth: int, weighted: Tensor, tensors: tuple[Tensor, ...], jacobians: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradients of sum_n <Q_n, H_n> in the slopes, bends, weights and skips of some rows."""
+    slopes, bends, inner, skips = _split(depth, tensors)
+    through, scaled = jacobians[: depth - 1], jacobians[depth - 1 :]
+    d_slopes, d_bends, d_inner, d_skips = (
+        [torch.zeros_like(t) for t in part] for part in (slopes, bends, inner, skips)
+    )
+    above: Tensor | None = None  # in T_l diag(s'_l), from layer l + 1
+    for level in range(depth - 1, 0, -1):
+        jacobian = through[level - 1]
+        half = weighted @ jacobian
+        d_bends[level] = (jacobian * half).sum(1)
+        half = half * (2 * bends[level]).unsqueeze(1)
         if above is not None:
-            d_slopes[0] = (above * first.T).sum(1)
-            d_first = d_first + (above * slopes[0].unsqueeze(1)).sum(0).T
-        d_skips[0] = d_first
-        return None, weighted.sum(0), *d_slopes, *d_bends, *d_inner, *d_skips
+            d_slopes[level] = (above * jacobian).sum(1)
+            half = torch.addcmul(half, above, slopes[level].unsqueeze(1))
+        if skips[level].numel():
+            d_skips[level] = half.sum(0).T
+        flat = half.flatten(0, 1)
+        d_inner[level - 1] = flat.T @ scaled[level - 1].flatten(0, 1)
+        above = (flat @ inner[level - 1]).unflatten(0, (-1, weighted.shape[1]))
+    first, flat = skips[0], weighted.flatten(1)
+    d_bends[0] = flat @ derivatives.outer_products(first).T
+    moment = (bends[0].T @ flat).unflatten(1, weighted.shape[1:])
+    d_skips[0] = 2 * (moment @ first.unsqueeze(2)).squeeze(2)
+    if above is not None:
+        d_slopes[0] = (above * first.T).sum(1)
+        d_skips[0] = d_skips[0] + (above * slopes[0].unsqueeze(1)).sum(0).T
+    return [*d_slopes, *d_bends, *d_inner, *d_skips]
 
 
 def _split(depth: int, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], ...]:
@@ -120,17 +141,44 @@ def _may_branch(info: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(info)
 
 
-def _hessian(
-    depth: int, base: Tensor, tensors: tuple[Tensor, ...]
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The Hessians (N, d, d), and the transposed Jacobians as ``derivatives.jacobians`` returns them."""
-    slopes, bends, inner, skips = _split(depth, tensors)
+def _chunks(depth: int, tensors: tuple[Tensor, ...]) -> list[slice]:
+    """The rows in chunks whose widest Jacobian takes at most `_CHUNK_BYTES`; all at once where that is
+    better."""
+    _, bends, _, skips = _split(depth, tensors)
+    count = len(bends[0])
+    if not _may_branch(bends[0]):
+        return [slice(0, count)]
+    row = skips[0].shape[1] * max(c.shape[1] for c in bends) * bends[0].element_size()
+    size = max(1, _CHUNK_BYTES.get(bends[0].device.type, _CHUNK_BYTES["cpu"]) // row)
+    return [slice(start, start + size) for start in range(0, count, size)] or [slice(0, 0)]
+
+
+def _rows(depth: int, tensors: tuple[Tensor, ...], rows: slice) -> tuple[Tensor, ...]:
+    """The tensors with the per-sample ones (slopes and bends) cut to some rows."""
+    per_row = 2 * depth - 1
+    return (*(t[rows] for t in tensors[:per_row]), *tensors[per_row:])
+
+
+def _jacobians(depth: int, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    """T_2 ... T_L, then T_l diag(s'_l) for l < L; see ``derivatives.jacobians``."""
+    slopes, _, inner, skips = _split(depth, tensors)
     through, scaled = derivatives.jacobians(slopes, inner, [a if a.numel() else None for a in skips])
+    return through + scaled
+
+
+def _hessian(depth: int, base: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+    """The Hessians (N, d, d), and the Jacobians where the rows make one chunk."""
     dim = base.shape[0]
-    hessian = (bends[0] @ derivatives.outer_products(skips[0])).unflatten(1, (dim, dim)) + base
-    for jacobian, bend in zip(through, bends[1:], strict=True):
-        hessian = torch.baddbmm(hessian, jacobian * bend.unsqueeze(1), jacobian.mT)
-    return hessian, through, scaled
+    outer_products = derivatives.outer_products(_split(depth, tensors)[3][0])
+    parts = []
+    for rows in _chunks(depth, tensors):
+        cut = _rows(depth, tensors, rows)
+        bends, jacobians = _split(depth, cut)[1], _jacobians(depth, cut)
+        hessian = (bends[0] @ outer_products).unflatten(1, (dim, dim)) + base
+        for jacobian, bend in zip(jacobians[: depth - 1], bends[1:], strict=True):
+            hessian = torch.baddbmm(hessian, jacobian * bend.unsqueeze(1), jacobian.mT)
+        parts.append(hessian)
+    return (parts[0], jacobians) if len(parts) == 1 else (torch.cat(parts), [])
 
 
 def _refactor(factor: Tensor, info: Tensor, depth: int, base: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
