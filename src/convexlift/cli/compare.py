@@ -17,7 +17,7 @@ from rich.table import Table
 
 from convexlift.cli.files import check_output_file
 from convexlift.experiments.arms import ARMS, DEFAULT_ARMS
-from convexlift.experiments.compare import Event
+from convexlift.experiments.books import Event
 from convexlift.experiments.compare import compare as run_comparison
 from convexlift.experiments.report import read_result, write_report
 from convexlift.experiments.verdicts import (

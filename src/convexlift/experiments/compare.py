@@ -6,27 +6,17 @@ import dataclasses
 import importlib
 import math
 import os
-import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from convexlift.experiments.arms import DEFAULT_ARMS, FIXED_RATE_ARMS, check_arms
-from convexlift.experiments.cells import (
-    Cell,
-    Named,
-    Outcome,
-    Setting,
-    Subject,
-    Workers,
-    subject,
-    write_json,
-)
+from convexlift.experiments.books import COMMON_RATE, EVALUATION, SELECTION, Books, Event, is_selection, mean
+from convexlift.experiments.cells import Cell, Named, Setting, Subject, Workers, subject, write_json
 from convexlift.experiments.pictures import picture_of_data
 from convexlift.experiments.protocol import (
     FIXED_RATE,
@@ -38,96 +28,17 @@ from convexlift.experiments.protocol import (
     on_edge,
 )
 from convexlift.experiments.speed import step_times
-from convexlift.experiments.statistics import (
-    paired_difference,
-    residual_deviation,
-    rows_interval,
-    selection_variance,
-    summary,
-    verdict,
+from convexlift.experiments.statistics import summary
+from convexlift.experiments.summaries import (
+    arm_figures,
+    equal_seconds,
+    fixed_rate_table,
+    pairs,
+    rate_figures,
+    selection_variances,
 )
 from convexlift.problems import Problem, gaussian_baseline
 from convexlift.training.environment import environment
-
-SELECTION, EVALUATION, COMMON_RATE = "selection", "evaluation", "common rate"
-
-
-@dataclass(frozen=True)
-class Event:
-    """A cell has finished: `done` of `total` (so far known) cells; `loss` is on validation in the phase
-    "selection", on test in "evaluation" and "common rate", inf for a diverged cell, None for a failed one."""
-
-    phase: str
-    done: int
-    total: int
-    message: str
-    arm: str
-    lr: float
-    seed: int
-    loss: float | None
-
-
-@dataclass
-class _Books:
-    """All outcomes of a comparison so far, and where they are told."""
-
-    setting: Setting
-    workers: Workers
-    progress: Callable[[Event], object] | None
-    outcomes: dict[Cell, Outcome] = field(default_factory=dict)
-    total: int = 0
-
-    def run(self, phase: str, cells: Iterable[Cell]) -> None:
-        wanted = [cell for cell in dict.fromkeys(cells) if cell not in self.outcomes]
-        self.total += len(wanted)
-        for cell, outcome in self.workers.run(wanted):
-            self.outcomes[cell] = outcome
-            if self.progress is not None:
-                loss = self.validation(cell) if phase == SELECTION else self.test(cell)
-                self.progress(
-                    Event(
-                        phase,
-                        len(self.outcomes),
-                        self.total,
-                        _line(cell, outcome, loss, "validation" if phase == SELECTION else "test"),
-                        cell.arm,
-                        cell.lr,
-                        cell.seed,
-                        loss,
-                    )
-                )
-
-    def validation(self, cell: Cell) -> float | None:
-        """The validation loss: inf for a diverged cell, None for a failed one."""
-        return self._loss(cell, "validation")
-
-    def test(self, cell: Cell) -> float | None:
-        """The test loss: inf for a diverged cell, None for a failed one."""
-        return self._loss(cell, "test")
-
-    def selection(self, name: str, rate: float) -> list[Cell]:
-        """The selection cells of an arm at a rate."""
-        return [cell for cell in self.outcomes if (cell.arm, cell.lr) == (name, rate) and _is_selection(cell)]
-
-    def trained(self, name: str) -> bool:
-        """Whether any cell of the arm finished."""
-        return any(bool(self.finished([cell])) for cell in self.outcomes if cell.arm == name)
-
-    def finished(self, cells: Iterable[Cell]) -> list[Outcome]:
-        return [self.outcomes[cell] for cell in cells if self.outcomes[cell]["status"] == "finished"]
-
-    def messages(self, cells: Iterable[Cell]) -> list[str]:
-        return [
-            f"{_name(cell)}: {self.outcomes[cell]['message']}"
-            for cell in cells
-            if self.outcomes[cell]["status"] != "finished"
-        ]
-
-    def _loss(self, cell: Cell, key: str) -> float | None:
-        outcome = self.outcomes[cell]
-        if outcome["status"] == "finished":
-            return float(outcome[key])
-        return math.inf if outcome["status"] == "diverged" else None
 
 
 def compare(
@@ -191,7 +102,7 @@ def compare(
     folder = Path(out)
     _check_writable(folder)
     with Workers(setting, folder / "cells", jobs=jobs, resume=resume) as workers:
-        books = _Books(setting, workers, progress)
+        books = Books(setting, workers, progress)
         grid, validation = _select(books, names, rates is None)
         best = {name: best_rate(validation[name]) if len(grid) > 1 else grid[0] for name in names}
         full = {name: _evaluation_cells(spend, name, best[name], spend.steps) for name in names}
@@ -208,7 +119,7 @@ def compare(
             common = _fixed_rate_cells(books, names if own is not None else FIXED_RATE_ARMS)
     # With the workers gone, so that nothing of ours disturbs the clock.
     speed = step_times(setting, [name for name in {**full, **(common or {})} if books.trained(name)])
-    equal = _equal_seconds(books, full, speed)
+    equal = equal_seconds(books, full, speed)
     result = {
         "schema": 1,
         "problem": chosen.name,
@@ -227,20 +138,13 @@ def compare(
         "arms": {
             name: {
                 "lr": best[name],
-                **_arm(books, full[name], speed.get(name)),
+                **arm_figures(books, full[name], speed.get(name)),
                 "half_budget": summary([books.test(cell) for cell in half[name]]),
                 "equal_seconds": equal[name],
-                "rates": [
-                    {
-                        "lr": rate,
-                        "validation": _finite(validation[name][rate]),
-                        "test": _finite(_mean([books.test(cell) for cell in books.selection(name, rate)])),
-                    }
-                    for rate in grid
-                ],
+                "rates": rate_figures(books, name, validation[name]),
                 "failed": books.messages(
                     [
-                        *(c for c in books.outcomes if c.arm == name and _is_selection(c)),
+                        *(c for c in books.outcomes if c.arm == name and is_selection(c)),
                         *full[name],
                         *half[name],
                     ]
@@ -248,8 +152,8 @@ def compare(
             }
             for name in names
         },
-        "fixed_rate": None if common is None else _fixed_rate_table(books, common, speed),
-        "pairs": _pairs(books, full, half, _selection_variances(books, full, validation)),
+        "fixed_rate": None if common is None else fixed_rate_table(books, common, speed),
+        "pairs": pairs(books, full, half, selection_variances(books, full, validation)),
         "environment": {
             **environment(),
             "threads_per_cell": 1,
@@ -261,9 +165,6 @@ def compare(
     }
     write_json(folder / "result.json", result)
     return result
-
-
-# --- what to run ----------------------------------------------------------------------------------
 
 
 def _prepare(
@@ -339,7 +240,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _select(
-    books: _Books, names: Sequence[str], may_grow: bool
+    books: Books, names: Sequence[str], may_grow: bool
 ) -> tuple[list[float], dict[str, dict[float, float]]]:
     """The final grid, and every arm's mean validation loss at its rates."""
     spend = books.setting.budget
@@ -349,7 +250,7 @@ def _select(
         if len(grid) > 1 or left > 0:
             books.run(SELECTION, [cell for group in cells.values() for cell in group])
             validation = {
-                name: {rate: _mean([books.validation(cell) for cell in cells[name, rate]]) for rate in grid}
+                name: {rate: mean([books.validation(cell) for cell in cells[name, rate]]) for rate in grid}
                 for name in names
             }
         else:  # one rate: nothing to choose
@@ -375,148 +276,12 @@ def _evaluation_cells(
     return [Cell(name, cast(float, rate), seed, steps, scored) for seed in seeds]
 
 
-# --- what came out --------------------------------------------------------------------------------
-
-
-def _arm(books: _Books, cells: Sequence[Cell], ms_per_step: float | None) -> dict[str, Any]:
-    """The figures of one arm over its evaluation cells."""
-    finished = books.finished(cells)
-    found: dict[str, Any] = {
-        "test": summary([books.test(cell) for cell in cells]),
-        "metrics": {
-            key: summary([outcome["metrics"][key] for outcome in finished])
-            for key in (finished[0]["metrics"] if finished else ())
-        },
-        "ms_per_step": ms_per_step,
-        "parameters": finished[0]["parameters"] if finished else None,
-    }
-    for key in (
-        "emission_noise",
-        "step_amplification",
-        "shoulder",
-        "at_zero",
-        "fan_in_weight",
-        "relative_speed",
-    ):
-        seen = [outcome[key] for outcome in finished if outcome.get(key)]
-        found[key] = {at: _median([entry[at] for entry in seen]) for at in seen[0]} if seen else None
-    histograms = [outcome["weights"] for outcome in finished if outcome.get("weights")]
-    found["weights"] = {
-        at: [_mean(shares) for shares in zip(*(entry[at] for entry in histograms), strict=True)]
-        for at in (histograms[0] if histograms else ())
-    }
-    found["picture"] = next((outcome["picture"] for outcome in finished if outcome.get("picture")), None)
-    steps = finished[0]["steps"] if finished else []
-    found["curves"] = {
-        "steps": steps,
-        "seconds": [step * (ms_per_step or 0.0) / 1000 for step in steps],
-        "validation": [outcome["curve"] for outcome in finished],
-    }
-    return found
-
-
-def _equal_seconds(
-    books: _Books, full: Mapping[str, Sequence[Cell]], speed: Mapping[str, float]
-) -> dict[str, dict[str, Any]]:
-    """Each arm's test loss when the fastest arm ends: of its model that was best on validation until then, in
-    the run of the full budget. Seconds are steps times the arm's milliseconds a step."""
-    totals = [books.setting.budget.steps * speed[name] / 1000 for name in full if name in speed]
-    limit = min(totals)
-
-    def loss(cell: Cell) -> float | None:
-        outcome = books.outcomes[cell]
-        if outcome["status"] != "finished":
-            return books.test(cell)
-        ms = speed[cell.arm]
-        reached = [k for k, step in enumerate(outcome["steps"]) if step * ms / 1000 <= limit * (1 + 1e-9)]
-        return float(outcome["test_curve"][reached[-1]]) if reached else math.inf
-
-    return {
-        name: {**summary([loss(cell) for cell in cells]), "seconds": limit} for name, cells in full.items()
-    }
-
-
-def _selection_variances(
-    books: _Books, full: Mapping[str, Sequence[Cell]], validation: Mapping[str, Mapping[float, float]]
-) -> dict[str, float]:
-    """What the choice of each arm's rate adds to the variance of its score; 0 where it cannot be told."""
-    seeds = books.setting.budget.selection_seeds
-    losses = [[books.validation(cell) for cell in cells] for cells in full.values() if cells]
-    noise = residual_deviation([[math.inf if loss is None else loss for loss in row] for row in losses])
-    error = 0.0 if noise is None else noise / math.sqrt(seeds)
-    return {name: selection_variance(list(by_rate.values()), error) for name, by_rate in validation.items()}
-
-
-def _pairs(
-    books: _Books,
-    full: Mapping[str, Sequence[Cell]],
-    half: Mapping[str, Sequence[Cell]] | None,
-    variances: Mapping[str, float],
-) -> dict[str, dict[str, Any]]:
-    """The lift (or the first arm, where no lift was trained) minus every other arm."""
-    names = list(full)
-    first = "lift" if "lift" in names else names[0]
-    pairs = {}
-    for other in names:
-        if other == first:
-            continue
-        found = _difference(
-            books, full[first], full[other], variances.get(first, 0) + variances.get(other, 0)
-        )
-        if found is None:
-            continue
-        found["rows_ci95"] = _rows(books, full[first], full[other])
-        if half is not None:
-            found["half_budget"] = _difference(books, half[first], half[other], 0.0)
-            found["verdict"] = verdict(found, found["half_budget"])
-        pairs[f"{first}-{other}"] = found
-    return pairs
-
-
-def _difference(
-    books: _Books, first: Sequence[Cell], second: Sequence[Cell], variance: float
-) -> dict[str, Any] | None:
-    """The paired difference over the seeds that did not fail in either arm; None where there are none."""
-    losses = [(books.test(a), books.test(b)) for a, b in zip(first, second, strict=False)]
-    both = [(a, b) for a, b in losses if a is not None and b is not None]
-    if not both:
-        return None
-    one, two = [a for a, _ in both], [b for _, b in both]
-    found = paired_difference(one, two, selection_variance=variance)
-    return {**found, "seeds_ci95": paired_difference(one, two)["ci95"]}
-
-
-def _rows(books: _Books, first: Sequence[Cell], second: Sequence[Cell]) -> list[float] | None:
-    both = [
-        torch.tensor(books.outcomes[a]["rows"]) - torch.tensor(books.outcomes[b]["rows"])
-        for a, b in zip(first, second, strict=False)
-        if books.outcomes[a]["status"] == books.outcomes[b]["status"] == "finished"
-    ]
-    return rows_interval(torch.stack(both).double().mean(0)) if both else None
-
-
-def _fixed_rate_cells(books: _Books, names: Sequence[str]) -> dict[str, list[Cell]]:
+def _fixed_rate_cells(books: Books, names: Sequence[str]) -> dict[str, list[Cell]]:
     """Train every arm at the one common rate 0.001, without any selection."""
     spend = books.setting.budget
     cells = {name: _evaluation_cells(spend, name, FIXED_RATE, spend.steps) for name in names}
     books.run(COMMON_RATE, [cell for name in names for cell in cells[name]])
     return cells
-
-
-def _fixed_rate_table(
-    books: _Books, cells: Mapping[str, Sequence[Cell]], speed: Mapping[str, float]
-) -> dict[str, Any]:
-    """The figures of every arm at the common rate."""
-    arms = {
-        name: {
-            "lr": FIXED_RATE,
-            **_arm(books, cells[name], speed.get(name)),
-            "source_factor": _median([outcome["source_factor"] for outcome in books.finished(cells[name])]),
-            "failed": books.messages(cells[name]),
-        }
-        for name in cells
-    }
-    return {"lr": FIXED_RATE, "arms": arms, "pairs": _pairs(books, cells, None, {})}
 
 
 def _facts(chosen: Problem) -> dict[str, float]:
@@ -581,37 +346,6 @@ def _command(
     if fixed_rate is not None and fixed_rate != spend.fixed_rate:
         parts.append("--fixed-rate" if fixed_rate else "--no-fixed-rate")
     return " ".join(parts)
-
-
-# --- small things ---------------------------------------------------------------------------------
-
-
-def _is_selection(cell: Cell) -> bool:
-    return cell.seed >= SELECTION_SEED
-
-
-def _name(cell: Cell) -> str:
-    return f"{cell.arm}, rate {cell.lr:g}, seed {cell.seed}, {cell.steps} steps"
-
-
-def _line(cell: Cell, outcome: Outcome, loss: float | None, split: str) -> str:
-    if outcome["status"] == "finished":
-        return f"{_name(cell)}: {split} {loss:.4f}"
-    return f"{_name(cell)}: {outcome['message']}"
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    """The mean, infinite where any value is, or is missing."""
-    return math.fsum(math.inf if v is None else v for v in values) / len(values) if values else math.inf
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return statistics.median(there) if there else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _git_revision() -> str | None:
