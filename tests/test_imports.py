@@ -30,6 +30,7 @@ MAY: dict[str, set[str]] = {
     "tasks": _TASKS,
     "training": _TRAINING,
     "saving": _TRAINING,
+    "sklearn": _TRAINING,
     "problems": {"checks", "problems", "training.batches"},
     "experiments": {*_LIBRARY, "experiments", "__version__"},
     "cli": {*_LIBRARY, "experiments", "cli", ""},
@@ -89,7 +90,10 @@ def test_a_module_imports_from_below_only(file: Path) -> None:
         ("problems", "from ..training import Sampler", ["training"]),
         ("tasks", "from .. import training", ["training"]),
         ("experiments", "from convexlift.cli.files import read_table", ["cli.files"]),
+        ("sklearn", "from convexlift.experiments.arms import ARMS", ["experiments.arms"]),
+        ("sklearn", "from sklearn.base import BaseEstimator\nfrom convexlift import tasks", []),
         ("", "from convexlift.cli import main", ["cli"]),
+        ("", "from convexlift.sklearn import LogConcaveDensity", ["sklearn"]),
         ("cli", "from convexlift.experiments.arms import ARMS\nimport torch", []),
     ],
 )

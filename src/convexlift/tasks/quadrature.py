@@ -281,6 +281,11 @@ def _support(
         # The lowest value on any grid so far: a finer grid may miss the lowest point of a coarser one.
         lowest = torch.minimum(lowest, f[best])
         above = f - lowest >= DROP
+        above[0] = above[-1] = True  # chosen so before; rounding may have moved them since
+        if not 0 < best < len(f) - 1:
+            raise FloatingPointError(
+                f"cannot integrate exp(-f): f is not convex near x = {float(x[best]):.6g}"
+            )
         left = int(above[:best].nonzero().max())
         right = best + int(above[best:].nonzero().min())
         narrowed = right - left <= 0.75 * (_GRID - 1)
@@ -296,10 +301,10 @@ def _support(
     high_inside, high = float(x[right - 1]), float(x[right])
     for _ in range(2):  # a steep wall rises far above DROP within a cell: trim both ends
         x, f = look(low, low_inside, 33)
-        last = int((f - lowest >= DROP).nonzero().max())
+        last = int((f - lowest >= DROP).nonzero().max()) if bool(f[0] - lowest >= DROP) else 0
         low, low_inside = float(x[last]), float(x[min(last + 1, 32)])
         x, f = look(high_inside, high, 33)
-        first = int((f - lowest >= DROP).nonzero().min())
+        first = int((f - lowest >= DROP).nonzero().min()) if bool(f[-1] - lowest >= DROP) else 32
         high_inside, high = float(x[max(first - 1, 0)]), float(x[first])
     return low, high
 
