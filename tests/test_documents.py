@@ -36,14 +36,17 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_ten_lines_run(
+def test_examples_of_the_readme_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (example,) = code("README.md")
+    ten_lines, search = code("README.md")
     monkeypatch.chdir(tmp_path)
-    exec(example.replace("steps=500", "steps=20"), {})
+    names: dict[str, object] = {}
+    exec(ten_lines.replace("steps=500", "steps=20"), names)
     assert (tmp_path / "flow.safetensors").stat().st_size > 0
     assert "tensor" in capsys.readouterr().out
+    exec(search.replace("random_state=0", "random_state=0, steps=3"), names)
+    assert names["search"].best_params_["learning_rate"] in (0.01, 0.03, 0.1)  # type: ignore[attr-defined]
 
 
 def test_a_comparison_of_ones_own_runs(tmp_path: Path) -> None:

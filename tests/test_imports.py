@@ -26,7 +26,7 @@ MAY: dict[str, set[str]] = {
     "calculus": {"checks", "calculus"},
     "architectures": _CORE,
     "sources": _SOURCES,
-    "mechanism": _SOURCES,
+    "mechanism": {*_TRAINING, "mechanism"},
     "tasks": _TASKS,
     "training": _TRAINING,
     "saving": _TRAINING,

@@ -173,7 +173,7 @@ class ICNN(nn.Module):
         Raises:
             ValueError: the activation is a user's own object, which a file cannot hold.
         """
-        if self.activation.name not in ("softplus", "smooth_squared_relu", "relu"):
+        if self.activation.name not in activations.NAMED:
             raise ValueError(
                 f"activation {self.activation.name!r} is a user's own: "
                 "save the state_dict and rebuild the network in code"

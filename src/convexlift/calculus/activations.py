@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Elementwise = Callable[[Tensor], Tensor]
+
+NAMED = ("softplus", "smooth_squared_relu", "relu")
 
 # softplus(u) is evaluated as u above this; exp(-40) is below the float64 resolution of 40.
 _LINEAR_ABOVE = 40.0
@@ -22,6 +26,9 @@ class Activation:
     The three functions are checked at construction on a grid over [-20, 20] in float64: all are elementwise
     and finite, s' >= 0, s'' >= 0, and both agree with automatic differentiation.
 
+    A copy is the activation itself. A named activation is pickled as its name and sharpness, another one as
+    its functions, which must then be importable.
+
     Args:
         name: how the activation is called in messages and saved files.
         value: s.
@@ -32,6 +39,7 @@ class Activation:
     Raises:
         ValueError: s decreases or is concave somewhere, a derivative is wrong, or a function is not
             elementwise and finite.
+        pickle.PicklingError: when pickled, a function is a lambda or defined inside another one.
 
     Example:
         >>> step = lambda u: (u > 0).to(u)
@@ -53,6 +61,22 @@ class Activation:
     def __post_init__(self) -> None:
         with torch.inference_mode(False), torch.enable_grad():
             self._check()
+
+    def __copy__(self) -> Activation:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Activation:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Activation], tuple[Any, ...]]:
+        if self.name in NAMED and getattr(self.slope, "__module__", None) == __name__:
+            return activation, (self.name, self.sharpness)
+        functions = (self.value, self.slope, self.curvature)
+        if any("<" in getattr(function, "__qualname__", "") for function in functions):
+            raise pickle.PicklingError(
+                f"activation {self.name!r} cannot be pickled: define its functions at the top of a module"
+            )
+        return Activation, (self.name, *functions, self.sharpness)
 
     def _check(self) -> None:
         # Offset from zero, so that a kink there (ReLU) is not sampled.
@@ -171,9 +195,7 @@ def activation(choice: str | Activation, sharpness: float | None = None) -> Acti
         if sharp:
             raise ValueError("relu has no sharpness")
         return relu()
-    raise ValueError(
-        f"unknown activation {choice!r}; known: softplus, smooth_squared_relu, relu, or an Activation"
-    )
+    raise ValueError(f"unknown activation {choice!r}; known: {', '.join(NAMED)}, or an Activation")
 
 
 def _derivative(out: Tensor, u: Tensor) -> Tensor:

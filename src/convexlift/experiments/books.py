@@ -57,6 +57,11 @@ class Books:
                     )
                 )
 
+    @property
+    def seconds(self) -> float:
+        """What the cells took together, those of earlier calls included."""
+        return math.fsum(outcome.get("seconds", 0.0) for outcome in self.outcomes.values())
+
     def validation(self, cell: Cell) -> float | None:
         """The validation loss: inf for a diverged cell, None for a failed one."""
         return self._loss(cell, "validation")

@@ -90,9 +90,10 @@ def code_digest() -> str:
     count."""
     home = Path(__file__).parents[1]
     parts = ("calculus", "architectures", "sources", "tasks", "training")
-    files = [*(file for part in parts for file in sorted((home / part).glob("*.py"))), home / "mechanism.py"]
-    digest = hashlib.sha256()
+    files = [file for part in parts for file in sorted((home / part).glob("*.py"))]
+    files += [home / "mechanism" / name for name in ("noise.py", "observing.py", "shoulder.py")]
     files += [home / "experiments" / name for name in ("arms.py", "cells.py", "pictures.py")]
+    digest = hashlib.sha256()
     for file in files:
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):

@@ -221,7 +221,7 @@ def _key_facts(result: Result) -> list[str]:
         f"{len(result['arms'])} arms",
         f"{seeds} seed{'s' if seeds != 1 else ''}",
         *_spent(result),
-        f"{duration(seconds)} in all" if seconds else "",
+        f"about {duration(seconds)} in all" if seconds else "",
         str((result.get("environment") or {}).get("date") or "")[:10],
     ]
     return [fact for fact in facts if fact]

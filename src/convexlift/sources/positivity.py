@@ -19,6 +19,9 @@ class PositiveMap:
     inverse: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
 
+    def __reduce__(self) -> tuple[Callable[[str], PositiveMap], tuple[str]]:
+        return positive_map, (self.name,)  # copied and pickled by name
+
 
 # softplus reaches zero at minus infinity only: weights below this start here.
 SOFTPLUS_FLOOR = 1e-10

@@ -1,0 +1,316 @@
+"""The tasks as scikit-learn estimators: for pipelines, cross-validation and grid search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self, final
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from convexlift import tasks
+from convexlift.architectures import ICNN
+from convexlift.sources import Lift, Projected, Softplus, Squared
+from convexlift.training import fit
+from convexlift.training.batches import Rows, place
+
+try:
+    from sklearn.base import BaseEstimator, DensityMixin, RegressorMixin
+    from sklearn.utils import check_random_state
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        "convexlift.sklearn needs scikit-learn 1.6 or newer: pip install 'convexlift[sklearn]'"
+    ) from error
+
+__all__ = ["ConvexPotentialFlow", "ConvexRegressor", "LogConcaveDensity"]
+
+Randomness = int | np.random.RandomState | None
+
+_SOURCES: Mapping[str, Callable[[ICNN], nn.Module]] = {
+    "squared": Squared,
+    "softplus": Softplus,
+    "softplus-fan-in": partial(Softplus, fan_in=True),
+    "projected": Projected,
+    "lift": Lift,
+}
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class _Estimator(BaseEstimator):
+    """The parameters of all estimators, and their training; a dataclass, so it stores them as they are."""
+
+    hidden: Sequence[int] = (64, 64, 64)
+    source: str = "squared"
+    strong_convexity: float = 0.1
+    steps: int = 1000
+    batch_size: int = 256
+    learning_rate: float = 0.02
+    validation_fraction: float = 0.1
+    patience: int | None = None
+    random_state: Randomness = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    verbose: int = 0
+
+    def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
+        """The untrained task, of as many fresh blocks as it needs."""
+        raise NotImplementedError
+
+    def _validated(self, X: ArrayLike, *y: ArrayLike, **checks: Any) -> Any:
+        """X, or X and y, as scikit-learn checks them before training."""
+        # Two rows to standardise by, and one to validate on.
+        least = 3 if self.validation_fraction else 2
+        return validate_data(self, X, *y, dtype=np.float64, ensure_min_samples=least, **checks)
+
+    def _train(self, rows: Rows) -> Self:
+        """Train the task on the rows but for a validation share, and keep it frozen."""
+        if self.source not in _SOURCES:
+            raise ValueError(f"unknown source {self.source!r}; known: {', '.join(_SOURCES)}")
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be 'float32' or 'float64'; got {self.dtype!r}")
+
+        seed = _seed(self.random_state)
+        train, validation = _split(rows, self.validation_fraction, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            task: Any = self._task(self._block)
+        dtype = getattr(torch, self.dtype)
+        history = fit(
+            task,
+            train,
+            validation=validation,
+            steps=_plain(self.steps),
+            batch_size=_plain(self.batch_size),
+            lr=_plain(self.learning_rate),
+            patience=_plain(self.patience),
+            seed=seed,
+            device=self.device,
+            dtype=dtype,
+            progress=bool(self.verbose),
+        )
+        if history.stopped == "interrupted":
+            raise KeyboardInterrupt  # or a grid search would go on with its next candidate
+        self.history_ = history
+        frozen = task.freeze(place(train, torch.device(self.device), dtype))
+        self.model_ = frozen.to("cpu", torch.float64)
+        return self
+
+    def _block(self) -> nn.Module:
+        return _SOURCES[self.source](
+            ICNN(self.n_features_in_, self.hidden, strong_convexity=self.strong_convexity)
+        )
+
+    def _rows(self, X: ArrayLike) -> Tensor:
+        """Rows to evaluate the fitted model on, where it is: its owner may have moved it."""
+        check_is_fitted(self, "model_")
+        rows = _tensor(validate_data(self, X, dtype=np.float64, reset=False))
+        return rows.to(self.model_.standardiser.mean)
+
+
+class _Density(DensityMixin, _Estimator):
+    """What a fitted density is for."""
+
+    def fit(self, X: ArrayLike, y: object = None) -> Self:
+        """Fit the density to the rows of X, (n_samples, n_features); y is not read."""
+        return self._train(_tensor(self._validated(X)))
+
+    def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
+        """The log-density of each row in nats, (n_samples,)."""
+        rows = self._rows(X)
+        return self.model_.log_prob(rows).cpu().numpy()
+
+    def score(self, X: ArrayLike, y: object = None) -> float:
+        """The mean log-density of the rows in nats; y is not read."""
+        return float(self.score_samples(X).mean())
+
+    def sample(self, n_samples: int = 1, random_state: Randomness = None) -> NDArray[np.float64]:
+        """Independent draws, (n_samples, n_features).
+
+        Without a ``random_state`` the estimator's own decides; where that is a number, every call draws the
+        same.
+        """
+        check_is_fitted(self, "model_")
+        seed = _seed(self.random_state if random_state is None else random_state)
+        return self.model_.sample(_plain(n_samples), seed=seed).cpu().numpy()
+
+
+@final
+@dataclass(kw_only=True, eq=False, repr=False)
+class ConvexPotentialFlow(_Density):
+    """A density by change of variables through gradients of strongly convex potentials.
+
+        log p(x) = log N(T(x); 0, I) + log det DT(x),   T = grad f_K o ... o grad f_1,
+
+    up to affine maps between the potentials f_k, which are input-convex networks; the log-determinant is
+    exact. It is trained in ``dtype``; the frozen model is evaluated in float64. Defaults are starting points
+    that nobody has tuned for your data: search over ``learning_rate`` first, then ``source`` and ``hidden``.
+
+    Args:
+        blocks: number of potentials, one after another.
+        hidden: widths of the hidden layers of each.
+        source: where non-negative weights come from: "squared", "softplus", "softplus-fan-in", "projected" or
+            "lift".
+        strong_convexity: where the learned alpha of (alpha/2) |x|^2 starts, positive.
+        steps: optimiser steps, of Adam.
+        batch_size: rows of a step.
+        learning_rate: where the rate starts; a cosine lowers it to 0.
+        validation_fraction: share of the rows by which the best step is chosen; with 0 the last step is kept.
+        patience: stop after this many evaluations, of 25 a run, without a better validation loss.
+        random_state: of the split, the initial weights, the batches and the samples; the same number gives
+            the same model.
+        dtype: "float32" or "float64", to train in.
+        device: where to train; the fitted model is on the CPU, ``model_.to`` moves it.
+        verbose: show a progress bar where stderr is a terminal.
+
+    Attributes:
+        model_: the frozen ``convexlift.ConvexPotentialFlow``; ``convexlift.save`` writes it to a file.
+        history_: the ``History`` of the training run.
+        n_features_in_: number of columns.
+        feature_names_in_: their names, where X had any.
+
+    Raises:
+        ValueError: X holds NaN or infinities, too few rows, another number of columns than in ``fit`` or a
+            constant one; a parameter is out of range.
+        TypeError: a parameter is of another type.
+        TrainingDiverged: a loss or gradient was not finite: lower the ``learning_rate``.
+        RuntimeError: from ``sample``, an inverse did not converge.
+        KeyboardInterrupt: training was interrupted.
+
+    Source: Huang, Chen, Tsirigotis and Courville, "Convex potential flows", ICLR 2021.
+
+    Example:
+        >>> X = np.random.default_rng(0).normal(size=(200, 2)) * [1.0, 3.0]
+        >>> flow = ConvexPotentialFlow(hidden=(8, 8), steps=20, random_state=0).fit(X)
+        >>> flow.score_samples(X).shape, flow.sample(5).shape
+        ((200,), (5, 2))
+    """
+
+    blocks: int = 1
+
+    def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
+        return tasks.ConvexPotentialFlow(block() for _ in range(self.blocks))
+
+
+@final
+@dataclass(kw_only=True, eq=False, repr=False)
+class LogConcaveDensity(_Density):
+    """The density p(x) = exp(-f(x)) / Z of one column, f convex, with Z from exact quadrature.
+
+    f is an input-convex network of the standardised column.
+
+    Other parameters and attributes are those of ``ConvexPotentialFlow``, without ``blocks``; nobody has tuned
+    the defaults for your data.
+
+    Args:
+        strong_convexity: where the learned alpha of (alpha/2) |x|^2 in f starts, or 0 for none.
+
+    Attributes:
+        model_: the frozen ``convexlift.LogConcaveDensity``.
+
+    Raises:
+        ValueError: X has more than one column; otherwise see ``ConvexPotentialFlow``.
+
+    Source: Walther, "Inference and modeling with log-concave distributions", Statistical Science 2009.
+
+    Example:
+        >>> X = np.random.default_rng(0).gumbel(size=(200, 1))
+        >>> density = LogConcaveDensity(hidden=(8, 8), steps=20, random_state=0).fit(X)
+        >>> density.score_samples(X).shape, density.sample(5).shape
+        ((200,), (5, 1))
+        >>> density.fit(np.zeros((200, 3)))
+        Traceback (most recent call last):
+        ...
+        ValueError: LogConcaveDensity takes one column for now; X has 3: choose one
+    """
+
+    def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
+        if self.n_features_in_ != 1:
+            raise ValueError(
+                f"LogConcaveDensity takes one column for now; X has {self.n_features_in_}: choose one"
+            )
+        return tasks.LogConcaveDensity(block())
+
+
+@final
+@dataclass(kw_only=True, eq=False, repr=False)
+class ConvexRegressor(RegressorMixin, _Estimator):
+    """The convex function f that is closest to y in mean square, an input-convex network.
+
+        min_f mean_i (y_i - f(x_i))^2,   f convex.
+
+    For a concave function fit -y. ``score`` is the coefficient of determination.
+
+    Other parameters and attributes are those of ``ConvexPotentialFlow``, without ``blocks``; nobody has tuned
+    the defaults for your data.
+
+    Args:
+        strong_convexity: where the learned alpha of (alpha/2) |x|^2 in f starts, or 0 for none.
+
+    Attributes:
+        model_: the frozen ``convexlift.ConvexRegression``.
+
+    Raises:
+        ValueError: the targets are constant or not as many as the rows; otherwise see
+            ``ConvexPotentialFlow``.
+
+    Source: Boyd and Vandenberghe, "Convex optimization", section 6.5.5 (the problem).
+
+    Example:
+        >>> X = np.linspace(-1, 1, 200)[:, None]
+        >>> regressor = ConvexRegressor(hidden=(8, 8), steps=200, random_state=0).fit(X, X[:, 0] ** 2)
+        >>> regressor.score(X, X[:, 0] ** 2) > 0.99
+        True
+    """
+
+    strong_convexity: float = 0.0
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit the function to rows X, (n_samples, n_features), and targets y, (n_samples,)."""
+        X, y = self._validated(X, y, y_numeric=True)
+        if np.min(y) == np.max(y):
+            raise ValueError(f"the targets are constant (every value is {np.min(y):g})")
+        return self._train((_tensor(X), _tensor(y)))
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
+        """The fitted function at each row, (n_samples,)."""
+        rows = self._rows(X)
+        return self.model_.predict(rows).cpu().numpy()
+
+    def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
+        return tasks.ConvexRegression(block())
+
+
+def _split(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows | None]:
+    """Training and validation rows, drawn without replacement; no validation rows for a fraction of 0."""
+    if not 0 <= fraction < 1:
+        raise ValueError(f"validation_fraction must lie in [0, 1); got {fraction}")
+    if fraction == 0:
+        return rows, None
+    n = len(rows[0] if isinstance(rows, tuple) else rows)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    kept = max(1, round(fraction * n))
+    if n - kept < 2:
+        raise ValueError(f"{n} rows are too few: {n - kept} would be left to train on")
+    return _take(rows, order[kept:]), _take(rows, order[:kept])
+
+
+def _take(rows: Rows, index: Tensor) -> Rows:
+    return tuple(part[index] for part in rows) if isinstance(rows, tuple) else rows[index]
+
+
+def _tensor(array: ArrayLike) -> Tensor:
+    return torch.tensor(array, dtype=torch.float64)  # a copy: the array may be read-only
+
+
+def _seed(random_state: Randomness) -> int:
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def _plain(value: Any) -> Any:
+    """A number of a grid or of a scipy distribution as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value

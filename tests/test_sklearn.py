@@ -1,0 +1,225 @@
+"""The estimators keep scikit-learn's contract, and fit what they say."""
+
+from __future__ import annotations
+
+import pickle
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import convexlift as cl
+from convexlift import sklearn
+from convexlift.sklearn import ConvexPotentialFlow, ConvexRegressor, LogConcaveDensity
+
+TINY = {"hidden": (8,), "steps": 4, "random_state": 0}
+ROOT = np.array([[1.0, 0.8], [0.0, 0.6]])
+ESTIMATORS = (ConvexPotentialFlow, LogConcaveDensity, ConvexRegressor)
+
+
+def gaussian(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a correlated normal law around (5, -3), and their log-density."""
+    z = np.random.default_rng(seed).normal(size=(n, 2))
+    return z @ ROOT + [5, -3], -0.5 * (z**2).sum(1) - np.log(2 * np.pi) - np.log(0.6)
+
+
+def rows(estimator: type, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """X, of one column where the estimator takes no more, and y."""
+    x = gaussian(n)[0]
+    return x[:, :1] if estimator is LogConcaveDensity else x, x.sum(1) ** 2
+
+
+def outputs(estimator: object, x: np.ndarray) -> np.ndarray:
+    return estimator.predict(x) if isinstance(estimator, ConvexRegressor) else estimator.score_samples(x)
+
+
+# Most checks fit several columns: a pipeline reduces them to the one that LogConcaveDensity takes.
+ONE_COLUMN = make_pipeline(PCA(1), LogConcaveDensity(**TINY))
+PIPELINE_FAILS = {
+    "check_estimators_overwrite_params": "a Pipeline fits the steps that it was given",
+    "check_dont_overwrite_parameters": "a Pipeline fits the steps that it was given",
+    "check_estimator_sparse_tag": "PCA takes sparse rows, the density behind it does not",
+}
+
+
+@parametrize_with_checks(
+    [
+        ConvexPotentialFlow(**TINY),
+        ConvexRegressor(hidden=(8,), steps=60, learning_rate=0.05),
+        ONE_COLUMN,
+    ],
+    expected_failed_checks=lambda estimator: PIPELINE_FAILS if estimator is ONE_COLUMN else {},
+)
+def test_scikit_learns_own_checks(estimator: object, check: object) -> None:
+    check(estimator)
+
+
+def test_the_log_density_and_the_moments_of_a_gaussian() -> None:
+    x, _ = gaussian(2000)
+    test, truth = gaussian(2000, seed=1)
+    flow = ConvexPotentialFlow(hidden=(16, 16), steps=200, random_state=0).fit(x)
+    found = flow.score_samples(test)
+    assert found.shape == (2000,) and found.dtype == np.float64
+    assert np.abs(found - truth).mean() < 0.1
+    assert flow.score(test) == pytest.approx(truth.mean(), abs=0.03)
+    draws = flow.sample(4000)
+    assert draws.shape == (4000, 2) and draws.dtype == np.float64
+    np.testing.assert_allclose(draws.mean(0), [5, -3], atol=0.1)
+    np.testing.assert_allclose(np.cov(draws.T), ROOT.T @ ROOT, atol=0.1)
+
+
+def test_the_log_density_of_one_column() -> None:
+    x = 2 * np.random.default_rng(0).normal(size=(2000, 1)) + 7
+    density = LogConcaveDensity(hidden=(16,), steps=100, random_state=0).fit(x)
+    truth = -0.5 * ((x[:, 0] - 7) / 2) ** 2 - np.log(2 * np.sqrt(2 * np.pi))
+    assert density.score(x) == pytest.approx(truth.mean(), abs=0.03)
+    draws = density.sample(4000)
+    assert draws.shape == (4000, 1)
+    assert draws.mean() == pytest.approx(7, abs=0.15) and draws.std() == pytest.approx(2, abs=0.15)
+
+
+def test_a_convex_function_is_found_and_a_concave_one_is_not() -> None:
+    x = np.random.default_rng(0).uniform(-1, 1, (500, 2))
+    y = 10 + np.abs(x).sum(1)
+    regressor = ConvexRegressor(hidden=(16, 16), steps=300, random_state=0)
+    assert regressor.fit(x, y).score(x, y) > 0.95
+    assert regressor.predict(x).shape == (500,) and regressor.predict(x).dtype == np.float64
+    assert regressor.fit(x, -y).score(x, -y) < 0.1
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_one_random_state_gives_one_model(estimator: type) -> None:
+    x, y = rows(estimator)
+    first, again, other = (estimator(**{**TINY, "random_state": s}).fit(x, y) for s in (0, 0, 1))
+    np.testing.assert_array_equal(outputs(first, x), outputs(again, x))
+    assert not np.array_equal(outputs(first, x), outputs(other, x))
+    if estimator is not ConvexRegressor:
+        np.testing.assert_array_equal(first.sample(3), again.sample(3))
+        assert not np.array_equal(first.sample(3), first.sample(3, random_state=1))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_pickle_is_the_same_model(estimator: type) -> None:
+    x, y = rows(estimator)
+    fitted = estimator(**TINY).fit(x, y)
+    again = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(outputs(again, x), outputs(fitted, x))
+    assert again.history_ == fitted.history_ and again.get_params() == fitted.get_params()
+    assert not hasattr(clone(fitted), "model_")
+
+
+@pytest.mark.parametrize("source", ["squared", "softplus", "softplus-fan-in", "projected", "lift"])
+def test_every_source_ends_as_plain_networks_in_float64(source: str, tmp_path: Path) -> None:
+    x, _ = gaussian(60)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    flow = ConvexPotentialFlow(**TINY, source=source, blocks=2).fit(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert isinstance(flow.model_, cl.ConvexPotentialFlow) and flow.model_.dtype == torch.float64
+    assert [type(block) for block in flow.model_.blocks] == [cl.ICNN, cl.ICNN]
+    assert flow.history_.stopped == "finished" and flow.history_.steps[-1] == 4
+    cl.save(flow.model_, tmp_path / "flow.safetensors")
+    loaded = cl.load(tmp_path / "flow.safetensors")
+    np.testing.assert_array_equal(loaded.log_prob(torch.tensor(x)).numpy(), flow.score_samples(x))
+
+
+def test_a_grid_search_in_a_pipeline() -> None:
+    x, _ = gaussian(90)
+    pipeline = make_pipeline(StandardScaler(), ConvexPotentialFlow(**TINY))
+    grid = {
+        "convexpotentialflow__hidden": [(4,), (4, 4)],
+        "convexpotentialflow__learning_rate": np.logspace(-3, -1, 2),
+        "convexpotentialflow__steps": np.array([3]),  # numpy's own integers
+    }
+    search = GridSearchCV(pipeline, grid, cv=2, error_score="raise").fit(x)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.best_estimator_.score_samples(x).shape == (90,)
+
+
+def test_cross_validation_of_a_regressor() -> None:
+    x, y = rows(ConvexRegressor)
+    assert cross_val_score(ConvexRegressor(**TINY), x, y, cv=3, error_score="raise").shape == (3,)
+
+
+def test_without_validation_rows_the_last_step_is_kept() -> None:
+    x, _ = gaussian(20)
+    flow = ConvexPotentialFlow(**TINY, validation_fraction=0, dtype="float64").fit(x)
+    assert flow.history_.validation == [] and flow.history_.best_step == 4
+
+
+def test_an_interrupt_goes_on_to_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sklearn, "fit", lambda *_, **__: cl.History(stopped="interrupted"))
+    with pytest.raises(KeyboardInterrupt):
+        ConvexPotentialFlow().fit(gaussian(20)[0])
+
+
+X = gaussian(20)[0]
+WITH_NAN = np.where(np.arange(40).reshape(20, 2) == 3, np.nan, X)
+CONSTANT = np.column_stack([X[:, 0], np.full(20, 2.5)])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "x", "message"),
+    [
+        ({}, WITH_NAN, "^Input X contains NaN"),
+        ({}, X * [1, np.inf], "^Input X contains infinity"),
+        ({}, X[:2], r"^Found array with 2 sample\(s\) .* while a minimum of 3 is required"),
+        ({}, CONSTANT, r"^column 1 is constant \(every value is 2.5\): remove it$"),
+        ({}, X * [1, 1e200], r"^training data in float32 have an infinity at row 0, column 1$"),
+        ({"source": "lfit"}, X, "^unknown source 'lfit'; known: squared, softplus, softplus-fan-in, proj"),
+        ({"dtype": "float16"}, X, "^dtype must be 'float32' or 'float64'; got 'float16'$"),
+        ({"device": "abacus"}, X, "^device 'abacus' is unknown or not available$"),
+        ({"validation_fraction": 1.0}, X, r"^validation_fraction must lie in \[0, 1\); got 1.0$"),
+        ({"validation_fraction": 0.95}, X, "^20 rows are too few: 1 would be left to train on$"),
+        ({"validation_fraction": 0, "patience": 3}, X, "^patience needs validation data$"),
+        ({"blocks": 0}, X, "^a flow needs at least one block$"),
+        ({"strong_convexity": 0}, X, "^the blocks of a flow need strong_convexity > 0"),
+        ({"learning_rate": -1.0}, X, "^lr must be a positive number; got -1.0$"),
+        ({"steps": 0}, X, "^steps must be at least 1; got 0$"),
+    ],
+)
+def test_what_cannot_be_fitted(parameters: dict[str, object], x: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ConvexPotentialFlow(**{**TINY, **parameters}).fit(x)
+
+
+def test_a_fit_that_failed_leaves_nothing_fitted() -> None:
+    flow = ConvexPotentialFlow(**TINY)
+    with pytest.raises(ValueError, match="^column 1 is constant"):
+        flow.fit(CONSTANT)
+    for use in (lambda: flow.score_samples(X), flow.sample):
+        with pytest.raises(NotFittedError, match="^This ConvexPotentialFlow instance is not fitted yet"):
+            use()
+
+
+def test_what_a_fitted_model_refuses() -> None:
+    flow = ConvexPotentialFlow(**TINY).fit(X)
+    with pytest.raises(ValueError, match="^X has 1 features, but ConvexPotentialFlow is expecting 2 feat"):
+        flow.score_samples(X[:, :1])
+    with pytest.raises(ValueError, match="^cannot draw -1 samples$"):
+        flow.sample(-1)
+
+
+def test_one_column_and_targets_that_vary() -> None:
+    with pytest.raises(ValueError, match="^LogConcaveDensity takes one column for now; X has 2: choose one$"):
+        LogConcaveDensity().fit(X)
+    with pytest.raises(ValueError, match=r"^the targets are constant \(every value is 1\)$"):
+        ConvexRegressor().fit(X, np.ones(20))
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        ConvexRegressor().fit(X, np.ones(19))
+
+
+def test_without_scikit_learn_the_import_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    with pytest.raises(ImportError, match=r"needs scikit-learn .*: pip install 'convexlift\[sklearn\]'$"):
+        runpy.run_path(str(sklearn.__file__))
