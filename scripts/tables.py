@@ -131,11 +131,21 @@ def lift_step(name: str) -> str:
     return markdown(("network, trained by", "ms a step", "times softplus", "parameters / network"), rows)
 
 
+def flow_inverse(name: str) -> str:
+    """The table of benchmarks/flow_inverse.py."""
+    result = json.loads((ROOT / "results" / name).read_text())
+    rows = [
+        [side, f"{row['ms']:.0f}", f"{row['ratio']:.1f}", f"{row['converged']} of {result['shape']['rows']}"]
+        for side, row in result["rows"].items()
+    ]
+    return markdown(("inverse of a trained block", "ms", "times ours", "rows within 1e-8"), rows)
+
+
 KINDS: dict[str, Callable[[str], str]] = {
     function.__name__: function
     for function in (
         *(comparison, common, overview, common_overview, verdict, variation),
-        *(flow_step, lift_step),
+        *(flow_step, flow_inverse, lift_step),
     )
 }
 
