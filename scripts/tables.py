@@ -114,6 +114,23 @@ def variation(names: str) -> str:
     return markdown(("target", *arms), rows)
 
 
+def rates(name: str) -> str:
+    """Every arm's mean validation loss at every rate."""
+    result = read(name)
+    tried = [f"{row['lr']:g}" for row in next(iter(result["arms"].values()))["rates"]]
+    rows = [
+        [
+            arm,
+            *(
+                "diverged" if row["validation"] is None else short(row["validation"])
+                for row in figures["rates"]
+            ),
+        ]
+        for arm, figures in result["arms"].items()
+    ]
+    return markdown(("trained by", *(f"at {rate}" for rate in tried)), rows)
+
+
 def flow_step(name: str) -> str:
     """The table of benchmarks/flow_step.py."""
     result = json.loads((ROOT / "results" / name).read_text())
@@ -144,7 +161,7 @@ def flow_inverse(name: str) -> str:
 KINDS: dict[str, Callable[[str], str]] = {
     function.__name__: function
     for function in (
-        *(comparison, common, overview, common_overview, verdict, variation),
+        *(comparison, common, overview, common_overview, verdict, variation, rates),
         *(flow_step, flow_inverse, lift_step),
     )
 }
