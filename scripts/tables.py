@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from convexlift.experiments.report import read_result
@@ -71,28 +71,12 @@ def common(name: str) -> str:
 
 def overview(names: str) -> str:
     """One line for each comparison: every arm's loss, the tied best ones in bold."""
-    results = [read(name) for name in names.split()]
-    arms = list(dict.fromkeys(arm for result in results for arm in result["arms"]))
-    rows = []
-    for result in results:
-        best = tied_with_best(result)
-        cells = [score_text(result["arms"][arm]["test"]) if arm in result["arms"] else "" for arm in arms]
-        marked = [f"**{cell}**" if arm in best else cell for arm, cell in zip(arms, cells, strict=True)]
-        rows.append([result["problem"], *marked])
-    return markdown(("problem", *arms), rows)
+    return side_by_side({name: read(name) for name in names.split()})
 
 
 def common_overview(names: str) -> str:
     """The same at the one rate 0.001."""
-    sections = {name: read(name)["fixed_rate"] for name in names.split()}
-    arms = list(dict.fromkeys(arm for section in sections.values() for arm in section["arms"]))
-    rows = []
-    for name, section in sections.items():
-        best = tied_with_best(section)
-        cells = [score_text(section["arms"][arm]["test"]) for arm in arms]
-        marked = [f"**{cell}**" if arm in best else cell for arm, cell in zip(arms, cells, strict=True)]
-        rows.append([name, *marked])
-    return markdown(("problem", *arms), rows)
+    return side_by_side({name: read(name)["fixed_rate"] for name in names.split()})
 
 
 def verdict(name: str) -> str:
@@ -170,6 +154,18 @@ KINDS: dict[str, Callable[[str], str]] = {
 def read(name: str) -> Result:
     """The result in that folder of results/."""
     return read_result(ROOT / "results" / name)
+
+
+def side_by_side(sections: Mapping[str, Result]) -> str:
+    """Every arm's loss in each section, the lowest mean and the arms tied with it in bold."""
+    arms = list(dict.fromkeys(arm for section in sections.values() for arm in section["arms"]))
+    rows = []
+    for name, section in sections.items():
+        best = tied_with_best(section)
+        cells = [score_text(section["arms"][arm]["test"]) if arm in section["arms"] else "" for arm in arms]
+        marked = [f"**{cell}**" if arm in best else cell for arm, cell in zip(arms, cells, strict=True)]
+        rows.append([name, *marked])
+    return markdown(("problem", *arms), rows)
 
 
 def complete(section: Result) -> list[str]:

@@ -168,7 +168,7 @@ def train_cell(setting: Setting, cell: Cell) -> Outcome:
     """
     chosen, arms, _ = subject(setting)
     started = time.perf_counter()
-    with _one_thread():
+    with one_thread():
         outcome = _train(setting, cell, chosen, arms)
     return {"cell": dataclasses.asdict(cell), **outcome, "seconds": time.perf_counter() - started}
 
@@ -411,7 +411,8 @@ def _finite(value: float) -> float | None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Compute with one thread for a while."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

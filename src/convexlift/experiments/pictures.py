@@ -32,7 +32,7 @@ def picture_of_model(problem: Problem, frozen: nn.Module) -> Picture | None:
         ('samples', 400)
     """
     model = cast(Any, frozen)
-    if problem.objective is not None or problem.task not in ("density", "flow", "regression"):
+    if not _is_drawn(problem):
         return None
     rows = _on(model, problem.test)
     if problem.task == "density":
@@ -50,7 +50,7 @@ def picture_of_model(problem: Problem, frozen: nn.Module) -> Picture | None:
 
 def picture_of_data(problem: Problem) -> Picture | None:
     """The same of the test rows: the exact density or a histogram, rows of two columns, or the truth."""
-    if problem.objective is not None or problem.task not in ("density", "flow", "regression"):
+    if not _is_drawn(problem):
         return None
     if problem.task == "regression":
         return {"kind": "fit", "y": _short(problem.test[1][:POINTS])}
@@ -82,6 +82,11 @@ def columns_to_show(problem: Problem) -> tuple[int, int]:
     gaps = (torch.special.ndtr(ordered) - places).abs().amax(0)
     first, second = sorted(gaps.topk(2).indices.tolist())
     return first, second
+
+
+def _is_drawn(problem: Problem) -> bool:
+    """Whether the task is one of the library's, with a picture of its own."""
+    return problem.objective is None and problem.task in ("density", "flow", "regression")
 
 
 def _grid(test: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from convexlift.experiments.arms import build
-from convexlift.experiments.cells import Setting, subject
+from convexlift.experiments.cells import Setting, one_thread, subject
 from convexlift.training.batches import place
 from convexlift.training.run import Run
 from convexlift.training.settings import Settings
@@ -37,18 +37,13 @@ def step_times(setting: Setting, arms: Iterable[str]) -> dict[str, float]:
     settings = Settings(
         WARM_UP + ROUNDS, budget.batch_size, "adam", _RATE, "constant", budget.clip, None, WARM_UP + ROUNDS, 0
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng():
-            runs = {}
-            for arm in dict.fromkeys(arms):
-                task = build(chosen, arm, seed=0, arms=known).to(device)
-                dtype = next(p.dtype for p in task.parameters() if p.is_floating_point())
-                runs[arm] = Run(task, place(chosen.train, device, dtype), None, settings, (), None, None)
-            for _ in range(WARM_UP + ROUNDS):
-                for run in runs.values():
-                    run.train_step()
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), torch.random.fork_rng():
+        runs = {}
+        for arm in dict.fromkeys(arms):
+            task = build(chosen, arm, seed=0, arms=known).to(device)
+            dtype = next(p.dtype for p in task.parameters() if p.is_floating_point())
+            runs[arm] = Run(task, place(chosen.train, device, dtype), None, settings, (), None, None)
+        for _ in range(WARM_UP + ROUNDS):
+            for run in runs.values():
+                run.train_step()
     return {arm: 1000 * statistics.median(run.durations[WARM_UP:]) for arm, run in runs.items()}
