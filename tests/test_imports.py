@@ -1,4 +1,4 @@
-"""Imports run one way: calculus and architectures <- sources <- tasks <- training <- experiments <- cli."""
+"""Imports run one way: calculus and architectures <- sources <- objectives <- tasks <- training <- ... <- cli."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import convexlift
 SOURCE = Path(convexlift.__file__).parent
 _CORE = {"checks", "calculus", "architectures"}
 _SOURCES = {*_CORE, "sources"}
-_TASKS = {*_SOURCES, "tasks"}
+_OBJECTIVES = {*_SOURCES, "integration", "objectives"}
+_TASKS = {*_OBJECTIVES, "tasks"}
 _TRAINING = {*_TASKS, "training"}
 _LIBRARY = {*_TRAINING, "mechanism", "saving", "freezing", "problems", "testing"}
 
@@ -26,6 +27,8 @@ MAY: dict[str, set[str]] = {
     "calculus": {"checks", "calculus"},
     "architectures": _CORE,
     "sources": _SOURCES,
+    "integration": {"checks", "integration"},
+    "objectives": _OBJECTIVES,
     "mechanism": {*_TRAINING, "mechanism"},
     "tasks": _TASKS,
     "training": _TRAINING,

@@ -129,7 +129,7 @@ def test_relu_networks_train_too(train):
 
 
 def test_a_training_step_seldom_looks_for_panels_again(train, monkeypatch):
-    from convexlift.tasks import quadrature
+    from convexlift.integration import line as quadrature
 
     searches = []
     search = quadrature.panel_edges

@@ -89,7 +89,7 @@ def code_digest() -> str:
     """A digest of the library's code that decides a cell's outcome; comments, docstrings and layout do not
     count."""
     home = Path(__file__).parents[1]
-    parts = ("calculus", "architectures", "sources", "tasks", "training")
+    parts = ("calculus", "architectures", "sources", "integration", "objectives", "tasks", "training")
     files = [file for part in parts for file in sorted((home / part).glob("*.py"))]
     files += [home / "mechanism" / name for name in ("noise.py", "observing.py", "shoulder.py")]
     files += [home / "experiments" / name for name in ("arms.py", "cells.py", "pictures.py")]

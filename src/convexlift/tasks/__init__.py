@@ -1,8 +1,8 @@
 """Tasks: losses on potentials, and what the trained model is for."""
 
+from convexlift.integration.line import Normaliser
 from convexlift.tasks.density import LogConcaveDensity
 from convexlift.tasks.flow import ConvexPotentialFlow
-from convexlift.tasks.quadrature import Normaliser
 from convexlift.tasks.regression import ConvexRegression
 from convexlift.tasks.standardise import Standardiser
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convexlift.architectures import Potential
-from convexlift.tasks.quadrature import MAX_PANELS, Normaliser, log_integral, normaliser, quantile
+from convexlift.integration.line import MAX_PANELS, Normaliser, log_integral, normaliser, quantile
 from convexlift.tasks.standardise import Standardiser
 from convexlift.tasks.task import (
     check_block,

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convexlift.tasks import quadrature
-from convexlift.tasks.quadrature import (
+from convexlift.integration import line as quadrature
+from convexlift.integration.line import (
     MAX_PANELS,
     ORDER,
     gauss_lobatto,
