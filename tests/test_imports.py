@@ -1,4 +1,4 @@
-"""Imports run one way: calculus and architectures <- sources <- objectives <- tasks <- training <- ... <- cli."""
+"""Imports run one way: core <- weight sources <- objectives <- tasks <- training <- experiments <- cli."""
 
 from __future__ import annotations
 
