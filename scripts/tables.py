@@ -16,7 +16,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from convexlift.experiments.ablation import effects_table
 from convexlift.experiments.report import read_result
+from convexlift.experiments.statistics import paired_difference
 from convexlift.experiments.verdicts import (
     Result,
     difference,
@@ -142,13 +144,101 @@ def flow_inverse(name: str) -> str:
     return markdown(("inverse of a trained block", "ms", "times ours", "rows within 1e-8"), rows)
 
 
+def ablation(name: str) -> str:
+    """What each ingredient of the lift does, every arm at its own best rate."""
+    return markdown(*effects_table(read(name)))
+
+
+def ablation_common(name: str) -> str:
+    """The same at the one rate 0.001."""
+    return markdown(*effects_table(read(name), "fixed_rate"))
+
+
+def prediction(name: str) -> str:
+    """How far softplus at the predicted rate is from the lift, by benchmarks/summary_split.py."""
+    rows = json.loads((ROOT / "results" / name).read_text())["prediction"]
+    kinds = list(dict.fromkeys(row["lift"] for row in rows))
+    table: dict[tuple[str, str, float], dict[str, str]] = {}
+    for row in rows:
+        gap = interval_text(over_seeds(row["relative_gap"])) if row["relative_gap"] else "diverged"
+        factor = "" if row["factor"] is None else f"× {short(row['factor'], 2)}: "
+        table.setdefault((row["problem"], row["optimizer"], row["lr"]), {})[row["lift"]] = factor + gap
+    lines = [
+        [problem, optimizer, f"{lr:g}", *(cells.get(kind, "") for kind in kinds)]
+        for (problem, optimizer, lr), cells in table.items()
+    ]
+    return markdown(("problem", "optimiser", "rate", *kinds), lines)
+
+
+def fluctuation(name: str) -> str:
+    """The lift with its fluctuation only, coupled and independent, by benchmarks/summary_split.py."""
+    rows = json.loads((ROOT / "results" / name).read_text())["fluctuation"]
+    base = {(row["problem"], row["batch"]): row for row in rows if row["trained_by"] == "softplus"}
+    pairs: dict[tuple[str, int, float], dict[str, Result]] = {}
+    for row in rows:
+        if row["trained_by"] != "softplus":
+            pairs.setdefault((row["problem"], row["batch"], row["scale"]), {})[row["trained_by"]] = row
+    lines = []
+    for (problem, batch, scale), sides in pairs.items():
+        coupled, independent = sides["batch"], sides["independent"]
+        losses = [side["test"]["per_seed"] for side in (coupled, independent)]
+        noise = [value for value in coupled["emission_noise"] if value is not None]
+        tests = [sum(p is not None and p <= 0.05 for p in side["p_value"]) for side in (coupled, independent)]
+        lines.append(
+            [
+                *(problem, str(batch), f"{scale:g}"),
+                f"{short(100 * sum(noise) / len(noise))} %" if noise else "–",
+                *(
+                    f"{short(sum(t) / len(t))}" if (t := traces(side)) else "–"
+                    for side in (coupled, independent)
+                ),
+                f"{tests[0]} and {tests[1]} of {len(losses[0])}",
+                score_text(base[problem, batch]["test"]),
+                *(interval_text(side["minus_softplus"]) for side in (coupled, independent)),
+                interval_text(paired_difference(*losses)) if None not in sum(losses, []) else "–",
+            ]
+        )
+    head = (
+        *("problem", "batch", "scale", "noise", "tr Σ_batch, coupled", "independent", "tests p ≤ 0.05"),
+        *("softplus", "coupled minus it", "independent minus it", "coupled minus independent"),
+    )
+    return markdown(head, lines)
+
+
+def settings(name: str) -> str:
+    """Standardisation, readout and its scale, by benchmarks/summary_split.py."""
+    rows = json.loads((ROOT / "results" / name).read_text())["settings"]
+    table: dict[tuple[str, str, float], dict[str, str]] = {}
+    for row in rows:
+        if row["trained_by"] == "lift":
+            key = (str(row["standardise"]), row["readout"], row["scale"])
+            table.setdefault(key, {})[row["problem"]] = interval_text(row["minus_softplus"])
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    lines = [
+        [kind, readout, f"{scale:g}", *(cells.get(problem, "") for problem in problems)]
+        for (kind, readout, scale), cells in table.items()
+    ]
+    return markdown(("summary", "readout", "scale", *problems), lines)
+
+
 KINDS: dict[str, Callable[[str], str]] = {
     function.__name__: function
     for function in (
         *(comparison, common, overview, common_overview, verdict, variation, rates),
         *(flow_step, flow_inverse, lift_step),
+        *(ablation, ablation_common, prediction, fluctuation, settings),
     )
 }
+
+
+def over_seeds(values: Sequence[float]) -> Result:
+    """The mean of some figures with its 95 % t-interval."""
+    return paired_difference(values, [0.0] * len(values))
+
+
+def traces(row: Result) -> list[float]:
+    """The coupling of each seed that has one."""
+    return [value for value in row["trace"] if value is not None]
 
 
 def read(name: str) -> Result:

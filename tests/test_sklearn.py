@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,15 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import (
+    check_dict_unchanged,
+    check_fit_check_is_fitted,
+    check_n_features_in,
+    check_sample_weights_list,
+    check_sample_weights_not_overwritten,
+    check_sample_weights_shape,
+    parametrize_with_checks,
+)
 
 import convexlift as cl
 from convexlift import sklearn
@@ -34,7 +43,7 @@ def gaussian(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rows(estimator: type, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """X, of one column where the estimator takes no more, and y."""
+    """X, of one column for densities, which are then normalised at once, and y."""
     x = gaussian(n)[0]
     return x[:, :1] if estimator is LogConcaveDensity else x, x.sum(1) ** 2
 
@@ -43,7 +52,7 @@ def outputs(estimator: object, x: np.ndarray) -> np.ndarray:
     return estimator.predict(x) if isinstance(estimator, ConvexRegressor) else estimator.score_samples(x)
 
 
-# Most checks fit several columns: a pipeline reduces them to the one that LogConcaveDensity takes.
+# Most checks fit several columns, where log Z takes a density seconds: a pipeline reduces them to one.
 ONE_COLUMN = make_pipeline(PCA(1), LogConcaveDensity(**TINY))
 PIPELINE_FAILS = {
     "check_estimators_overwrite_params": "a Pipeline fits the steps that it was given",
@@ -86,6 +95,100 @@ def test_the_log_density_of_one_column() -> None:
     draws = density.sample(4000)
     assert draws.shape == (4000, 1)
     assert draws.mean() == pytest.approx(7, abs=0.15) and draws.std() == pytest.approx(2, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_dict_unchanged,
+        check_fit_check_is_fitted,
+        check_n_features_in,
+        check_sample_weights_list,
+        check_sample_weights_not_overwritten,
+        check_sample_weights_shape,
+    ],
+)
+def test_scikit_learns_own_checks_of_a_density_of_several_columns(check: Callable[..., None]) -> None:
+    check("LogConcaveDensity", LogConcaveDensity(**TINY))
+
+
+def test_the_log_density_of_two_columns() -> None:
+    x, _ = gaussian(2000)
+    test, truth = gaussian(1000, seed=1)
+    density = LogConcaveDensity(hidden=(16,), steps=100, random_state=0).fit(x)
+    assert np.abs(density.score_samples(test) - truth).mean() < 0.1
+    assert density.score(test) == pytest.approx(truth.mean(), abs=0.03)
+    np.testing.assert_allclose(np.cov(density.sample(4000).T), ROOT.T @ ROOT, atol=0.15)
+
+
+@pytest.mark.parametrize("objective", ["mle", "score"])
+def test_the_log_density_of_four_columns(objective: str) -> None:
+    x, test = (np.random.default_rng(seed).logistic(size=(1000, 4)) for seed in (0, 1))
+    truth = (-test - 2 * np.log1p(np.exp(-test))).sum(1)
+    density = LogConcaveDensity(
+        hidden=(16,), steps=100, learning_rate=0.03, objective=objective, random_state=0
+    ).fit(x)
+    assert density.score(test) == pytest.approx(truth.mean(), abs=0.15)
+    assert density.model_.log_normalizer().error < 0.03
+    draws = density.sample(1000)
+    assert draws.shape == (1000, 4) and abs(draws.std() / x.std() - 1) < 0.1
+
+
+def test_a_density_is_searched_in_a_pipeline() -> None:
+    x = np.random.default_rng(0).normal(size=(120, 3)) @ np.diag([1.0, 10.0, 0.1])
+    pipeline = make_pipeline(StandardScaler(), LogConcaveDensity(**TINY))
+    grid = {"logconcavedensity__objective": ["mle", "denoising"]}
+    search = GridSearchCV(pipeline, grid, cv=2, error_score="raise").fit(x)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.best_estimator_.score_samples(x).shape == (120,)
+
+
+def test_weights_count_as_copies_do() -> None:
+    draws = np.random.default_rng(0)
+    x = np.concatenate([draws.normal(0, 1, (1500, 1)), draws.normal(5, 1, (500, 1))])
+    weights = np.repeat([1.0, 3.0], [1500, 500])
+    copies = np.concatenate([x, x[1500:], x[1500:]])
+    weighted = LogConcaveDensity(hidden=(16,), steps=100, random_state=0).fit(x, sample_weight=weights)
+    copied = LogConcaveDensity(hidden=(16,), steps=100, random_state=0).fit(copies)
+    plain = LogConcaveDensity(hidden=(16,), steps=100, random_state=0).fit(x)
+    assert weighted.score(copies) == pytest.approx(copied.score(copies), abs=0.02)
+    assert weighted.score(copies) > plain.score(copies) + 0.02
+    left_out = LogConcaveDensity(**TINY).fit(x, sample_weight=np.repeat([1.0, 0.0], [1500, 500]))
+    same = LogConcaveDensity(**TINY).fit(x[:1500], sample_weight=np.ones(1500))
+    np.testing.assert_array_equal(left_out.score_samples(x), same.score_samples(x))
+
+
+FAR = np.concatenate([np.random.default_rng(0).normal(size=(50, 2)), [[0.0, 1e6]]])
+
+
+@pytest.mark.parametrize(
+    ("x", "weights", "message"),
+    [
+        (FAR[:3], None, "^need at least 3 rows to whiten 2 columns; got 2$"),
+        (np.ones((20, 1)), None, r"^column 0 is constant \(every value is 1\): remove it$"),
+        (np.tile(FAR[:1], (20, 1)), None, "^column 0 is constant"),
+        (
+            np.column_stack([FAR[:50], FAR[:50].sum(1)]),
+            None,
+            "^column 2 is a linear combination of the others",
+        ),
+        (FAR, None, r"^row 50, column 1 is 1e\+06, .* away from the median: remove or clip it$"),
+        (FAR[:50], np.full(50, -1.0), "^weights must not be negative; row 0 has -1$"),
+        (FAR[:50], np.zeros(50), "^every weight is zero$|Sample weights must contain at least one non-zero"),
+        (FAR[:50], np.eye(50)[0], "^1 rows are too few: 0 would be left to train on$"),
+    ],
+)
+def test_what_no_density_is_fitted_to(x: np.ndarray, weights: np.ndarray | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LogConcaveDensity(**TINY).fit(x, sample_weight=weights)
+
+
+def test_whole_numbers_are_read_as_numbers() -> None:
+    counts = np.random.default_rng(0).poisson(4, size=(80, 1))
+    one, other = (LogConcaveDensity(**TINY).fit(x) for x in (counts, counts.astype(float)))
+    np.testing.assert_array_equal(one.score_samples(counts), other.score_samples(counts))
+    with pytest.raises(ValueError, match="^unknown objective 'map'; known: mle, importance"):
+        LogConcaveDensity(**TINY, objective="map").fit(counts)
 
 
 def test_a_convex_function_is_found_and_a_concave_one_is_not() -> None:
@@ -210,9 +313,7 @@ def test_what_a_fitted_model_refuses() -> None:
         flow.sample(-1)
 
 
-def test_one_column_and_targets_that_vary() -> None:
-    with pytest.raises(ValueError, match="^LogConcaveDensity takes one column for now; X has 2: choose one$"):
-        LogConcaveDensity().fit(X)
+def test_targets_that_vary() -> None:
     with pytest.raises(ValueError, match=r"^the targets are constant \(every value is 1\)$"):
         ConvexRegressor().fit(X, np.ones(20))
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):

@@ -13,29 +13,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from convexlift.architectures import ICNN
+from convexlift.architectures import ICNN, PICNN
 from convexlift.architectures.icnn import check_nonnegative_tensors
-from convexlift.tasks import ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
+from convexlift.objectives import Known
+from convexlift.tasks import ConditionalDensity, ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
 from convexlift.training.environment import environment
 from convexlift.training.run_folder import CHECKPOINT
 
 SCHEMA = 1
 
-Model = ICNN | ConvexPotentialFlow | LogConcaveDensity | ConvexRegression
+Model = ICNN | PICNN | ConvexPotentialFlow | LogConcaveDensity | ConvexRegression | ConditionalDensity
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a frozen model to one safetensors file, atomically; an existing file is replaced.
 
     Args:
-        model: an ``ICNN``, ``ConvexPotentialFlow``, ``LogConcaveDensity`` or ``ConvexRegression``, as
-            ``freeze`` returns it.
+        model: an ``ICNN``, ``PICNN``, ``ConvexPotentialFlow``, ``LogConcaveDensity``,
+            ``ConditionalDensity`` or ``ConvexRegression``, as ``freeze`` returns it.
         path: the file; its folder must exist.
 
     Raises:
         TypeError: the model is of another kind.
         ValueError: it is not frozen, a weight is not finite or a constrained one negative, or an activation
             is a user's own object.
+        UnreliableEstimate: a ``LogConcaveDensity`` above two dimensions cannot be normalised.
         OSError: the file cannot be written; what was there before is untouched.
 
     Example:
@@ -49,9 +51,13 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         True
     """
     config = {"schema": SCHEMA, "convexlift": environment()["convexlift"], **_describe(model)}
+    if isinstance(model, LogConcaveDensity):
+        model.normalise()
     _check_weights(model)
     tensors = {
-        name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()
+        name: tensor.detach().cpu().clone().contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("objective.")  # what training needed
     }
     write_whole(path, to_bytes(tensors, {"convexlift": json.dumps(config)}))
 
@@ -119,20 +125,21 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 
 def _describe(model: nn.Module) -> dict[str, Any]:
     """Class, architecture and dtype of a model: what `_build` needs."""
-    if isinstance(model, ICNN):
+    if isinstance(model, ICNN | PICNN):
         blocks: list[nn.Module] = [model]
     elif isinstance(model, ConvexPotentialFlow):
         blocks = list(model.blocks)
-    elif isinstance(model, LogConcaveDensity | ConvexRegression):
+    elif isinstance(model, LogConcaveDensity | ConvexRegression | ConditionalDensity):
         blocks = [model.block]
     else:
         raise TypeError(
-            "can save an ICNN, a ConvexPotentialFlow, a LogConcaveDensity or a ConvexRegression; "
+            "can save an ICNN, a PICNN, a ConvexPotentialFlow, a LogConcaveDensity, a ConditionalDensity "
+            "or a ConvexRegression; "
             f"got {type(model).__name__}"
         )
     configs = []
     for block in blocks:
-        if not isinstance(block, ICNN):
+        if not isinstance(block, ICNN | PICNN):
             raise ValueError(
                 f"this {type(model).__name__} still holds a {type(block).__name__}: save model.freeze(data)"
             )
@@ -140,20 +147,25 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     if any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"this {type(model).__name__} is still in training: save model.freeze(data)")
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return {"model": type(model).__name__, "blocks": configs, "dtype": dtype}
+    described = {"model": type(model).__name__, "blocks": configs, "dtype": dtype}
+    return described | ({"objective": model.objective} if isinstance(model, ConditionalDensity) else {})
 
 
 def _build(config: dict[str, Any]) -> Model:
-    blocks = [ICNN(**block, seed=0) for block in config["blocks"]]
+    blocks: list[Any] = [
+        (PICNN if "context_dim" in block else ICNN)(**block, seed=0) for block in config["blocks"]
+    ]
     match config["model"]:
-        case "ICNN":
+        case "ICNN" | "PICNN":
             return blocks[0]
         case "ConvexPotentialFlow":
             return ConvexPotentialFlow(blocks)
         case "LogConcaveDensity":
-            return LogConcaveDensity(blocks[0])
+            return LogConcaveDensity(blocks[0], Known())
         case "ConvexRegression":
             return ConvexRegression(blocks[0])
+        case "ConditionalDensity":
+            return ConditionalDensity(blocks[0], config["objective"])
         case other:
             raise ValueError(f"unknown model {other!r}")
 
@@ -176,9 +188,10 @@ def _read_config(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def _check_weights(model: nn.Module) -> None:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        # A density keeps the panels of its last training step, NaN where there are none.
-        if name != "panels" and not bool(torch.isfinite(tensor).all()):
+    for name, tensor in model.state_dict().items():
+        if name.startswith("objective."):
+            continue
+        if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name!r} has entries that are not finite")
     for part in model.modules():
         if isinstance(part, ICNN):

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from convexlift import tasks
 from convexlift.architectures import ICNN
 from convexlift.sources import Lift, Projected, Softplus, Squared
+from convexlift.tasks.density import check_outliers
 from convexlift.training import fit
 from convexlift.training.batches import Rows, place
 
 try:
     from sklearn.base import BaseEstimator, DensityMixin, RegressorMixin
     from sklearn.utils import check_random_state
-    from sklearn.utils.validation import check_is_fitted, validate_data
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError(
         "convexlift.sklearn needs scikit-learn 1.6 or newer: pip install 'convexlift[sklearn]'"
@@ -129,7 +130,7 @@ class _Density(DensityMixin, _Estimator):
         return float(self.score_samples(X).mean())
 
     def sample(self, n_samples: int = 1, random_state: Randomness = None) -> NDArray[np.float64]:
-        """Independent draws, (n_samples, n_features).
+        """Draws, (n_samples, n_features): independent, or above two columns of a density from mixed chains.
 
         Without a ``random_state`` the estimator's own decides; where that is a number, every call draws the
         same.
@@ -199,21 +200,34 @@ class ConvexPotentialFlow(_Density):
 @final
 @dataclass(kw_only=True, eq=False, repr=False)
 class LogConcaveDensity(_Density):
-    """The density p(x) = exp(-f(x)) / Z of one column, f convex, with Z from exact quadrature.
+    """The density p(x) = exp(-f(x)) / Z, f convex, in any number of columns.
 
-    f is an input-convex network of the standardised column.
+    f is an input-convex network of the whitened columns. Z is found by quadrature in one and two columns, and
+    above by annealed importance sampling, at the first call of ``score_samples`` or ``score``, which then
+    takes seconds; ``model_.log_normalizer()`` says how well it is known.
+
+    Columns are read as numbers, whole ones too: a count has no density, so add uniform noise of one step to
+    it first. Rows that occur k times count k times, as a ``sample_weight`` of k does.
 
     Other parameters and attributes are those of ``ConvexPotentialFlow``, without ``blocks``; nobody has tuned
     the defaults for your data.
 
     Args:
-        strong_convexity: where the learned alpha of (alpha/2) |x|^2 in f starts, or 0 for none.
+        strong_convexity: where the learned alpha of (alpha/2) |x|^2 in f starts, or 0 for none; above two
+            columns better positive.
+        objective: what training minimises: "mle" (maximum likelihood), "importance", "importance-flow",
+            "chains", "score", "denoising" or "nce"; see ``convexlift.LogConcaveDensity``.
 
     Attributes:
         model_: the frozen ``convexlift.LogConcaveDensity``.
 
     Raises:
-        ValueError: X has more than one column; otherwise see ``ConvexPotentialFlow``.
+        ValueError: no more rows than columns, a column that is a combination of others, an entry so far out
+            that no log-concave density has it, a negative weight or none that is positive; otherwise see
+            ``ConvexPotentialFlow``.
+        UnreliableEstimate: a RuntimeError, from ``score_samples`` and ``score`` above two columns: log Z
+            could not be estimated.
+        RuntimeError: from ``sample``, the chains have not mixed.
 
     Source: Walther, "Inference and modeling with log-concave distributions", Statistical Science 2009.
 
@@ -222,18 +236,35 @@ class LogConcaveDensity(_Density):
         >>> density = LogConcaveDensity(hidden=(8, 8), steps=20, random_state=0).fit(X)
         >>> density.score_samples(X).shape, density.sample(5).shape
         ((200,), (5, 1))
-        >>> density.fit(np.zeros((200, 3)))
+        >>> density.fit(X, sample_weight=-np.ones(200))
         Traceback (most recent call last):
         ...
-        ValueError: LogConcaveDensity takes one column for now; X has 3: choose one
+        ValueError: weights must not be negative; row 0 has -1
     """
 
+    objective: str = "mle"
+
+    def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit the density to rows X, (n_samples, n_features), of weights (n_samples,); y is not read.
+
+        Rows of weight zero are left out.
+        """
+        X = self._validated(X)
+        rows = _tensor(X)
+        if sample_weight is None:
+            check_outliers(rows)  # here, where the number of a row is the caller's
+            return self._train(rows)
+        weights = _tensor(_check_sample_weight(sample_weight, X, dtype=np.float64))
+        if bool((weights < 0).any()):
+            row = int((weights < 0).nonzero()[0])
+            raise ValueError(f"weights must not be negative; row {row} has {float(weights[row]):g}")
+        kept = weights > 0
+        if not bool(kept.any()):
+            raise ValueError("every weight is zero")
+        return self._train((rows[kept], weights[kept]))
+
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
-        if self.n_features_in_ != 1:
-            raise ValueError(
-                f"LogConcaveDensity takes one column for now; X has {self.n_features_in_}: choose one"
-            )
-        return tasks.LogConcaveDensity(block())
+        return tasks.LogConcaveDensity(block(), self.objective)
 
 
 @final

@@ -120,6 +120,90 @@ def test_train_density_on_one_of_several_columns(capsys: pytest.CaptureFixture[s
     )
 
 
+def test_train_density_on_several_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_rows(columns=4, n=200)
+    assert main(["train", "density", "--data", data, "--out", "run", *SMALL, "--objective", "chains"]) == 0
+    out = capsys.readouterr().out
+    assert "validation negative log-likelihood: " in out and "\nlog Z: " in out and " ± " in out
+    result = json.loads(Path("run/result.json").read_text())
+    assert 0 < result["log_z"]["error"] < 0.05
+    chart = Path("run/density.svg").read_text()
+    assert ">draws of the model</text>" in chart and all(f">{name}</text>" in chart for name in "abcd")
+    assert main(["evaluate", "run", "--data", data]) == 0
+    assert main(["sample", "run", "-n", "3", "--out", "new.csv"]) == 0
+    assert Path("new.csv").read_text().splitlines()[0] == "a,b,c,d"
+    assert saving.load("run/model.safetensors").log_z == pytest.approx(result["log_z"]["value"])
+
+
+def test_the_charts_of_one_and_two_columns() -> None:
+    data = write_rows()
+    for columns, words in (("a", ">density</text>"), ("a,b", "regions of 50, 90 and 99 % of the model")):
+        call = ["train", "density", "--data", data, "--columns", columns, "--out", columns, *SMALL]
+        assert main(call) == 0
+        assert words in Path(columns, "density.svg").read_text()
+
+
+def test_a_loss_that_is_no_likelihood_is_not_called_one() -> None:
+    call = ["train", "density", "--data", write_rows(), "--out", "run", *SMALL, "--objective", "score"]
+    assert main(call) == 0
+    assert ">loss of the objective</text>" in Path("run/loss.svg").read_text()
+
+
+def test_a_density_that_cannot_be_drawn_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unmixed(*_: object) -> None:
+        raise RuntimeError("the chains have not mixed")
+
+    monkeypatch.setattr(train_command, "density_chart", unmixed)
+    assert main(["train", "density", "--data", write_rows(), "--out", "run", *SMALL]) == 0
+    assert "no density.svg: the chains have not mixed\n" in capsys.readouterr().err
+    assert Path("run/model.safetensors").exists() and not Path("run/density.svg").exists()
+
+
+def column(*values: float) -> str:
+    return "\n".join(map(str, ["energy", *values])) + "\n"
+
+
+X = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).round(decimals=3)
+UNFIT: dict[str, tuple[str, str]] = {
+    "few rows": ("1,2,3\n3,1,2\n2,5,4\n6,0,1\n", "need at least 4 rows to whiten 3 columns; got 3"),
+    "one row twice": (
+        "1,2\n1,2\n1,2\n1,2\n",
+        "column 'x1' is constant (every value is 1): leave it out with ",
+    ),
+    "constant": (
+        "1,2\n3,2\n5,2\n6,2\n",
+        "column 'x2' is constant (every value is 2): leave it out with --col",
+    ),
+    "combination": (
+        "\n".join(f"{a},{b},{a + b:.3f}" for a, b, _ in X.tolist()),
+        "column 2 is a linear combination of the others: remove it (counted from 0)",
+    ),
+    "outlier": (
+        column(*X[:, 0].tolist(), 1e6),
+        "row 60, column 0 is 1e+06, ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_rows_that_no_density_is_fitted_to(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content, message = UNFIT[case]
+    write("unfit.csv", content)
+    assert main(["train", "density", "--data", "unfit.csv", "--out", "run", *SMALL]) == 1
+    assert capsys.readouterr().err.startswith(f"error: unfit.csv: {message}")
+    assert not Path("run").exists()
+
+
+def test_whole_numbers_and_copies_are_read_as_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = torch.poisson(torch.full((80,), 4.0), torch.Generator().manual_seed(0))
+    write("counts.csv", column(*counts.tolist()))
+    assert main(["train", "density", "--data", "counts.csv", "--out", "run", *SMALL]) == 0
+    assert main(["train", "density", "--help"]) == 0
+    assert "a count has no density" in " ".join(capsys.readouterr().out.split())
+
+
 def test_an_interrupted_training_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +242,31 @@ def test_compare_and_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "gumbel", "--out", "first"]) == 1
     assert capsys.readouterr().err == "error: first holds a comparison on logistic; choose another --out\n"
     assert files_of(Path("first")) == before
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_gallery_is_compared_on_one_page(capsys: pytest.CaptureFixture[str]) -> None:
+    call = "compare gallery --task density --arms softplus --rates 0.01 --seeds 1 --jobs 1 --out all"
+    assert main(call.split()) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("report: all/report.html\n") and out.count("of frozen models on test rows") == 6
+    names = ["beta", "gamma", "gumbel", "laplace", "logistic", "uniform"]
+    assert sorted(path.parent.name for path in Path("all").glob("*/result.json")) == names
+    assert "Over 6 problems" in Path("all/report.html").read_text()
+
+
+def test_another_task_is_not_written_over(capsys: pytest.CaptureFixture[str]) -> None:
+    held = {"schema": 1, "problem": "moon", "task": "flow", "arms": {}, "protocol": {}}
+    Path("held").mkdir()
+    write("held/result.json", json.dumps(held))
+    assert main(["compare", "moon", "--task", "density", "--out", "held"]) == 1
+    command = {"command": "convexlift compare moon --task density"}
+    write("held/result.json", json.dumps({**held, "task": "density", "protocol": command}))
+    assert main(["compare", "moon", "--out", "held"]) == 1
+    assert capsys.readouterr().err == "".join(
+        f"error: held holds a comparison of the task {task}; choose another --out\n"
+        for task in ("flow", "density")
+    )
 
 
 def test_an_interrupted_comparison_says_how_to_go_on(
@@ -199,7 +308,12 @@ def test_compare_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "resume": False,
         "fixed_rate": None,
         "own": None,
+        "task": None,
+        "objective": "mle",
     }
+    assert main("compare power --data power.npz --task density --objective score".split()) == 130
+    assert (seen["task"], seen["objective"]) == ("density", "score")
+    assert seen["out"] == Path("runs/power-density")
 
 
 def test_lists_of_words() -> None:
@@ -395,10 +509,20 @@ BAD_CALLS: dict[str, tuple[str, int, str]] = {
         1,
         "cannot use the device 'abacus'",
     ),
-    "two columns": (
-        "train density --data rows.csv --out out",
+    "objective": (
+        "train density --data rows.csv --out out --objective map",
         1,
-        "train density reads one column; rows.csv has 2: choose one with --columns",
+        "unknown objective 'map'; known: mle, importance, ",
+    ),
+    "task": (
+        "compare gumbel --task flow",
+        1,
+        "problem 'gumbel' has task 'density'; it cannot be taken as 'flow'",
+    ),
+    "objective of a flow": (
+        "compare moon --objective score",
+        1,
+        "an objective is for densities; problem 'moon' has task 'flow': add the task density",
     ),
     "column": (
         "train flow --data rows.csv --out out --columns z",

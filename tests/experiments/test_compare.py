@@ -205,6 +205,22 @@ def test_equal_seconds_stops_slower_arms_earlier(tmp_path, monkeypatch):
             ValueError,
             "^own brings its own problem and data: leave out",
         ),
+        (
+            {"own": toy.two_arms, "task": "density"},
+            ValueError,
+            "^own brings its own task: leave out task and",
+        ),
+        (
+            {"problem": "moon", "objective": "score"},
+            ValueError,
+            "^an objective is for densities; problem 'moon' has task 'flow': add the task density$",
+        ),
+        ({"problem": "gumbel", "objective": "map"}, ValueError, "^unknown objective 'map'; known: mle, imp"),
+        (
+            {"problem": "moon", "task": "density", "budget": "paper"},
+            ValueError,
+            "^unknown budget 'paper' for a multivariate density problem; known: quick, standard, full$",
+        ),
         ({"own": "nothing"}, ValueError, "^own must be MODULE:FUNCTION; got 'nothing'$"),
         (
             {"own": "math:nothing"},

@@ -37,6 +37,14 @@ def test_unknown_budget():
     assert budget_for("own", "quick") == budget_for("flow", "quick")
 
 
+def test_densities_of_several_dimensions_have_budgets_of_their_own():
+    assert budget_for("density", "quick", 1) == budget_for("density", "quick")
+    assert budget_for("density", "standard", 2).steps == 400
+    assert budget_for("flow", "quick", 2) == budget_for("flow", "quick")
+    with pytest.raises(ValueError, match="^unknown budget 'paper' for a multivariate density problem; "):
+        budget_for("density", "paper", 3)
+
+
 def test_grids_are_of_factor_two_and_standard_has_the_stated_seeds():
     for task, budgets in BUDGETS.items():
         for budget in budgets.values():
@@ -45,7 +53,7 @@ def test_grids_are_of_factor_two_and_standard_has_the_stated_seeds():
         for name in ("standard", "full"):
             assert budgets[name].selection_seeds == 2
             assert budgets[name].evaluation_seeds == (10 if task == "density" else 5)
-            assert budgets[name].fixed_rate
+            assert budgets[name].fixed_rate is (task != "multivariate density" or name == "full")
 
 
 def test_best_rate():

@@ -158,7 +158,10 @@ def test_unknown_name_and_unwanted_file():
         problem("gumbel", "x.npz")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*FROM_FILES, "digits21")])
+READ = (*FROM_FILES, "digits21", "digits-latents")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in READ])
 def test_simulated_problems_are_fixed_and_finite(name):
     one, two = problem(name), problem(name)
     for split in ("validation", "test"):
@@ -232,6 +235,26 @@ def test_regression_truth_and_baselines():
     exact = Wrapped(None)
     exact.predict = lambda rows: rows.square().sum(1)
     assert float(square.score(exact).max()) < 1e-8
+
+
+def test_a_flow_problem_as_a_density_keeps_its_rows():
+    rings = problem("rings")
+    density = rings.as_task("density")
+    assert (density.task, density.blocks, density.name) == ("density", 1, "rings")
+    assert density.test is rings.test and density.train is rings.train and density.metric == rings.metric
+    assert density.architecture == {"hidden": (64, 64, 64), "strong_convexity": 0.1}
+    assert density.description.startswith(rings.description) and density.density_objective == "mle"
+    gumbel = problem("gumbel")
+    assert gumbel.as_task("density") is gumbel and rings.as_task("flow") is rings
+
+
+@pytest.mark.parametrize(("name", "task"), [("gumbel", "flow"), ("rings", "regression"), ("rings", "magic")])
+def test_other_tasks_are_refused(name, task):
+    own = problem(name).task
+    with pytest.raises(
+        ValueError, match=f"^problem '{name}' has task '{own}'; it cannot be taken as '{task}'$"
+    ):
+        problem(name).as_task(task)
 
 
 def test_gaussian_baseline_needs_a_density():

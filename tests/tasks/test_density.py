@@ -228,7 +228,7 @@ def test_state_dict_and_deepcopy_restore_log_probs_exactly():
     again.load_state_dict(density.state_dict())
     for other in (again, copy.deepcopy(density)):
         assert torch.equal(other.log_prob(x, batch=x), density.log_prob(x, batch=x))
-        assert torch.equal(other.panels.nan_to_num(), density.panels.nan_to_num())
+        assert torch.equal(other.objective.where.nan_to_num(), density.objective.where.nan_to_num())
     frozen, blank = density.freeze(x), LogConcaveDensity(net(seed=9))
     blank.load_state_dict(frozen.state_dict())
     assert torch.equal(blank.requires_grad_(False).log_prob(x), frozen.log_prob(x))
@@ -248,7 +248,7 @@ def test_only_training_losses_change_state():
     assert not density.training
     assert all(torch.equal(v.nan_to_num(), before[k].nan_to_num()) for k, v in density.state_dict().items())
     density.train().loss(x)
-    assert density.panels.isfinite().any()
+    assert density.objective.where.isfinite().any()
 
 
 def test_initialise_is_done_once():
@@ -296,11 +296,6 @@ def test_an_unfrozen_lift_is_refused():
     ):
         with pytest.raises(ValueError, match=UNFROZEN):
             call()
-
-
-def test_other_dimensions_are_refused():
-    with pytest.raises(ValueError, match="^exact quadrature needs dim 1; got dim 3$"):
-        LogConcaveDensity(ICNN(3))
 
 
 def test_bad_input_is_refused():

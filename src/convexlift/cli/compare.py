@@ -29,9 +29,19 @@ from convexlift.experiments.verdicts import (
     short,
     verdicts,
 )
+from convexlift.objectives import OBJECTIVES
 from convexlift.problems import FROM_FILES, NAMES
+from convexlift.problems.gallery import DENSITIES
 
-Problem = Annotated[str | None, typer.Argument(help=f"One of: {', '.join(NAMES)}. [default: digits21]")]
+GALLERY = "gallery"
+
+Problem = Annotated[
+    str | None,
+    typer.Argument(
+        help=f"One of: {', '.join(NAMES)}; or {GALLERY}, the {len(DENSITIES)} densities of one dimension one "
+        "after the other. [default: digits21]"
+    ),
+]
 Arms = Annotated[
     str | None,
     typer.Option(help=f"Ways of training, of: {', '.join(ARMS)}. [default: {' '.join(DEFAULT_ARMS)}]"),
@@ -63,6 +73,13 @@ def compare(
     fixed_rate: Annotated[
         bool | None, typer.Option(help="Add the table at the one rate 0.001. [default: as the budget says]")
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="density: fit one log-concave density to the rows of a problem of flows."),
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help=f"What densities are trained by: {', '.join(OBJECTIVES)}.")
+    ] = "mle",
     resume: Annotated[bool, typer.Option(help="Use the finished runs in the folder.")] = True,
 ) -> None:
     """Compare ways of training, all tuned alike.
@@ -76,16 +93,22 @@ def compare(
       convexlift compare gumbel --budget standard --out results/gumbel
       convexlift compare digits21 --arms softplus lift --rates 0.008 0.016 0.032 --seeds 5
       convexlift compare hepmass --data hepmass.npz --jobs 4
+      convexlift compare miniboone --data MiniBooNE_PID.txt --task density
+      convexlift compare gallery --task density --budget standard --out results/gallery
     """
     name = own.replace(":", "-") if own else problem or "digits21"
-    folder = out if out is not None else Path("runs") / name
+    folder = out if out is not None else Path("runs") / f"{name}{'' if task is None else f'-{task}'}"
     if own is not None:
         sys.path.insert(0, "")  # the module may lie in the current folder
-    _check_folder(folder, problem or "digits21", own)
-    try:
+    targets = [problem] if problem != GALLERY else list(DENSITIES)
+    places = [folder] if problem != GALLERY else [folder / name for name in DENSITIES]
+    for target, place in zip(targets, places, strict=True):
+        _check_folder(place, target or "digits21", own, task)
+
+    def run(target: str | None, place: Path) -> dict[str, Any]:
         with _shown() as show:
             result = run_comparison(
-                problem,
+                target,
                 arms=None if arms is None else _items(arms),
                 rates=None if rates is None else [_rate(text) for text in _items(rates)],
                 seeds=seeds,
@@ -93,19 +116,25 @@ def compare(
                 data=data,
                 jobs=jobs,
                 device=device,
-                out=folder,
+                out=place,
                 resume=resume,
                 fixed_rate=fixed_rate,
                 own=own,
+                task=task,
+                objective=objective,
                 progress=show,
             )
+        typer.echo(f"{summary(result)}\n\n{verdicts(result)[0][1]}")
+        return result
+
+    try:
+        results = [run(target, place) for target, place in zip(targets, places, strict=True)]
     except KeyboardInterrupt:
         typer.echo(
             f"interrupted; {folder} keeps every finished run: the same command goes on from there", err=True
         )
         raise typer.Exit(130) from None
-    page = write_report([result], folder / "report.html")
-    typer.echo(f"{summary(result)}\n\n{verdicts(result)[0][1]}\nreport: {page}")
+    typer.echo(f"report: {write_report(results, folder / 'report.html')}")
 
 
 def report(
@@ -131,17 +160,21 @@ def report(
     typer.echo(f"report: {write_report(results, out)}")
 
 
-def _check_folder(folder: Path, problem: str, own: str | None) -> None:
+def _check_folder(folder: Path, problem: str, own: str | None, task: str | None = None) -> None:
     """Leave alone a folder that holds something else than a comparison on this problem."""
     if (folder / "result.json").exists():
         try:
-            held = str(read_result(folder)["problem"])
+            found = read_result(folder)
+            held, fitted = str(found["problem"]), str(found.get("task"))
+            other_task = "--task" in str((found.get("protocol") or {}).get("command"))
         except ValueError as error:
             raise FileExistsError(
                 f"{folder} holds the result of something else; choose another --out"
             ) from error
         if own is None and held != problem:
             raise FileExistsError(f"{folder} holds a comparison on {held}; choose another --out")
+        if own is None and (fitted != task if task is not None else other_task):
+            raise FileExistsError(f"{folder} holds a comparison of the task {fitted}; choose another --out")
 
 
 def _items(text: str) -> list[str]:

@@ -10,6 +10,7 @@ import typer
 
 import convexlift
 from convexlift.cli import data, errors, models, train
+from convexlift.cli.ablate import ablate
 from convexlift.cli.compare import compare, report
 
 # Options that take a list: "--arms softplus lift" stands for "--arms softplus,lift".
@@ -18,6 +19,7 @@ _LISTS = ("--arms", "--rates")
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 app.command()(compare)
 app.command()(report)
+app.command()(ablate)
 app.add_typer(train.app, name="train")
 app.command()(models.evaluate)
 app.command()(models.sample)

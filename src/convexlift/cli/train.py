@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,12 @@ from convexlift.architectures import ICNN
 from convexlift.cli.files import check_device, check_output_folder, check_training_table, read_table
 from convexlift.experiments.arms import ARMS
 from convexlift.experiments.charts import Line, Style, line_chart, robust_range, standalone
+from convexlift.experiments.densities import normalised
+from convexlift.experiments.density_chart import density_chart
+from convexlift.objectives import OBJECTIVES
 from convexlift.tasks import ConvexPotentialFlow, LogConcaveDensity
+from convexlift.tasks.density import check_outliers
+from convexlift.tasks.standardise import Standardiser, Whitener
 from convexlift.training import History, fit
 
 app = typer.Typer(rich_markup_mode=None)
@@ -37,6 +43,9 @@ Seed = Annotated[int, typer.Option(help="Of split, initial weights and batches."
 Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, ...")]
 Key = Annotated[str | None, typer.Option(help="Which array of an .npz file.")]
 Columns = Annotated[str | None, typer.Option(help='Columns to use, by name or number: "pt,eta" or "1-5,8".')]
+Objective = Annotated[
+    str, typer.Option(help=f"What training minimises: {', '.join(OBJECTIVES)}; mle is maximum likelihood.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
 
 
@@ -47,7 +56,7 @@ def train_command(context: typer.Context) -> None:
     \b
     Examples:
       convexlift train flow --data rows.csv --out runs/flow
-      convexlift train density --data rows.csv --columns energy --out runs/energy
+      convexlift train density --data rows.csv --out runs/density
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -122,6 +131,7 @@ def density(
     batch_size: BatchSize = 256,
     validation_fraction: Fraction = 0.1,
     seed: Seed = 0,
+    objective: Objective = "mle",
     device: Device = "cpu",
     key: Key = None,
     columns: Columns = None,
@@ -129,17 +139,19 @@ def density(
 ) -> None:
     """Train a log-concave density.
 
-    On one column, normalised exactly by quadrature.
+    Normalised by quadrature on one or two columns; above, by annealed importance sampling with a standard
+    error. Draws density.svg: the density, its regions of 50, 90 and 99 %, or a corner plot, with the data.
+    Whole numbers are read as numbers: a count has no density, so add uniform noise of one step to it first.
 
     \b
-    Example:
+    Examples:
       convexlift train density --data rows.csv --columns energy --out runs/energy
+      convexlift train density --data rows.npy --source lift --objective mle --out runs/density
     """
 
     def build(dim: int) -> nn.Module:
-        if dim != 1:
-            raise ValueError(f"train density reads one column; {data} has {dim}: choose one with --columns")
-        return LogConcaveDensity(ARMS[source](ICNN(1, hidden=(hidden,) * depth, seed=seed)))
+        block = ARMS[source](ICNN(dim, hidden=(hidden,) * depth, seed=seed))
+        return LogConcaveDensity(block, objective)
 
     order = Order(
         data, out, source, steps, lr, batch_size, validation_fraction, seed, device, key, columns, resume
@@ -157,6 +169,8 @@ def _train(kind: str, order: Order, build: Callable[[int], nn.Module]) -> None:
     rows, names = read_table(order.data, order.key, order.columns)
     check_training_table(rows, names, order.data)
     train, validation = split(rows, order.validation_fraction, order.seed)
+    if kind == "density":
+        _check_density_rows(rows, train, order.data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(order.seed)
         model: Any = build(rows.shape[1])
@@ -181,6 +195,7 @@ def _train(kind: str, order: Order, build: Callable[[int], nn.Module]) -> None:
         raise typer.Exit(130)
 
     frozen = model.freeze(train.to(order.device)).to("cpu")
+    known = normalised(frozen)["log_z_error"] if kind == "density" else None
     with torch.no_grad():
         losses = -frozen.log_prob(validation).double()
     mean, error = float(losses.mean()), float(losses.std()) / math.sqrt(max(len(losses), 2))
@@ -194,14 +209,19 @@ def _train(kind: str, order: Order, build: Callable[[int], nn.Module]) -> None:
             "rows": {"train": len(train), "validation": len(validation)},
             "source": order.source,
             "validation": {"mean": mean, "sem": error if len(losses) > 1 else None},
+            **({} if known is None else {"log_z": {"value": float(frozen.log_z), "error": known}}),
         },
     )
-    saving.write_whole(order.out / "loss.svg", loss_chart(history).encode())
+    name = "negative log-likelihood (nats)" if _is_likelihood(model) else "loss of the objective"
+    saving.write_whole(order.out / "loss.svg", loss_chart(history, name).encode())
+    if kind == "density":
+        _draw(frozen, train, names, order.out / "density.svg")
     within = f" ± {error:.4f}" if len(losses) > 1 else ""
     typer.echo(
         f"validation negative log-likelihood: {mean:.4f}{within} nats "
         f"({len(validation):,} rows, best step {history.best_step:,} of {order.steps:,})\n"
-        f"frozen model: {order.out / 'model.safetensors'}"
+        + ("" if known is None else f"log Z: {float(frozen.log_z):.4f} ± {known:.2g}\n")
+        + f"frozen model: {order.out / 'model.safetensors'}"
     )
 
 
@@ -223,7 +243,7 @@ def split(rows: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     return rows[order[kept:]], rows[order[:kept]]
 
 
-def loss_chart(history: History) -> str:
+def loss_chart(history: History, y_label: str = "negative log-likelihood (nats)") -> str:
     """The loss curves as the text of an ``.svg`` file."""
     steps = [float(step) for step in history.steps]
     frozen, training = Style("var(--series-0)", "", "circle"), Style("var(--series-1)", "7 3", "square")
@@ -237,11 +257,33 @@ def loss_chart(history: History) -> str:
         width=size[0],
         height=size[1],
         x_label="steps",
-        y_label="negative log-likelihood (nats)",
+        y_label=y_label,
         y_range=robust_range(values),
         named=True,
     )
     return standalone(chart, *size)
+
+
+def _check_density_rows(rows: Tensor, train: Tensor, data: Path) -> None:
+    """Refuse rows that a density could not be standardised by, before anything is written."""
+    try:
+        check_outliers(rows)
+        (Standardiser(1) if rows.shape[1] == 1 else Whitener(rows.shape[1])).fit(train)
+    except ValueError as error:
+        counted = " (counted from 0)" if re.search(r"column \d", str(error)) else ""
+        raise ValueError(f"{data}: {error}{counted}") from None
+
+
+def _is_likelihood(model: nn.Module) -> bool:
+    return not isinstance(model, LogConcaveDensity) or model.objective.likelihood
+
+
+def _draw(density: LogConcaveDensity, rows: Tensor, names: list[str], file: Path) -> None:
+    """Write the chart of the density; the model is kept where it cannot be drawn."""
+    try:
+        saving.write_whole(file, density_chart(density, rows.to(density.dtype), names).encode())
+    except RuntimeError as error:
+        typer.echo(f"no {file.name}: {error}", err=True)
 
 
 def _check_run_folder(out: Path, resume: bool) -> None:

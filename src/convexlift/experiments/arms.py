@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from convexlift.architectures import ICNN
+from convexlift.experiments.fixed_batch import FixedBatchLift
 from convexlift.mechanism import step_amplification
 from convexlift.problems import Problem
 from convexlift.sources import Lift, Projected, Softplus, Squared
@@ -33,6 +34,17 @@ SCATTERED = "softplus-scattered"
 MULTIPLIED = "softplus-multiplied"
 FIXED_RATE_ARMS = ("lift", "lift-reference", "projected", "softplus", SCATTERED, MULTIPLIED)
 
+# The lift with one ingredient removed each; "lift-fixed-batch" keeps all but the randomness.
+WITHOUT: Mapping[str, Arm] = {
+    "lift-no-slack": partial(Lift, slack=False),
+    "lift-constant": partial(Lift, body="constant"),
+    "lift-independent": partial(Lift, coupling="independent"),
+    "lift-noise": partial(Lift, coupling="noise"),
+    "lift-fixed-batch": FixedBatchLift,
+}
+ALL_ARMS: Mapping[str, Arm] = {**ARMS, **WITHOUT}
+ABLATION_ARMS = ("lift", *WITHOUT, SCATTERED, "softplus", "projected")
+
 AMPLIFICATION_BATCHES = 8
 
 
@@ -48,7 +60,7 @@ def check_arms(names: Iterable[str], known: Mapping[str, Arm] = ARMS) -> tuple[s
         ValueError: unknown arm 'lfit'; known: projected, softplus, ...
     """
     chosen = tuple(dict.fromkeys(names))
-    controls = (SCATTERED, MULTIPLIED) if known is ARMS else ()
+    controls = (SCATTERED, MULTIPLIED) if known is ARMS or known is ALL_ARMS else ()
     for name in chosen:
         if name not in known and name not in controls:
             raise ValueError(f"unknown arm '{name}'; known: {', '.join((*known, *controls))}")
@@ -117,7 +129,7 @@ def _task(problem: Problem, blocks: list[nn.Module]) -> nn.Module:
     if problem.task == "flow":
         return ConvexPotentialFlow(blocks)
     if problem.task == "density":
-        return LogConcaveDensity(blocks[0])
+        return LogConcaveDensity(blocks[0], problem.density_objective)
     if problem.task == "regression":
         return ConvexRegression(blocks[0])
     raise ValueError(f"problem '{problem.name}' has task '{problem.task}'; known: flow, density, regression")

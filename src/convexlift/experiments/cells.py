@@ -32,9 +32,12 @@ from typing import Any, cast
 import torch
 
 from convexlift.experiments.arms import ARMS, Arm, build, probe_batches, source_factor
+from convexlift.experiments.densities import is_multivariate, normalised, quick_losses
 from convexlift.experiments.pictures import picture_of_model
-from convexlift.experiments.protocol import Budget
+from convexlift.experiments.protocol import SELECTION_SEED, Budget
+from convexlift.experiments.tracing import Trace
 from convexlift.mechanism import emission_noise, shoulder, step_amplification, weight_histogram
+from convexlift.objectives import objective_named
 from convexlift.problems import Problem, problem
 from convexlift.sources import Lift, is_lifted
 from convexlift.training.batches import describe, place, whole
@@ -53,13 +56,20 @@ MEASURES = ("shoulder", "at_zero", "fan_in_weight", "relative_speed", "step_ampl
 
 @dataclass(frozen=True)
 class Named:
-    """Makes the problem of that name with the library's arms, in whichever process asks."""
+    """Makes the problem of that name with the library's arms, in whichever process asks.
+
+    `task` None is the problem's own; `objective` is that of densities.
+    """
 
     name: str
     data: str | None = None
+    task: str | None = None
+    objective: str = "mle"
 
     def __call__(self) -> Subject:
-        return problem(self.name, self.data), ARMS
+        named = problem(self.name, self.data)
+        chosen = named if self.task is None else named.as_task(self.task)
+        return dataclasses.replace(chosen, density_objective=self.objective), ARMS
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,18 @@ class Cell:
     scored: bool = True
 
 
+_INSTRUMENTS = ("coupling.py", "dwell.py", "noise.py", "observing.py", "shoulder.py")
+_EXPERIMENTS = (
+    "arms.py",
+    "cells.py",
+    "densities.py",
+    "fixed_batch.py",
+    "outlines.py",
+    "pictures.py",
+    "tracing.py",
+)
+
+
 @lru_cache
 def code_digest() -> str:
     """A digest of the library's code that decides a cell's outcome; comments, docstrings and layout do not
@@ -91,8 +113,8 @@ def code_digest() -> str:
     home = Path(__file__).parents[1]
     parts = ("calculus", "architectures", "sources", "integration", "objectives", "tasks", "training")
     files = [file for part in parts for file in sorted((home / part).glob("*.py"))]
-    files += [home / "mechanism" / name for name in ("noise.py", "observing.py", "shoulder.py")]
-    files += [home / "experiments" / name for name in ("arms.py", "cells.py", "pictures.py")]
+    files += [home / "mechanism" / name for name in _INSTRUMENTS]
+    files += [home / "experiments" / name for name in _EXPERIMENTS]
     digest = hashlib.sha256()
     for file in files:
         tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -121,8 +143,12 @@ def subject(setting: Setting) -> tuple[Problem, Mapping[str, Arm], str]:
         *(describe(split) for split in (chosen.train, chosen.validation, chosen.test)),
         sorted(chosen.architecture.items()),
         chosen.blocks,
+        chosen.task,
+        chosen.density_objective,
         setting.budget.batch_size,
         setting.budget.clip,
+        setting.budget.optimizer,
+        setting.budget.traced,
         torch.device(setting.device).type,
         __version__,
         code_digest(),
@@ -183,6 +209,12 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
         task.initialise(rows)
     watch = _Watch(chosen, budget, cell, task, rows, test)
     factor = source_factor(chosen, cell.arm, cell.seed, budget.batch_size)
+    callbacks: list[Callable[[FitEvent], object]] = [watch]
+    trace = None
+    if budget.traced and cell.scored:
+        trace = Trace(chosen, task, rows, batch_size=budget.batch_size, seed=cell.seed, steps=cell.steps)
+        trace.begin(task)
+        callbacks.append(trace)
     try:
         history = fit(
             task,
@@ -190,20 +222,27 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
             validation=chosen.validation,
             steps=cell.steps,
             batch_size=budget.batch_size,
-            optimizer=_adam(cell.lr, factor) if factor != 1 else "adam",
+            optimizer=_multiplied(budget.optimizer, cell.lr, factor) if factor != 1 else budget.optimizer,
             lr=cell.lr,
             clip=budget.clip,
             evaluate_every=max(1, cell.steps // EVALUATIONS),
             seed=cell.seed,
             progress=False,
-            callbacks=(watch,),
+            callbacks=callbacks,
         )
     except TrainingDiverged as error:
         return {"status": "diverged", "message": str(error)}
     if history.stopped == "interrupted":
         raise KeyboardInterrupt
     frozen = task.freeze(rows) if hasattr(task, "freeze") else copy.deepcopy(task).eval()
-    losses = chosen.score(frozen, test).double().cpu()
+    metrics = chosen.metrics(frozen) if chosen.metrics is not None and cell.scored else {}
+    if is_multivariate(chosen) and cell.scored:
+        metrics |= normalised(frozen)
+        metrics |= {} if task.ess is None else {"training_share": task.ess}
+    if is_multivariate(chosen) and cell.seed >= SELECTION_SEED:  # annealing is kept for what is reported
+        losses = quick_losses(chosen, frozen, test).double().cpu()
+    else:
+        losses = chosen.score(frozen, test).double().cpu()
     if not bool(losses.isfinite().all()):
         return {
             "status": "diverged",
@@ -216,14 +255,15 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
         "best_step": history.best_step,
         "test": float(losses.mean()),
         "rows": [float(f"{loss:.7g}") for loss in losses.tolist()],
-        "metrics": chosen.metrics(frozen) if chosen.metrics is not None and cell.scored else {},
+        "metrics": metrics,
         "steps": history.steps,
         "curve": [value - offset for value in history.validation],
         "ms_per_step": history.ms_per_step,
         "parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
         "source_factor": factor,
         "picture": picture_of_model(chosen, frozen) if cell.scored and cell.seed == PICTURED_SEED else None,
-        **watch.seen(),
+        "trace": trace.seen() if trace is not None else None,
+        **watch.seen(float(losses.mean())),
     }
 
 
@@ -252,15 +292,18 @@ class _Watch:
         validation = math.inf if event.validation is None else event.validation
         if validation < self.best or not self.scores:
             self.best = min(self.best, validation)
-            self.scores.append(float(self.chosen.score(event.frozen, self.test).double().mean()))
+            self.scores.append(float(self._losses(event.frozen).double().mean()))
         else:
             self.scores.append(self.scores[-1])
         if self.instrumented and event.step >= self.cell.steps / 2:
             self.middle = self.middle or self._weights()
             self._note_noise(event.step / self.cell.steps)
 
-    def seen(self) -> Outcome:
-        """What was noted, in the form in which outcomes keep it."""
+    def seen(self, test: float) -> Outcome:
+        """What was noted, in the form in which outcomes keep it; `test` is the loss of the final model."""
+        if self.scores:  # the final model is the one that was best: its loss is known better now
+            last = self.scores[-1]
+            self.scores = [test if score == last else score for score in self.scores]
         noise = [value for _, value in self.noise]
         middle = next((value for t, value in self.noise if t >= 0.5), None)
         found: Outcome = {
@@ -273,6 +316,11 @@ class _Watch:
             known = {at: stand.get(key) for at, stand in stands.items()}
             found[key] = known if known["end"] is not None else None
         return found
+
+    def _losses(self, frozen: Any) -> torch.Tensor:
+        if is_multivariate(self.chosen):
+            return quick_losses(self.chosen, frozen, self.test)
+        return self.chosen.score(frozen, self.test)
 
     def _note_noise(self, t: float) -> None:
         """Note the emission noise while a lift still reads the batch; after settling it is zero by
@@ -391,19 +439,27 @@ def _run_and_store(setting: Setting, cell: Cell, path: Path) -> Outcome:
     return outcome
 
 
-def _adam(lr: float, factor: float) -> Callable[[list[Group]], torch.optim.Optimizer]:
-    """Adam with the rate of the "source" group multiplied by a factor."""
-    return lambda groups: torch.optim.Adam(
-        [{**group, "lr": lr * (factor if group["name"] == "source" else 1.0)} for group in groups]
-    )
+def _multiplied(name: str, lr: float, factor: float) -> Callable[[list[Group]], torch.optim.Optimizer]:
+    """The optimiser of that name with the rate of the "source" group multiplied by a factor."""
+
+    def make(groups: list[Group]) -> torch.optim.Optimizer:
+        rates = [{**group, "lr": lr * (factor if group["name"] == "source" else 1.0)} for group in groups]
+        return torch.optim.SGD(rates, momentum=0.9) if name == "sgd" else torch.optim.Adam(rates)
+
+    return make
 
 
 def _exact_validation_loss(chosen: Problem) -> float:
     """The mean loss of the exact density on the validation split, where it is known: curves then show the
     excess."""
-    if chosen.log_prob is None or chosen.losses is not None:
+    if chosen.log_prob is None or chosen.losses is not None or not _validates_by_likelihood(chosen):
         return 0.0
     return -float(chosen.log_prob(cast(torch.Tensor, chosen.validation)).double().mean())
+
+
+def _validates_by_likelihood(chosen: Problem) -> bool:
+    """Whether validation losses are those of the metric; some objectives of densities are not."""
+    return chosen.task != "density" or objective_named(chosen.density_objective, chosen.dim).likelihood
 
 
 def _finite(value: float) -> float | None:

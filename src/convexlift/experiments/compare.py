@@ -16,6 +16,7 @@ import torch
 from convexlift.experiments.arms import DEFAULT_ARMS, FIXED_RATE_ARMS, check_arms
 from convexlift.experiments.books import COMMON_RATE, EVALUATION, SELECTION, Books, Event, is_selection, mean
 from convexlift.experiments.cells import Cell, Named, Setting, Subject, Workers, subject, write_json
+from convexlift.experiments.densities import is_multivariate
 from convexlift.experiments.pictures import picture_of_data
 from convexlift.experiments.protocol import (
     FIXED_RATE,
@@ -36,8 +37,15 @@ from convexlift.experiments.summaries import (
     rate_figures,
     selection_variances,
 )
-from convexlift.problems import Problem, gaussian_baseline
+from convexlift.objectives import objective_named
+from convexlift.problems import Problem, gaussian_baseline, kernel_baseline
 from convexlift.training.environment import environment
+
+_LOG_Z = (
+    "test scores of evaluation runs: quadrature in two dimensions, annealed importance sampling above; rates "
+    "are chosen, and losses along a run and at equal seconds given, by a cheap estimate, good to "
+    "about a tenth of a nat"
+)
 
 
 def compare(
@@ -54,6 +62,8 @@ def compare(
     resume: bool = True,
     fixed_rate: bool | None = None,
     own: str | Callable[[], Subject] | None = None,
+    task: str | None = None,
+    objective: str = "mle",
     progress: Callable[[Event], object] | None = None,
 ) -> dict[str, Any]:
     """Compare ways of training one network under equal tuning, and write `result.json` into the folder `out`.
@@ -78,6 +88,10 @@ def compare(
         fixed_rate: whether to add the table at the common rate 0.001; by default as the budget says.
         own: a function, or "module:function", that returns (problem, {name: arm}) in place of the library's.
             It is called once in every process; an arm is a function from the network to a weight source.
+        task: "density" fits one log-concave density to the rows of a problem of flows; by default the
+            problem's own.
+        objective: what densities are trained by, one of `convexlift.objectives.OBJECTIVES`; rates are then
+            chosen by that loss on validation rows.
         progress: called with an `Event` after every cell.
 
     Raises:
@@ -94,7 +108,7 @@ def compare(
         >>> sorted(result["arms"]), result["protocol"]["steps"]
         (['lift', 'softplus'], 4)
     """
-    setting, names, chosen = _prepare(problem, arms, rates, seeds, budget, data, device, own)
+    setting, names, chosen = _prepare(problem, arms, rates, seeds, budget, data, device, own, task, objective)
     spend = setting.budget
     jobs = _jobs(jobs, device)
     folder = Path(out)
@@ -131,7 +145,7 @@ def compare(
         "protocol": {
             **_protocol(chosen, spend, grid, device),
             "on_edge": on_edge(validation) if len(grid) > 1 else {},
-            "command": _command(problem, own, arms, rates, seeds, spend, data, fixed_rate),
+            "command": _command(problem, own, arms, rates, seeds, spend, data, fixed_rate, task, objective),
         },
         "arms": {
             name: {
@@ -174,15 +188,27 @@ def _prepare(
     data: str | os.PathLike[str] | None,
     device: str,
     own: str | Callable[[], Subject] | None,
+    task: str | None,
+    objective: str,
 ) -> tuple[Setting, tuple[str, ...], Problem]:
     if own is not None and (problem is not None or data is not None):
         raise ValueError("own brings its own problem and data: leave out the problem's name and data")
+    if own is not None and (task is not None or objective != "mle"):
+        raise ValueError("own brings its own task: leave out task and objective")
     if own is None:
-        make: Callable[[], Subject] = Named(problem or "digits21", None if data is None else os.fspath(data))
+        place = None if data is None else os.fspath(data)
+        make: Callable[[], Subject] = Named(problem or "digits21", place, task, objective)
     else:
         make = _load(own) if isinstance(own, str) else own
     chosen, known = _checked(make())
-    spend = budget_for(chosen.task, budget) if isinstance(budget, str) else budget
+    if chosen.task == "density":
+        objective_named(objective, chosen.dim)  # refuses what it does not know
+    elif objective != "mle":
+        raise ValueError(
+            f"an objective is for densities; problem '{chosen.name}' has task '{chosen.task}': "
+            "add the task density"
+        )
+    spend = budget_for(chosen.task, budget, chosen.dim) if isinstance(budget, str) else budget
     if rates is not None:
         spend = dataclasses.replace(spend, rates=tuple(sorted(set(map(float, rates)))))
     if seeds is not None:
@@ -284,6 +310,8 @@ def _fixed_rate_cells(books: Books, names: Sequence[str]) -> dict[str, list[Cell
 
 def _facts(chosen: Problem) -> dict[str, float]:
     baseline = {"gaussian": gaussian_baseline(chosen)} if chosen.task in ("flow", "density") else {}
+    if is_multivariate(chosen):
+        baseline["kernel"] = kernel_baseline(chosen)[0]
     entropy = {"entropy": chosen.entropy} if chosen.entropy is not None else {}
     return {**baseline, **chosen.facts, **entropy}
 
@@ -298,7 +326,8 @@ def _protocol(chosen: Problem, spend: Budget, grid: Sequence[float], device: str
         "selection_seeds": [SELECTION_SEED + k for k in range(spend.selection_seeds)],
         "evaluation_seeds": list(range(spend.evaluation_seeds)),
         "architecture": {**chosen.architecture, "blocks": chosen.blocks},
-        "optimizer": "adam",
+        "optimizer": spend.optimizer,
+        **({"objective": chosen.density_objective} if chosen.task == "density" else {}),
         "schedule": "cosine",
         "clip": spend.clip,
         "selection": "validation",
@@ -308,6 +337,7 @@ def _protocol(chosen: Problem, spend: Budget, grid: Sequence[float], device: str
             "inside the full run, at the time when the fastest arm ends; seconds are steps times the median "
             "time of a step, measured for all arms in turn with one thread"
         ),
+        **({"log_z": _LOG_Z} if is_multivariate(chosen) else {}),
         "intervals": (
             "ci95: t-interval over evaluation seeds, widened by what the noisy choice of rates adds; "
             "seeds_ci95: without that; rows_ci95: bootstrap over test rows"
@@ -324,12 +354,16 @@ def _command(
     spend: Budget,
     data: str | os.PathLike[str] | None,
     fixed_rate: bool | None,
+    task: str | None,
+    objective: str,
 ) -> str:
     parts = ["convexlift compare"]
     if own is not None:
         parts += [
             "--own",
-            own if isinstance(own, str) else f"{own.__module__}:{own.__name__}",
+            own
+            if isinstance(own, str)
+            else f"{own.__module__}:{getattr(own, '__name__', type(own).__name__)}",
         ]
     else:
         parts.append(problem or "digits21")
@@ -339,6 +373,8 @@ def _command(
     if seeds is not None:
         parts += ["--seeds", str(seeds)]
     parts += ["--budget", spend.name]
+    parts += ["--task", task] if task is not None else []
+    parts += ["--objective", objective] if objective != "mle" else []
     if data is not None:
         parts += ["--data", os.fspath(data)]
     if fixed_rate is not None and fixed_rate != spend.fixed_rate:

@@ -120,7 +120,7 @@ def _rates(result: Result, look: dict[str, Style], split: str, told: str) -> str
             width=width,
             height=330,
             x_label="learning rate",
-            y_label=f"{split} {_loss(result)}",
+            y_label=f"{split} {_loss(result, split)}",
             y_range=limits,
             rates=sorted({rate for line in lines for rate in line.x}),
             lost="diverged",
@@ -129,8 +129,11 @@ def _rates(result: Result, look: dict[str, Style], split: str, told: str) -> str
     )
 
 
-def _loss(result: Result) -> str:
+def _loss(result: Result, split: str = "validation") -> str:
     """The axis label of a loss on validation rows, which need not be the metric of the test rows."""
+    objective = (result.get("protocol") or {}).get("objective")
+    if split == "validation" and objective in ("score", "denoising", "nce"):
+        return f"loss of the objective {objective}"
     unit = unit_of(result).strip()
     return f"loss ({unit})" if unit else "loss"
 

@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from convexlift.experiments.densities import is_multivariate
+from convexlift.experiments.outlines import region_outlines
 from convexlift.problems import Problem
 from convexlift.training.batches import Rows
 
@@ -15,11 +17,14 @@ Picture = dict[str, Any]
 
 POINTS = 400  # samples, or rows of a regression
 _GRID = 161  # points of a density's curve
+MOST_COLUMNS = 6  # of a corner plot
 
 
 @torch.no_grad()
 def picture_of_model(problem: Problem, frozen: nn.Module) -> Picture | None:
     """What a frozen model makes of a problem: its density on a grid, samples of two columns, or its fit.
+
+    A density has outlines of its credible regions in two dimensions, and more columns of its draws above.
 
     None for a task of the user's own; {"kind": "failed", "message": ...} where the model cannot be sampled.
 
@@ -35,6 +40,8 @@ def picture_of_model(problem: Problem, frozen: nn.Module) -> Picture | None:
     if not _is_drawn(problem):
         return None
     rows = _on(model, problem.test)
+    if is_multivariate(problem):
+        return _picture_of_density(problem, model)
     if problem.task == "density":
         x = _grid(cast(Tensor, problem.test))
         return {"kind": "density", "x": _short(x[:, 0]), "y": _short(model.log_prob(_on(model, x)).exp())}
@@ -45,7 +52,7 @@ def picture_of_model(problem: Problem, frozen: nn.Module) -> Picture | None:
         samples = model.sample(POINTS, seed=0)
     except RuntimeError as error:
         return {"kind": "failed", "message": str(error)}
-    return {"kind": "samples", "points": _pairs(samples, columns_to_show(problem))}
+    return {"kind": "samples", "points": _columns(samples, columns_to_show(problem))}
 
 
 def picture_of_data(problem: Problem) -> Picture | None:
@@ -55,9 +62,13 @@ def picture_of_data(problem: Problem) -> Picture | None:
     if problem.task == "regression":
         return {"kind": "fit", "y": _short(problem.test[1][:POINTS])}
     test = cast(Tensor, problem.test)
+    if is_multivariate(problem):
+        shown = columns_to_show(problem, MOST_COLUMNS)
+        kind = "regions" if problem.dim == 2 else "corner"
+        return {"kind": kind, "points": _columns(test[:POINTS], shown), "columns": list(shown)}
     if problem.task == "flow":
         columns = columns_to_show(problem)
-        return {"kind": "samples", "points": _pairs(test[:POINTS], columns), "columns": list(columns)}
+        return {"kind": "samples", "points": _columns(test[:POINTS], columns), "columns": list(columns)}
     if problem.log_prob is not None:
         x = _grid(test)
         return {"kind": "density", "x": _short(x[:, 0]), "y": _short(problem.log_prob(x).exp())}
@@ -65,8 +76,23 @@ def picture_of_data(problem: Problem) -> Picture | None:
     return {"kind": "density", "x": _short((edges[1:] + edges[:-1]) / 2), "y": _short(share)}
 
 
-def columns_to_show(problem: Problem) -> tuple[int, int]:
-    """The two columns of the test rows whose marginals are farthest from normal, in their order.
+def _picture_of_density(problem: Problem, density: Any) -> Picture:
+    try:
+        if problem.dim == 2:
+            return {
+                "kind": "regions",
+                "outlines": [_columns(curve, (0, 1)) for curve in region_outlines(density)],
+            }
+        found = density.draw(POINTS, seed=0)
+    except RuntimeError as error:
+        return {"kind": "failed", "message": str(error)}
+    columns = columns_to_show(problem, MOST_COLUMNS)
+    worst = float(found.r_hat.max())
+    return {"kind": "corner", "points": _columns(found.x, columns), "r_hat": float(f"{worst:.4g}")}
+
+
+def columns_to_show(problem: Problem, most: int = 2) -> tuple[int, ...]:
+    """The columns of the test rows, two or `most`, whose marginals are farthest from normal, in their order.
 
     The distance is the largest gap between the distribution functions, of the standardised column and the
     standard normal.
@@ -76,12 +102,22 @@ def columns_to_show(problem: Problem) -> tuple[int, int]:
         >>> columns_to_show(problem("rings"))
         (0, 1)
     """
-    test = cast(Tensor, problem.test).double()
-    ordered = ((test - test.mean(0)) / test.std(0)).sort(0).values
-    places = (torch.arange(len(test), dtype=torch.float64)[:, None] + 0.5) / len(test)
+    return least_normal(cast(Tensor, problem.test), most)
+
+
+def least_normal(rows: Tensor, most: int) -> tuple[int, ...]:
+    """At most that many columns of rows (N, d), those farthest from normal, in their order.
+
+    Example:
+        >>> skewed = torch.randn(200, 1, generator=torch.Generator().manual_seed(0)).exp()
+        >>> least_normal(torch.cat([skewed.log(), skewed], 1), 1)
+        (1,)
+    """
+    rows = rows.double().cpu()
+    ordered = ((rows - rows.mean(0)) / rows.std(0)).sort(0).values
+    places = (torch.arange(len(rows), dtype=torch.float64)[:, None] + 0.5) / len(rows)
     gaps = (torch.special.ndtr(ordered) - places).abs().amax(0)
-    first, second = sorted(gaps.topk(2).indices.tolist())
-    return first, second
+    return tuple(sorted(gaps.topk(min(most, len(gaps))).indices.tolist()))
 
 
 def _is_drawn(problem: Problem) -> bool:
@@ -100,7 +136,7 @@ def _on(model: Any, rows: Rows) -> Any:
     return tuple(part.to(like) for part in rows) if isinstance(rows, tuple) else rows.to(like)
 
 
-def _pairs(rows: Tensor, columns: tuple[int, int]) -> list[list[float | None]]:
+def _columns(rows: Tensor, columns: tuple[int, ...]) -> list[list[float | None]]:
     return [_short(row) for row in rows[:, list(columns)]]
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from convexlift.experiments.charts import Style
+from convexlift.experiments.corner import corner_chart, corner_size
 from convexlift.experiments.panels import Frame, Panel, Points, figure, panel_grid
+from convexlift.experiments.pictures import MOST_COLUMNS
+from convexlift.experiments.scatter import DATA, Layer, chart, limits
 from convexlift.experiments.verdicts import Result, complete, finite, listed, short
 from convexlift.mechanism import HISTOGRAM_EDGES
 
@@ -21,12 +25,86 @@ def pictures(section: Result, data: Result | None, look: dict[str, Style]) -> st
     if not made or not drawn:
         return ""
     kind = drawn[0]["kind"]
+    if kind == "regions":
+        return _regions(made, data or {}, look)
+    if kind == "corner":
+        return _corners(made, data or {}, look)
     title, note, frame = {"density": _density, "samples": _samples, "fit": _fit}[kind](data or {}, drawn)
     panels = [Panel("the data", _DATA, points=_pairs(data["points"]))] if data and kind == "samples" else []
     panels += [_panel(name, look[name], picture, data or {}, frame) for name, picture in made.items()]
     without = [name for name, picture in known.items() if not picture]
     missing = f" Without a finished run of seed 0: {listed(without)}." if without else ""
     return figure(title, note + missing, panel_grid(panels, frame), full=True)
+
+
+def _regions(made: dict[str, Result], data: Result, look: dict[str, Style]) -> str:
+    """The regions of each density of two columns, over test rows."""
+    points = _pairs(data.get("points", ()))
+    curves = {
+        name: [_pairs(curve) for curve in picture.get("outlines", ())] for name, picture in made.items()
+    }
+    every = [*points, *(point for outlines in curves.values() for curve in outlines[-1:] for point in curve)]
+    x_range, y_range = limits([x for x, _ in every]), limits([y for _, y in every])
+    panels = [
+        chart(
+            [Layer(DATA, points=points), Layer(look[name], lines=outlines)],
+            x_range,
+            y_range,
+            width=190,
+            height=200,
+            x_label="column 0",
+            title=[(name, look[name])],
+        )
+        for name, outlines in curves.items()
+        if outlines
+    ]
+    failed = [
+        f" No picture of {name}: {picture['message']}."
+        for name, picture in made.items()
+        if picture["kind"] == "failed"
+    ]
+    return figure(
+        "Where the models' densities lie",
+        f"Lines: the smallest regions that hold 50, 90 and 99 % of the mass of each frozen model (seed 0). "
+        f"Points: {len(points)} test rows, column 1 up.{''.join(failed)}",
+        f'<div class="panels" style="--count:{len(panels)}">{"".join(panels)}</div>',
+        full=True,
+    )
+
+
+def _corners(made: dict[str, Result], data: Result, look: dict[str, Style]) -> str:
+    """A corner plot of the first arm, which is the best, and the others' folded away."""
+    names = [f"column {column}" for column in data.get("columns", ())]
+    rows = data.get("points", ())
+    drawn = {name: picture for name, picture in made.items() if picture["kind"] == "corner"}
+    width = corner_size(len(names))[0]
+    plots = {
+        name: f'<div style="max-width:{width:g}px">'
+        f"{corner_chart(rows, picture['points'], names, f'draws of {name}', look[name])}</div>"
+        for name, picture in drawn.items()
+    }
+    best = next(iter(plots), "")
+    others = "".join(
+        f"<details><summary>The same of {escape(name)}</summary>{plot}</details>"
+        for name, plot in plots.items()
+        if name != best
+    )
+    failed = [
+        f" No picture of {name}: {picture['message']}."
+        for name, picture in made.items()
+        if picture["kind"] == "failed"
+    ]
+    if not plots:
+        return figure("The data, and draws of the densities", "".join(failed).strip(), "", full=True)
+    mixing = listed([f"{short(picture['r_hat'], 4)} ({name})" for name, picture in drawn.items()])
+    chosen = "" if len(names) < MOST_COLUMNS else f", the {len(names)} columns farthest from normal"
+    return figure(
+        f"The data, and draws of the density by {best}",
+        f"{len(rows)} test rows and as many draws of the frozen model of seed 0{chosen}. The largest R-hat "
+        f"of the chains that drew: {mixing}.{''.join(failed)}",
+        plots[best] + others,
+        full=True,
+    )
 
 
 def weights(section: Result, look: dict[str, Style], full: bool = False) -> str:

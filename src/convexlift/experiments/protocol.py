@@ -10,6 +10,7 @@ from typing import Any
 LEAST_RATE, LARGEST_RATE = 1e-4, 1.0
 FACTOR = 2.0
 FIXED_RATE = 1e-3
+OPTIMIZERS = ("adam", "sgd")
 SELECTION_SEED = 1_000  # selection seeds are 1000, 1001, ...; evaluation seeds 0, 1, ...
 
 
@@ -21,7 +22,8 @@ class Budget:
     2 at a time for all arms together while any arm's best sits on its edge, at most `extensions` times and
     between 1e-4 and 1. The chosen rate is run with each of the evaluation seeds, for `steps` steps and anew
     for half of them. `fixed_rate` adds the table at the one common rate 0.001. `architecture` overrides the
-    problem's.
+    problem's. `optimizer` is "adam" or "sgd" (momentum 0.9); `traced` runs also follow the coupling and the
+    stays on the shoulder, where they are scored.
     """
 
     name: str
@@ -34,12 +36,16 @@ class Budget:
     fixed_rate: bool = False
     clip: float | None = None
     architecture: tuple[tuple[str, Any], ...] = ()
+    optimizer: str = "adam"
+    traced: bool = False
 
     def __post_init__(self) -> None:
         if not self.rates or not all(0 < rate <= LARGEST_RATE for rate in self.rates):
             raise ValueError(
                 f"learning rates must lie in (0, 1]; got {', '.join(f'{r:g}' for r in self.rates)}"
             )
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"unknown optimizer '{self.optimizer}'; known: {', '.join(OPTIMIZERS)}")
         for field, least in (
             ("steps", 2),
             ("batch_size", 1),
@@ -75,6 +81,11 @@ BUDGETS: Mapping[str, Mapping[str, Budget]] = {
             "paper", 3_000, 256, (0.001,), 1, 5, extensions=0, clip=1.0, architecture=PAPER_ARCHITECTURE
         ),
     },
+    "multivariate density": {
+        "quick": Budget("quick", 300, 256, (0.008, 0.016, 0.032, 0.064), 2, 3, extensions=1),
+        "standard": Budget("standard", 400, 256, (0.032, 0.064, 0.128, 0.256), 2, 5, extensions=99),
+        "full": Budget("full", 3_000, 256, GRID[1:], 2, 5, extensions=99, fixed_rate=True),
+    },
     "regression": {
         "quick": Budget("quick", 500, 500, (0.002, 0.004, 0.008, 0.016), 2, 3, extensions=1),
         "standard": Budget("standard", 2_000, 500, GRID[:-1], 2, 5, extensions=99, fixed_rate=True),
@@ -83,8 +94,10 @@ BUDGETS: Mapping[str, Mapping[str, Budget]] = {
 }
 
 
-def budget_for(task: str, name: str) -> Budget:
-    """The budget of that name for a kind of task; "own" tasks have those of flows.
+def budget_for(task: str, name: str, dim: int = 1) -> Budget:
+    """The budget of that name for a kind of task of dimension d; "own" tasks have those of flows.
+
+    Densities above one dimension have budgets of their own: their steps cost more.
 
     Example:
         >>> budget_for("density", "standard").evaluation_seeds
@@ -94,9 +107,10 @@ def budget_for(task: str, name: str) -> Budget:
         ...
         ValueError: unknown budget 'huge' for a flow problem; known: quick, standard, full
     """
-    known = BUDGETS.get(task, BUDGETS["flow"])
+    kind = "multivariate density" if task == "density" and dim > 1 else task
+    known = BUDGETS.get(kind, BUDGETS["flow"])
     if name not in known:
-        raise ValueError(f"unknown budget '{name}' for a {task} problem; known: {', '.join(known)}")
+        raise ValueError(f"unknown budget '{name}' for a {kind} problem; known: {', '.join(known)}")
     return known[name]
 
 

@@ -32,6 +32,11 @@ from convexlift.saving import write_whole
 
 SCHEMA = 1
 PHASES = ("start", "middle", "end")
+NORMALISER = {
+    "log_z_error": "log Z",
+    "log_z_share": "effective share<br>of annealed particles",
+    "training_share": "effective share<br>of draws in training",
+}
 
 _TERMS = '<a href="#terms">What the terms mean</a>.'
 
@@ -180,6 +185,7 @@ def _section(result: Result, anchor: str, look: dict[str, Style], many: bool) ->
 <p class="note">Bold: the lowest mean and every arm that is not clearly above it. {_TERMS}</p>
 <div class="figures">{"".join(figures(result, look))}</div>
 {_metrics(result, look)}
+{_normalisers(result, look)}
 {_weights(result, look)}
 {_common_rate(result, look)}
 {_failures(result)}
@@ -292,7 +298,8 @@ def _test_cell(arm: Result, bold: bool) -> str:
 
 def _metrics(result: Result, look: dict[str, Style]) -> str:
     """Other figures of the frozen models than the loss, where the problem has some."""
-    names = list(dict.fromkeys(key for arm in result["arms"].values() for key in arm.get("metrics") or {}))
+    seen = dict.fromkeys(key for arm in result["arms"].values() for key in arm.get("metrics") or {})
+    names = [key for key in seen if key not in NORMALISER]
     if not names:
         return ""
     rows = [
@@ -305,6 +312,31 @@ def _metrics(result: Result, look: dict[str, Style]) -> str:
     titles = {"kl": "Kullback-Leibler divergence", "hellinger": "Hellinger distance"}
     head = ["arm", *(escape(titles.get(name, name.replace("_", " "))) for name in names)]
     return _table(head, rows, "Other distances from the exact answer, mean ± standard error over seeds")
+
+
+def _normalisers(result: Result, look: dict[str, Style]) -> str:
+    """How well the multivariate densities of each arm are normalised, where they are."""
+    metrics = {name: result["arms"][name].get("metrics") or {} for name in ranking(result)}
+    names = [key for key in NORMALISER if any(key in found for found in metrics.values())]
+    if not names:
+        return ""
+    rows = [
+        [_arm(arm, look[arm]), *(_normaliser(found.get(key), key) for key in names)]
+        for arm, found in metrics.items()
+    ]
+    how = "a standard error" if "log_z_share" in names else "a bound"
+    return _table(
+        ["arm", *(NORMALISER[name] for name in names)],
+        rows,
+        f"How well log Z of the frozen densities is known ({how}, in nats), means over seeds",
+    )
+
+
+def _normaliser(score: Result | None, key: str) -> str:
+    mean = finite((score or {}).get("mean"))
+    if mean is None:
+        return "–"
+    return f"± {short(mean)}" if key == "log_z_error" else short(mean)
 
 
 def _weights(section: Result, look: dict[str, Style], heading: bool = True) -> str:

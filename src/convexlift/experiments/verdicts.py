@@ -24,6 +24,7 @@ def verdicts(result: Result) -> list[tuple[str, str]]:
         ("What does it cost?", _cost(result)),
         ("And at one common rate?", _common_rate(result)),
         ("Was the lift random in effect?", _noise(result)),
+        ("How well are the densities normalised?", _normalised(result)),
         ("What do the baselines reach?", _baselines(result)),
     ]
     return [(question, answer) for question, answer in answers if answer]
@@ -343,6 +344,31 @@ def _noise(result: Result) -> str:
                 f"batch to batch by {levels}; below 0.1 % it is deterministic in effect."
             )
     return " ".join(told)
+
+
+def _normalised(result: Result) -> str:
+    """The worst log Z, and the draws that training went by; "" but for multivariate densities."""
+
+    def by_seed(key: str) -> list[tuple[float, str]]:
+        return [
+            (value, name)
+            for name in ranking(result)
+            for seed in ((result["arms"][name].get("metrics") or {}).get(key) or {}).get("per_seed") or []
+            if (value := finite(seed)) is not None
+        ]
+
+    errors, shares = by_seed("log_z_error"), by_seed("training_share")
+    if not errors:
+        return ""
+    worst, name = max(errors)
+    kind = "a standard error" if by_seed("log_z_share") else "a bound"
+    told = f"log Z is known to ± {short(worst)} nats at worst ({name}; {kind})."
+    if shares:
+        least, name = min(shares)
+        told += (
+            f" The draws of training ended worth at least {short(100 * least)} % of their number ({name})."
+        )
+    return told
 
 
 def _baselines(result: Result) -> str:

@@ -11,6 +11,7 @@ from .digits import digits21
 from .gallery import DENSITIES, gallery_problem
 from .gas import gas
 from .hepmass import hepmass
+from .latents import LATENTS, latents_of, mnist_latents
 from .miniboone import miniboone
 from .power import power
 from .problem import Problem
@@ -23,16 +24,19 @@ FROM_FILES: dict[str, Callable[[str | Path | None], Problem]] = {
     "miniboone": miniboone,
     "power": power,
     "gas": gas,
+    "mnist-latents": lambda folder: mnist_latents(folder).problem,
 }
-NAMES = ("digits21", *FROM_FILES, "collider", *DENSITIES, *TOYS, *REGRESSIONS)
+NAMES = ("digits21", *FROM_FILES, "digits-latents", "collider", *DENSITIES, *TOYS, *REGRESSIONS)
 
 
 def problem(name: str, data: str | Path | None = None) -> Problem:
     """The problem of that name; `data` is the file or folder that those of `FROM_FILES` read.
 
-    Raises a ValueError for an unknown name, for a file given to a problem that reads none, and for one that
-    reads files without one or with an unfit one; a FileNotFoundError for a missing file; an ImportError for
-    `digits21` without scikit-learn.
+    Image latents of one class have it after a colon: "digits-latents:3", "mnist-latents:3".
+
+    Raises a ValueError for an unknown name or class, for a file given to a problem that reads none, and for
+    one that reads files without one or with an unfit one; a FileNotFoundError for a missing file; an
+    ImportError for the digits without scikit-learn.
 
     Example:
         >>> problem("beta").entropy  # doctest: +ELLIPSIS
@@ -42,6 +46,8 @@ def problem(name: str, data: str | Path | None = None) -> Problem:
         ...
         ValueError: unknown problem 'gambel'; did you mean 'gumbel'? known: digits21, hepmass, ...
     """
+    if name.partition(":")[0] in LATENTS:
+        return latents_of(name, data).problem
     if name not in NAMES:
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -10,18 +10,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from convexlift.training.batches import Rows, Sampler, whole
+from convexlift.training.batches import Rows, Sampler
+
+# What every arm trains where a flow's rows are fitted by one log-concave density.
+DENSITY_ARCHITECTURE = {"hidden": (64, 64, 64), "strong_convexity": 0.1}
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """A learning problem with fixed splits, its metric, and what is known exactly about it.
 
-    `task` is "flow", "density" (one dimension), "regression", or "own" (then `network`, `objective` and
+    `task` is "flow", "density", "regression", or "own" (then `network`, `objective` and
     `losses` are given). `train` is a tensor (N, dim), a tuple of row-aligned tensors, or a `Sampler` of fresh
     rows; `validation` and `test` are fixed. `architecture` holds the keyword arguments of the `ICNN` that
     every arm trains and `blocks` the number of them. Where `log_prob`, the exact log density, is given, the
     loss of a test row is the excess log p(x) - log q(x); its mean estimates the Kullback-Leibler divergence.
+    `density_objective` names what densities are trained by, one of `convexlift.objectives.OBJECTIVES`.
 
     Example:
         >>> from convexlift.problems import problem
@@ -48,6 +52,7 @@ class Problem:
     network: Callable[[int], nn.Module] | None = None
     objective: Callable[[list[nn.Module]], nn.Module] | None = None
     losses: Callable[[nn.Module, Rows], Tensor] | None = None
+    density_objective: str = "mle"
 
     @property
     def metric(self) -> str:
@@ -57,6 +62,33 @@ class Problem:
         if self.task == "regression":
             return "noiseless mean squared error"
         return f"{'excess ' if self.log_prob is not None else ''}negative log-likelihood (nats)"
+
+    def as_task(self, task: str) -> Problem:
+        """The same rows for another task: one log-concave density in place of a flow; or the problem itself.
+
+        Raises a ValueError for every other change of task.
+
+        Example:
+            >>> from convexlift.problems import problem
+            >>> moon = problem("moon").as_task("density")
+            >>> moon.task, moon.blocks, moon.architecture["hidden"]
+            ('density', 1, (64, 64, 64))
+            >>> problem("regression-square").as_task("density")
+            Traceback (most recent call last):
+            ...
+            ValueError: problem 'regression-square' has task 'regression'; it cannot be taken as 'density'
+        """
+        if task == self.task:
+            return self
+        if (self.task, task) != ("flow", "density") or self.objective is not None:
+            raise ValueError(f"problem '{self.name}' has task '{self.task}'; it cannot be taken as '{task}'")
+        return dataclasses.replace(
+            self,
+            task=task,
+            blocks=1,
+            architecture=DENSITY_ARCHITECTURE,
+            description=f"{self.description}; fitted by one log-concave density",
+        )
 
     def score(self, model: nn.Module, data: Rows | None = None) -> Tensor:
         """The loss of a frozen model on every row of `data` (default: the test split), an (N,) tensor; lower
@@ -81,35 +113,3 @@ class Problem:
             x = cast(Tensor, rows)
             loss = -network.log_prob(x)
             return loss if self.log_prob is None else loss + self.log_prob(x)
-
-
-def gaussian_baseline(problem: Problem) -> float:
-    """The mean test loss of the full-covariance Gaussian fitted by maximum likelihood on the training rows.
-
-    Samplers are fitted on 20,000 fixed draws. Raises a ValueError for a problem that is not a density.
-
-    Example:
-        >>> from convexlift.problems import gaussian_baseline, problem
-        >>> round(gaussian_baseline(problem("logistic")), 2)  # excess over the exact density
-        0.01
-    """
-    rows = whole(problem.train)
-    if problem.task not in ("flow", "density") or not isinstance(rows, Tensor):
-        raise ValueError(
-            f"a Gaussian baseline needs a density problem; '{problem.name}' is a {problem.task} problem"
-        )
-    x = rows.double()
-    mean = x.mean(0)
-    centred = x - mean
-    factor = torch.linalg.cholesky(centred.T @ centred / len(x))
-    test = cast(Tensor, problem.test)
-    whitened = torch.linalg.solve_triangular(factor, (test.double() - mean).T, upper=False)
-    log_prob = (
-        -0.5 * whitened.square().sum(0)
-        - factor.diagonal().log().sum()
-        - problem.dim / 2 * math.log(2 * math.pi)
-    )
-    loss = -log_prob
-    if problem.log_prob is not None:
-        loss = loss + problem.log_prob(test).double()
-    return float(loss.mean())

@@ -272,7 +272,7 @@ class Lift(WeightSource):
         """f(x), (N,), with weights emitted from ``batch``; in train mode from x when it is omitted."""
         if batch is None and self.training:
             batch = x
-        return self.emit(batch)(x)
+        return self.emit(batch)(x)  # type: ignore[call-arg]
 
     @torch.no_grad()
     def freeze(self, data: Tensor | None = None) -> nn.Module:
@@ -366,7 +366,7 @@ def _choose(option: str, given: str | None, *known: str | None) -> None:
 
 
 def _columns(module: nn.Module, dim: int | None) -> int:
-    columns = getattr(module, "dim", None) if dim is None else dim
+    columns = getattr(module, "batch_dim", getattr(module, "dim", None)) if dim is None else dim
     if columns is None:
         raise ValueError(f"{type(module).__name__} does not declare its number of inputs: pass dim=")
     return int(columns)

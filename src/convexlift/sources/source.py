@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN, BoundModule, Potential
+from convexlift.architectures import ICNN, PICNN, BoundModule, PartialPotential, Potential
 from convexlift.architectures.icnn import check_nonnegative_tensors
 from convexlift.sources.positivity import PositiveMap
 
@@ -48,7 +48,7 @@ class WeightSource(nn.Module):
         """The factor c in W = c psi(v) for this tensor."""
         return 1.0
 
-    def emit(self, batch: Tensor | None = None) -> Potential | BoundModule:
+    def emit(self, batch: Tensor | None = None) -> Potential | PartialPotential | BoundModule:
         """One potential: the architecture's free tensors and this source's weights.
 
         For a module without calculus of its own it is the module as a callable with its tensors bound.
@@ -56,13 +56,13 @@ class WeightSource(nn.Module):
         tensors: dict[str, Tensor] = dict(self.architecture.named_parameters())
         tensors.update(self.architecture.named_buffers())
         tensors.update(self.weights(batch))
-        if isinstance(self.architecture, ICNN):
+        if isinstance(self.architecture, ICNN | PICNN):
             return self.architecture.potential(tensors)
         return BoundModule(self.architecture, tensors)
 
     def forward(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
         """The function at x, (N,), with the weights emitted from ``batch``."""
-        return self.emit(batch)(x)
+        return self.emit(batch)(x)  # type: ignore[call-arg]
 
     def freeze(self, data: Tensor | None = None) -> nn.Module:
         """The plain architecture with the weights of this moment, asking for no gradient.

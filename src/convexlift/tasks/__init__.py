@@ -1,9 +1,21 @@
 """Tasks: losses on potentials, and what the trained model is for."""
 
 from convexlift.integration.line import Normaliser
+from convexlift.tasks.conditional import ConditionalDensity, ConditionalNormaliser
 from convexlift.tasks.density import LogConcaveDensity
 from convexlift.tasks.flow import ConvexPotentialFlow
+from convexlift.tasks.region import CredibleRegion
 from convexlift.tasks.regression import ConvexRegression
-from convexlift.tasks.standardise import Standardiser
+from convexlift.tasks.standardise import Standardiser, Whitener
 
-__all__ = ["ConvexPotentialFlow", "ConvexRegression", "LogConcaveDensity", "Normaliser", "Standardiser"]
+__all__ = [
+    "ConditionalDensity",
+    "ConditionalNormaliser",
+    "ConvexPotentialFlow",
+    "ConvexRegression",
+    "CredibleRegion",
+    "LogConcaveDensity",
+    "Normaliser",
+    "Standardiser",
+    "Whitener",
+]

@@ -1,15 +1,27 @@
-"""Log-concave densities: maximum likelihood with an exact normaliser."""
+"""Log-concave densities: p(x) = exp(-f(x)) / Z with f convex, normalised with a stated error."""
 
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from convexlift.architectures import Potential
-from convexlift.integration.line import MAX_PANELS, Normaliser, log_integral, normaliser, quantile
-from convexlift.tasks.standardise import Standardiser
+from convexlift.calculus.solve import invert_gradient
+from convexlift.integration import line, plane
+from convexlift.integration.annealing import AnnealedNormaliser
+from convexlift.integration.annealing import log_normalizer as annealed
+from convexlift.integration.gaussian import Gaussian, laplace
+from convexlift.integration.langevin import Draws, adapted
+from convexlift.integration.langevin import draw as run_chains
+from convexlift.integration.line import Normaliser
+from convexlift.integration.plane import PlaneNormaliser
+from convexlift.objectives import Objective, objective_named
+from convexlift.tasks.region import CredibleRegion
+from convexlift.tasks.standardise import Standardiser, Whitener
 from convexlift.tasks.task import (
     check_block,
     check_rows,
@@ -25,23 +37,41 @@ from convexlift.tasks.task import (
     start_rows,
 )
 
+Rows = Tensor | tuple[Tensor, Tensor]
+
+# An entry this many times the width of the middle 90 % from the median is no draw of a log-concave density.
+_FARTHEST = 1e4
+# Draws by which the threshold of a credible region is found above two dimensions.
+_REGION_DRAWS = 20_000
+
 
 class LogConcaveDensity(nn.Module):
-    """The density p(x) = exp(-f(t)) / (Z scale), t = (x - mean) / scale, f convex, Z = integral of exp(-f).
+    """The density p(x) = exp(-f(t)) / Z |dt/dx|, t the standardised x, f convex, Z = integral of exp(-f).
 
-    Z is computed by quadrature that follows the support of exp(-f), so the likelihood is exact, and so is its
-    gradient. A lift emits from the data batch, once a step; the same potential is evaluated on the nodes.
+    t = (x - mean) / scale in one dimension; above, t = L^-1 (x - mean) with L L' the covariance of the
+    training rows. Z is found by quadrature in one and two dimensions, with rigorous bounds, and by annealed
+    importance sampling above, with a standard error; either way the same every time. A lift emits from the
+    data batch, once a step.
 
     Args:
-        block: an ICNN or a weight source of one, of dimension 1.
+        block: an ICNN or a weight source of one. Above two dimensions give it strong convexity.
+        objective: what training minimises, a name or an ``Objective``: "mle" (by quadrature where d <= 2, by
+            persistent chains above), "importance" and "importance-flow" (likelihood by importance sampling),
+            "chains", "score", "denoising" or "nce".
 
-    Shapes: samples (N, 1); log-densities (N,); scores (N, 1).
+    Training rows are a tensor (N, d), or a pair of it and observation weights (N,), non-negative: a row of
+    weight 2 counts as two rows.
+
+    Shapes: samples (N, d); log-densities (N,); scores (N, d).
 
     Raises:
-        ValueError: dim is not 1; from the methods, samples of another width or with NaN or infinite entries,
-            an unfrozen lift without ``batch`` to emit from, or an f whose exp(-f) has no finite integral
-            (possible only with strong_convexity = 0).
+        ValueError: an unknown objective; from the methods, samples of another width or with NaN or infinite
+            entries, an unfrozen lift without ``batch`` to emit from, or an f whose exp(-f) has no finite
+            integral (possible only with strong_convexity = 0).
         TypeError: a block of another kind; from the methods, samples of another dtype.
+        UnreliableEstimate: a RuntimeError, from what needs Z above two dimensions: its estimate collapsed.
+
+    Source: Walther, "Inference and modeling with log-concave distributions", Statistical Science 2009.
 
     Example:
         >>> import convexlift as cl
@@ -54,92 +84,209 @@ class LogConcaveDensity(nn.Module):
         True
     """
 
+    standardiser: Standardiser | Whitener
     log_z: Tensor
-    panels: Tensor
+    quick_log_z: Tensor
+    mean_weight: Tensor
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, objective: str | Objective = "mle") -> None:
         super().__init__()
-        dim = check_block(block).dim
-        if dim != 1:
-            raise ValueError(f"exact quadrature needs dim 1; got dim {dim}")
-        self.dim = dim
+        self.dim = check_block(block).dim
         self.block = block
         like = next(block.parameters())
-        self.standardiser = Standardiser(dim).to(like)
-        # log Z of a frozen density, and the panels of the last training step (padded); NaN where there are
-        # none.
+        self.objective = (
+            objective_named(objective, self.dim) if isinstance(objective, str) else objective
+        ).to(like)
+        self.standardiser = (Standardiser(1) if self.dim == 1 else Whitener(self.dim)).to(like)
+        # log Z of a frozen density, and an estimate that is good enough to validate by; NaN where unknown.
         self.register_buffer("log_z", torch.tensor(torch.nan, dtype=like.dtype, device=like.device))
-        self.register_buffer("panels", self.log_z.new_full((MAX_PANELS + 1,), torch.nan))
+        self.register_buffer("quick_log_z", self.log_z.clone(), persistent=False)
+        self.register_buffer("mean_weight", torch.ones_like(self.log_z))
 
     @property
     def dtype(self) -> torch.dtype:
         """The floating dtype of the density, and of its samples."""
         return self.standardiser.mean.dtype
 
-    def loss(self, batch: Tensor, emit_from: Tensor | None = None) -> Tensor:
-        """The mean of -log p over the batch; a lift emits from the batch itself, or from ``emit_from``."""
-        t = self._standardised(batch)
-        source = t if emit_from is None else self._standardised(emit_from, "emitting samples")
-        potential = emit(self.block, source.detach())
-        return (
-            potential.value(t).mean() + self._training_log_z(potential) - self.standardiser.log_scale_jacobian
-        )
+    @property
+    def ess(self) -> float | None:
+        """The effective share of the draws of the last training step; None without draws."""
+        return self.objective.ess
 
-    def log_prob(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
-        """log p(x), (N,). Changes no state. An unfrozen lift needs a ``batch`` to emit from."""
+    def loss(self, batch: Rows, emit_from: Rows | None = None) -> Tensor:
+        """The mean loss of the batch, for likelihoods of -log p in nats; others are those of ``Objective``.
+
+        A lift emits from the batch itself, or from ``emit_from``.
+        """
+        x, weights = self._split(batch)
+        t = self._standardised(x)
+        source = t if emit_from is None else self._standardised(self._split(emit_from)[0], "emitting samples")
+        potential = emit(self.block, source.detach())
+        if weights is not None:
+            weights = weights / self.mean_weight
+        if not self.objective.likelihood:
+            return self.objective(potential, t, weights)
+        if self._is_frozen():
+            loss = potential.value(t) + (self.log_z if self._is_known() else self.quick_log_z)
+            return (loss if weights is None else loss * weights).mean() - self._log_jacobian(weights)
+        return self.objective(potential, t, weights) - self._log_jacobian(weights)
+
+    def log_prob(self, x: Tensor, batch: Rows | None = None) -> Tensor:
+        """log p(x), (N,). An unfrozen lift needs a ``batch`` to emit from.
+
+        Above two dimensions the first call on a frozen density finds Z, which takes seconds, and keeps it;
+        on an unfrozen one every call does.
+        """
         potential = self._potential(batch)
-        log_z = self.log_z if self._is_cached() else self._normaliser(potential).log_z.to(self.dtype)
+        if self._is_frozen():
+            self.normalise()
+            log_z = self.log_z
+        else:
+            log_z = self._normaliser(potential).log_z.to(self.dtype)
         return self.standardiser.log_scale_jacobian - potential.value(self._standardised(x)) - log_z
 
-    def score(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
-        """The derivative of log p at x, (N, 1)."""
-        return -self._potential(batch).gradient(self._standardised(x)) / self.standardiser.scale
+    def score(self, x: Tensor, batch: Rows | None = None) -> Tensor:
+        """The gradient of log p at x, (N, d). It needs no Z."""
+        return -self.standardiser.pull_back(self._potential(batch).gradient(self._standardised(x)))
 
-    def log_normalizer(self, batch: Tensor | None = None) -> Normaliser:
-        """log Z in float64, of f over the standardised line, with rigorous bounds."""
-        return self._normaliser(self._potential(batch))
+    def log_normalizer(
+        self, batch: Rows | None = None, *, seed: int = 0, particles: int = 2048
+    ) -> Normaliser | PlaneNormaliser | AnnealedNormaliser:
+        """log Z in float64, of f over the standardised points, with its ``error``.
 
-    @torch.no_grad()
-    def sample(self, n: int, seed: int | None = None, batch: Tensor | None = None) -> Tensor:
-        """n independent draws, (n, 1), by inverting the distribution function; the same for the same seed."""
-        if n < 0:
-            raise ValueError(f"cannot draw {n} samples")
-        found = self.log_normalizer(batch)
-        device = found.points.device
-        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-        uniform = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
-        return self.standardiser.inverse(quantile(found, uniform)[:, None]).to(self.dtype)
+        The error is a rigorous bound where d <= 2, and a standard error above, where ``seed`` decides the
+        ``particles``: four times as many halve it.
+        """
+        return self._normaliser(self._potential(batch), seed, particles)
 
     @torch.no_grad()
-    def initialise(self, data: Tensor) -> None:
-        """Fit the standardiser to training data (N, 1); start a lift from it. Once only.
+    def normalise(self) -> None:
+        """Find log Z of a frozen density and keep it, unless it is known; ``log_prob`` and ``save`` call it.
 
         Raises:
-            ValueError: see ``Standardiser.fit``.
+            ValueError: the density is not frozen.
+        """
+        if not self._is_frozen():
+            raise ValueError("only a frozen density keeps its log Z: call freeze first")
+        if not self._is_known():
+            self.log_z.copy_(self._normaliser(self._potential(None)).log_z)
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int | None = None, batch: Rows | None = None) -> Tensor:
+        """n draws, (n, d), the same for the same seed: independent where d <= 2, from mixed chains above.
+
+        Raises:
+            RuntimeError: the chains have not mixed; ``draw`` returns what they found all the same.
+        """
+        found = self.draw(n, seed, batch)
+        if n and not found.converged:
+            column = int(found.r_hat.argmax())
+            raise RuntimeError(
+                f"the chains have not mixed: R-hat is {float(found.r_hat[column]):.3f} in column {column}; "
+                "draw(n) returns them with their diagnostics"
+            )
+        return found.x
+
+    @torch.no_grad()
+    def draw(self, n: int, seed: int | None = None, batch: Rows | None = None) -> Draws:
+        """n draws with their diagnostics: R-hat, effective sample size, acceptance.
+
+        One dimension inverts the distribution function, two reject from the cells of the quadrature; above,
+        tuned Metropolis-adjusted Langevin chains run until they have mixed.
+        """
+        if n < 0:
+            raise ValueError(f"cannot draw {n} samples")
+        potential = self._potential(batch)
+        device = self.log_z.device
+        chosen = int(torch.randint(2**62, ())) if seed is None else seed
+        generator = torch.Generator(device).manual_seed(chosen)
+        if n == 0:
+            return _independent(self.standardiser.mean.new_zeros(0, self.dim))
+        if self.dim == 1:
+            u = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
+            found = _independent(line.quantile(self._line(potential), u)[:, None])
+        elif self.dim == 2:
+            f = in_float64(potential)
+            found = _independent(plane.draw(self._plane(potential), f.value, n, generator))
+        else:
+            f = in_float64(potential)
+            start = self._proposal(f, generator)
+            found = run_chains(f.value, f.gradient, start, n, generator=generator)
+        return replace(found, x=self._restored(found.x))
+
+    @torch.no_grad()
+    def mode(self, batch: Rows | None = None) -> Tensor:
+        """The point of highest density, (d,).
+
+        Raises:
+            RuntimeError: Newton's method did not find it.
+        """
+        return self._restored(self._mode(in_float64(self._potential(batch))))[0]
+
+    @torch.no_grad()
+    def credible_region(self, level: float, batch: Rows | None = None, seed: int = 0) -> CredibleRegion:
+        """The smallest set of probability ``level``, which is convex: {x : log p(x) >= threshold}.
+
+        The threshold is a quantile of log p over 20,000 draws.
+
+        Raises:
+            ValueError: the level is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"the level must lie between 0 and 1; got {level}")
+        x = self.sample(_REGION_DRAWS, seed, batch)
+        found = self.draw(_REGION_DRAWS, seed, batch) if self.dim > 2 else None
+        effective = _REGION_DRAWS if found is None else float(found.ess.min())
+
+        def log_prob(points: Tensor) -> Tensor:
+            return self.log_prob(points, batch)
+
+        threshold = float(log_prob(x).double().quantile(1 - level))
+        return CredibleRegion(level, threshold, math.sqrt(level * (1 - level) / effective), log_prob)
+
+    @torch.no_grad()
+    def initialise(self, data: Rows) -> None:
+        """Fit the standardiser to training data (N, d); start a lift and the objective from it. Once only.
+
+        Raises:
+            ValueError: see ``Standardiser.fit`` and ``Whitener.fit``; or an entry lies so far out that no
+                log-concave density has it.
         """
         if bool(self.standardiser.fitted):
             return
-        check_rows(data, self.dim, self.dtype)
-        initialise_block(self.block, self.standardiser.fit(data)(start_rows(data)))
+        x, weights = self._split(data)
+        check_outliers(x)
+        if weights is not None:
+            self.mean_weight.copy_(weights.mean())
+            x, weights = x[weights > 0], weights[weights > 0]
+        start = self.standardiser.fit(x, weights)(start_rows(x))
+        with evaluating(self):
+            initialise_block(self.block, start)
+            self.objective.initialise(emit(self.block, start), start)
 
     @torch.no_grad()
-    def freeze(self, data: Tensor | None = None) -> LogConcaveDensity:
-        """The density of a plain ICNN in eval mode that asks for no gradient, with its log Z kept.
+    def freeze(self, data: Rows | None = None) -> LogConcaveDensity:
+        """The density of a plain ICNN in eval mode that asks for no gradient.
 
-        A lift emits from the training data (N, 1); without lifts no data are needed.
+        A lift emits from the training data (N, d); without lifts no data are needed. log Z is found here in
+        one dimension, at the first ``log_prob`` above.
         """
         with evaluating(self):
-            density = LogConcaveDensity(
-                freeze_block(self.block, None if data is None else self._standardised(data))
-            )
-        density.standardiser = copy.deepcopy(self.standardiser)
-        density.log_z.copy_(density.log_normalizer().log_z)
+            rows = None if data is None else self._standardised(self._split(data)[0])
+            block = freeze_block(self.block, rows)
+            density = LogConcaveDensity(block, copy.deepcopy(self.objective))
+            density.standardiser = copy.deepcopy(self.standardiser)
+            density.mean_weight.copy_(self.mean_weight)
+            if self.dim == 1:
+                density.log_z.copy_(density.log_normalizer().log_z)
+            elif (estimate := self.objective.estimate(emit(block, None))) is not None:
+                density.quick_log_z.copy_(estimate)
         return density.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def settle(self, data: Tensor) -> None:
-        """Fix a lift's summary to that of the training data (N, 1)."""
-        settle_block(self.block, self._standardised(data))
+    def settle(self, data: Rows) -> None:
+        """Fix a lift's summary to that of the training data (N, d)."""
+        settle_block(self.block, self._standardised(self._split(data)[0]))
 
     def set_progress(self, t: float) -> None:
         """Tell the block how far training is, t in [0, 1]."""
@@ -150,32 +297,106 @@ class LogConcaveDensity(nn.Module):
         """The fraction of training at which ``settle`` is due; None without a lift."""
         return latest_settling([self.block])
 
-    def block_inputs(self, batch: Tensor) -> list[Tensor]:
-        """The points (N, 1) that the block sees when a lift emits from this batch."""
-        return [self._standardised(batch)]
+    def block_inputs(self, batch: Rows) -> list[Tensor]:
+        """The points (N, d) that the block sees when a lift emits from this batch."""
+        return [self._standardised(self._split(batch)[0])]
+
+    def _split(self, batch: object) -> tuple[Tensor, Tensor | None]:
+        """Samples and weights (N,) of a batch, the latter checked, or None."""
+        if not isinstance(batch, tuple):
+            return batch, None  # type: ignore[return-value]  # checked where they are standardised
+        if len(batch) != 2:
+            raise TypeError(f"expected samples, or a pair (samples, weights); got a tuple of {len(batch)}")
+        x, weights = batch
+        if isinstance(weights, Tensor) and weights.ndim == 1:
+            weights = weights[:, None]
+        weights = check_rows(weights, 1, self.dtype, "weights")[:, 0]
+        if len(x) != len(weights):
+            raise ValueError(f"expected as many weights as samples; got {len(weights)} and {len(x)}")
+        if bool((weights < 0).any()):
+            row = int((weights < 0).nonzero()[0])
+            raise ValueError(f"weights must not be negative; row {row} has {float(weights[row]):g}")
+        if len(weights) and not bool((weights > 0).any()):
+            raise ValueError("every weight is zero")
+        return x, weights
 
     def _standardised(self, x: Tensor, name: str = "samples") -> Tensor:
         return self.standardiser(check_rows(x, self.dim, self.dtype, name))
 
-    def _potential(self, batch: Tensor | None) -> Potential:
+    def _restored(self, t: Tensor) -> Tensor:
+        """Points in data space from standardised ones in float64, computed there."""
+        return copy.deepcopy(self.standardiser).double().inverse(t).to(self.dtype)
+
+    def _log_jacobian(self, weights: Tensor | None) -> Tensor:
+        jacobian = self.standardiser.log_scale_jacobian
+        return jacobian if weights is None else weights.mean() * jacobian
+
+    def _potential(self, batch: Rows | None) -> Potential:
         require_weights(self, batch)
         with evaluating(self):
-            return emit(self.block, None if batch is None else self._standardised(batch, "emitting samples"))
+            rows = None if batch is None else self._standardised(self._split(batch)[0], "emitting samples")
+            return emit(self.block, rows)
 
-    def _is_cached(self) -> bool:
-        return bool(self.log_z.isfinite()) and not any(p.requires_grad for p in self.block.parameters())
+    def _is_frozen(self) -> bool:
+        return not any(p.requires_grad for p in self.block.parameters())
 
-    def _normaliser(self, potential: Potential) -> Normaliser:
-        exact = in_float64(potential)
-        return normaliser(exact.value, exact.gradient, device=self.log_z.device)
+    def _is_known(self) -> bool:
+        return bool(self.log_z.isfinite())
 
-    def _training_log_z(self, potential: Potential) -> Tensor:
-        if self._is_cached():
-            return self.log_z
-        known = self.panels[self.panels.isfinite()]
-        log_z, panels = log_integral(
-            potential.value, known if len(known) else None, dtype=potential.dtype, device=known.device
+    def _normaliser(
+        self, potential: Potential, seed: int = 0, particles: int = 2048
+    ) -> Normaliser | PlaneNormaliser | AnnealedNormaliser:
+        if self.dim == 1:
+            return self._line(potential)
+        if self.dim == 2:
+            return self._plane(potential)
+        generator = torch.Generator(self.log_z.device).manual_seed(seed)
+        with torch.no_grad():
+            f = in_float64(potential)
+            proposal = self._proposal(f, generator)
+            return annealed(f.value, f.gradient, proposal, particles=particles, generator=generator)
+
+    def _line(self, potential: Potential) -> Normaliser:
+        f = in_float64(potential)
+        return line.normaliser(f.value, f.gradient, device=self.log_z.device)
+
+    def _plane(self, potential: Potential) -> PlaneNormaliser:
+        f = in_float64(potential)
+        return plane.normaliser(f.value, f.gradient, device=self.log_z.device)
+
+    def _proposal(self, f: Potential, generator: torch.Generator) -> Gaussian:
+        """A Gaussian near exp(-f): that of Laplace, moved to the moments of short chains."""
+        mode = self._mode(f)
+        return adapted(f.value, f.gradient, laplace(mode[0], f.hessian(mode)[0]), generator=generator)
+
+    def _mode(self, f: Potential) -> Tensor:
+        """The minimiser of f, (1, d), in float64."""
+        ridge = 1e-9 * torch.eye(self.dim, dtype=torch.float64, device=self.log_z.device)
+        found = invert_gradient(f.gradient, lambda t: f.hessian(t) + ridge, torch.zeros_like(ridge[:1]))
+        if not bool(found.converged.all()):
+            raise RuntimeError(
+                f"the mode was not found: a gradient of {float(found.residual[0]):.2g} is left after "
+                f"{found.iterations} Newton steps"
+            )
+        return found.x
+
+
+def _independent(x: Tensor) -> Draws:
+    """Independent draws (n, d), which need no diagnosis."""
+    dim = x.shape[1]
+    return Draws(x, x.new_ones(dim), x.new_full((dim,), len(x)), 1.0, len(x), 1)
+
+
+def check_outliers(x: Tensor) -> None:
+    """Refuse entries that no log-concave density would have beside the others."""
+    if len(x) < 20 or not bool(x.isfinite().all()):
+        return  # too few to say, or an error that the standardiser explains
+    low, middle, high = x.double().quantile(x.new_tensor([0.05, 0.5, 0.95], dtype=torch.float64), dim=0)
+    distance = (x - middle).abs() / (high - low)
+    far = distance > _FARTHEST
+    if bool(far.any()):
+        row, column = far.nonzero()[0].tolist()
+        raise ValueError(
+            f"row {row}, column {column} is {float(x[row, column]):.6g}, {float(distance[row, column]):.2g} "
+            "times the width of the middle 90 % of its column away from the median: remove or clip it"
         )
-        if self.training and panels is not known:
-            self.panels.fill_(torch.nan)[: len(panels)] = panels
-        return log_z

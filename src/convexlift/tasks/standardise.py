@@ -1,4 +1,4 @@
-"""The affine map onto zero mean and unit deviation, fitted on training data."""
+"""Affine maps fitted on training data: onto zero mean and unit deviation, or onto the unit covariance."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Standardiser(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
 
     @torch.no_grad()
-    def fit(self, data: Tensor) -> Standardiser:
-        """Set mean and scale to the mean and deviation of `data` (N, d); returns self.
+    def fit(self, data: Tensor, weights: Tensor | None = None) -> Standardiser:
+        """Set mean and scale to the mean and deviation of `data` (N, d), weighted by `weights` (N,); self.
 
         Raises ValueError when there are fewer than two rows, an entry is NaN or infinite, a column is
         constant to the precision of the buffers, or a column is too large or too small for their dtype.
@@ -45,13 +45,15 @@ class Standardiser(nn.Module):
         check_finite(check_samples(data, self.dim, name=self.name), name=self.name)
         if len(data) < 2:
             raise ValueError(f"need at least 2 rows to standardise {self.name}; got {len(data)}")
+        share = _shares(data, weights)
         dtype = self.mean.dtype
         limits, called = torch.finfo(dtype), str(dtype).removeprefix("torch.")
         x = data.double()
         largest = x.abs().amax(0)
         # Relative to the largest entry nothing overflows on the way, however large the entries are.
         relative = x / largest.clamp_min(torch.finfo(torch.float64).tiny)
-        deviation = relative.std(0, correction=0)
+        centre = share @ relative
+        deviation = (share @ (relative - centre).square()).sqrt()
         scale = largest * deviation
         for column in range(self.dim):
             size, spread = float(largest[column]), float(scale[column])
@@ -62,7 +64,7 @@ class Standardiser(nn.Module):
                 raise ValueError(f"column {column} is too large for {called} (up to {size:.3g})")
             if spread < limits.tiny:
                 raise ValueError(f"column {column} is too small for {called} (deviation {spread:.3g})")
-        self.mean.copy_(largest * relative.mean(0))
+        self.mean.copy_(largest * centre)
         self.scale.copy_(scale)
         self.fitted.fill_(True)
         return self
@@ -75,7 +77,100 @@ class Standardiser(nn.Module):
         """mean + scale z, (N, d)."""
         return self.mean + self.scale * z
 
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """The gradient in x, (N, d), of a function of the standardised point, from its gradient there."""
+        return gradient / self.scale
+
     @property
     def log_scale_jacobian(self) -> Tensor:
         """log of the determinant of the map's Jacobian, -sum_j log scale_j, a scalar."""
         return -self.scale.log().sum()
+
+
+class Whitener(nn.Module):
+    """x -> L^-1 (x - mean), L L' the covariance of training data; the identity until it is fitted.
+
+    The columns of what comes out are uncorrelated, with zero mean and unit deviation. `mean` (d,), `factor`
+    (d, d, the lower triangular L), its inverse and `fitted` are buffers.
+
+    Args:
+        dim: d, the number of columns.
+        name: what the rows are called in errors.
+
+    Example:
+        >>> rows = torch.randn(100, 2) @ torch.tensor([[2.0, 1.0], [0.0, 0.1]])
+        >>> white = Whitener(2).fit(rows)
+        >>> torch.allclose(white(rows).T.cov(correction=0), torch.eye(2), atol=1e-4)
+        True
+        >>> torch.allclose(white.inverse(white(rows)), rows, atol=1e-4)
+        True
+    """
+
+    mean: Tensor
+    factor: Tensor
+    inverse_factor: Tensor
+    fitted: Tensor
+
+    def __init__(self, dim: int, *, name: str = "samples") -> None:
+        super().__init__()
+        self.dim = dim
+        self.name = name
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("factor", torch.eye(dim))
+        self.register_buffer("inverse_factor", torch.eye(dim))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    @torch.no_grad()
+    def fit(self, data: Tensor, weights: Tensor | None = None) -> Whitener:
+        """Set mean and factor from `data` (N, d), weighted by `weights` (N,); returns self.
+
+        Raises ValueError as ``Standardiser.fit`` does, and when there are no more rows than columns or a
+        column is a combination of the others to the precision of the buffers.
+        """
+        check_samples(data, self.dim, name=self.name)
+        if len(data) <= self.dim:
+            raise ValueError(
+                f"need at least {self.dim + 1} rows to whiten {self.dim} columns; got {len(data)}"
+            )
+        columns = Standardiser(self.dim, name=self.name).to(self.mean).fit(data, weights)
+        mean, scale = columns.mean.double(), columns.scale.double()
+        x = (data.double() - mean) / scale
+        share = _shares(data, weights)
+        # The rounding of the mean is put right here, so that the covariance is that about the true mean.
+        offset = share @ x
+        correlation = ((x - offset) * share[:, None]).T @ (x - offset)
+        smallest, direction = torch.linalg.eigh(correlation)
+        if float(smallest[0]) <= 4 * torch.finfo(self.mean.dtype).eps:
+            column = int(direction[:, 0].abs().argmax())
+            raise ValueError(f"column {column} is a linear combination of the others: remove it")
+        factor = scale[:, None] * torch.linalg.cholesky(correlation)
+        self.mean.copy_(mean + scale * offset)
+        self.factor.copy_(factor)
+        identity = torch.eye(self.dim, dtype=factor.dtype, device=factor.device)
+        self.inverse_factor.copy_(torch.linalg.solve_triangular(factor, identity, upper=False))
+        self.fitted.fill_(True)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """L^-1 (x - mean), (N, d)."""
+        return (x - self.mean) @ self.inverse_factor.T
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """mean + L z, (N, d)."""
+        return self.mean + z @ self.factor.T
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """The gradient in x, (N, d), of a function of the whitened point, from its gradient there."""
+        return gradient @ self.inverse_factor
+
+    @property
+    def log_scale_jacobian(self) -> Tensor:
+        """log of the determinant of the map's Jacobian, -log det L, a scalar."""
+        return -self.factor.diagonal().log().sum()
+
+
+def _shares(data: Tensor, weights: Tensor | None) -> Tensor:
+    """The weights of the rows, or equal ones, as float64 that sums to one."""
+    if weights is None:
+        return data.new_full((len(data),), 1 / len(data), dtype=torch.float64)
+    return weights.double() / weights.double().sum()

@@ -1,0 +1,117 @@
+"""Grey images: read from files in the idx format, drawn beside reconstructions and samples."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+_BYTES = 8  # the format's number for unsigned bytes
+
+
+def read_idx(path: str | Path, dimensions: int) -> np.ndarray:
+    """The unsigned bytes of an idx file, gzipped or not, as an array with that many dimensions.
+
+    The format: two zero bytes, the type (8), the number of dimensions, then each size as a big-endian 32-bit
+    number, then the values. Raises a ValueError for another magic number, a damaged file, and fewer or more
+    values than the header says; a FileNotFoundError when there is no file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "labels-idx1-ubyte")
+        ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]))
+        ...     read_idx(path, 1)
+        array([7, 9], dtype=uint8)
+    """
+    header, magic = 4 + 4 * dimensions, bytes([0, 0, _BYTES, dimensions])
+    try:
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else open(path, "rb") as stream:
+            content = stream.read()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is damaged or truncated") from error
+    if content[:4] != magic:
+        raise ValueError(
+            f"{path} is no idx file of unsigned bytes in {dimensions} dimensions: it begins with "
+            f"{content[:4].hex() or 'nothing'} instead of {magic.hex()}"
+        )
+    if len(content) < header:
+        raise ValueError(f"{path} is damaged or truncated")
+    sizes = struct.unpack(f">{dimensions}I", content[4:header])
+    if len(content) - header != math.prod(sizes):
+        raise ValueError(
+            f"{path} should hold {' x '.join(map(str, sizes))} values; it holds {len(content) - header}"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(sizes)
+
+
+def draw_images(
+    real: Tensor, reconstructed: Tensor, sampled: Tensor, path: str | Path, *, columns: int = 12
+) -> None:
+    """Write a figure of real images, their reconstructions below them, and sampled images.
+
+    Args:
+        real: (N, h, w), grey values in [0, 1]; white is 0.
+        reconstructed: (N, h, w), of the same images.
+        sampled: (M, h, w).
+        path: the file; its suffix (.png, .svg, .pdf) chooses the format.
+        columns: images in a line.
+
+    Raises:
+        ValueError: images of another shape, none, or fewer than one column.
+        ImportError: matplotlib is missing.
+
+    Example:
+        >>> import tempfile, torch
+        >>> images = torch.rand(3, 8, 8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     draw_images(images, images, images, f"{folder}/images.png")
+        ...     Path(folder, "images.png").is_file()
+        True
+    """
+    if columns < 1:
+        raise ValueError(f"a figure needs at least one column; got {columns}")
+    groups = {"real": real, "reconstructed": reconstructed, "sampled": sampled}
+    for name, images in groups.items():
+        if images.ndim != 3 or images.shape[1:] != real.shape[1:] or len(images) == 0:
+            size = ", ".join(map(str, real.shape[1:])) if real.ndim == 3 else "h, w"
+            raise ValueError(f"expected (N, {size}) {name} images, N > 0; got {tuple(images.shape)}")
+    if len(real) != len(reconstructed):
+        raise ValueError(
+            f"every real image needs its reconstruction; got {len(real)} and {len(reconstructed)} images"
+        )
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("draw_images needs matplotlib: pip install 'convexlift[plots]'") from error
+    # A line of real images stands directly above their reconstructions, so that the two are compared.
+    lines = [
+        line
+        for pair in zip(real.split(columns), reconstructed.split(columns), strict=True)
+        for line in zip(("real", "reconstructed"), pair, strict=True)
+    ]
+    lines += [("sampled", part) for part in sampled.split(columns)]
+    width = min(columns, max(len(real), len(sampled)))
+    figure = Figure(figsize=(1.3 + 0.6 * width, 0.6 * len(lines) + 0.2), dpi=150)
+    axes = figure.subplots(len(lines), width, squeeze=False)
+    figure.subplots_adjust(left=1.2 / (1.3 + 0.6 * width), right=0.99, top=0.98, bottom=0.02)
+    seen = ""
+    for row, (name, images) in enumerate(lines):
+        for column in range(width):
+            axes[row, column].set_axis_off()
+            if column < len(images):
+                pixels = images[column].detach().cpu().clamp(0, 1).numpy()
+                axes[row, column].imshow(pixels, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        if name != seen or name != "sampled":  # samples are labelled once
+            axes[row, 0].text(
+                -0.15, 0.5, name, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=9
+            )
+        seen = name
+    figure.savefig(path)

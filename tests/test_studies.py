@@ -1,0 +1,167 @@
+"""The scripts of the studies of benchmarks/ run, tiny, and go on from their finished cells."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import convexlift as cl
+from convexlift.problems import problem
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A script of benchmarks/ as a module; its number of threads is undone."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    threads = torch.get_num_threads()
+    yield importlib.import_module
+    torch.set_num_threads(threads)
+
+
+def finished(out: Path) -> list[str]:
+    return out.with_suffix(".cells.jsonl").read_text().split("\n")
+
+
+def test_rates_go_on_from_finished_cells(study: Any, tmp_path: Path) -> None:
+    out, options = tmp_path / "rates.json", ["--problems", "logistic", "--rates", "0.01"]
+    options += ["--seeds", "1", "--steps", "2", "--results", str(tmp_path), "--out", str(out)]
+    first = study("rates").main(options)
+    cells = finished(out)
+    assert study("rates").main(options) == first
+    assert finished(out) == cells
+    out.with_suffix(".cells.jsonl").write_text("\n".join(cells)[:-20])  # killed while it wrote
+    assert study("rates").main(options) == first
+    written = json.loads(out.read_text())
+    assert written["setting"]["seeds"] == [0] and "torch" in written["environment"]
+    assert set(written["problems"]["logistic"]) == {
+        f"{arm}, {init}"
+        for arm in ("projected", "softplus", "squared", "lift")
+        for init in ("principled", "folded_normal")
+    }
+
+
+def test_the_band_is_where_the_loss_stays_below_the_ceiling(study: Any) -> None:
+    band = study("rates").band
+    low, high = band([0.01, 0.1, 1.0], [2.0, 1.0, 3.0], 1.5)
+    assert low == pytest.approx(10**-1.5) and high == pytest.approx(10**-0.75)
+    assert band([0.01, 0.1, 1.0], [1.2, 1.0, math.inf], 1.5) == (0.01, 0.1)
+    assert band([0.01, 0.1], [2.0, 3.0], 1.5) is None
+
+
+def test_depth(study: Any, tmp_path: Path) -> None:
+    out = tmp_path / "depth.json"
+    options = ["--problems", "regression-square", "--depths", "2", "--widths", "--rates", "0.01", "0.02"]
+    found = study("depth").main([*options, "--seeds", "1", "--steps", "1", "--out", str(out)])
+    assert list(found["sizes"]["regression-square"]) == ["2 x 64"]
+    assert json.loads(out.read_text())["recipes"].keys() == study("depth").RECIPES.keys()
+
+
+@pytest.mark.parametrize("source", [cl.Softplus, cl.Lift])
+def test_centred_starts_as_the_same_function_and_freezes_to_what_it_trained(study: Any, source: Any) -> None:
+    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    net = cl.ICNN(3, hidden=(8, 8, 8), seed=0).double()
+    centred = study("depth").Centred(source(net))
+    centred.initialise(x)
+    torch.testing.assert_close(centred.emit(x).value(x), net(x))
+    centred.train()
+    centred.emit(2 * x)  # the means move
+    centred.eval()
+    frozen = centred.freeze(x)
+    assert type(frozen) is cl.ICNN
+    torch.testing.assert_close(frozen(x), centred.emit(x).value(x))
+
+
+def test_centred_gradients_are_those_of_centred_activations(study: Any) -> None:
+    """With m the mean of s(u), the gradient in W of a loss linear in the layer vanishes along the mean."""
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    centred = study("depth").Centred(cl.Projected(cl.ICNN(2, hidden=(6, 6), seed=0).double()), momentum=1.0)
+    centred.initialise(x)
+    centred.train()
+
+    def second_layer(f: Any) -> Tensor:
+        tensors = f.tensors
+        u = x @ tensors["skips.0"].T + tensors["biases.0"]
+        return (f.architecture.activation.value(u) @ tensors["inner.0"].T + tensors["biases.1"]).mean(0).sum()
+
+    (gradient,) = torch.autograd.grad(second_layer(centred.emit(x)), [centred.source.latents[0]])
+    assert gradient.abs().max() < 1e-12
+
+
+def test_averaged_weights_freeze_to_the_mean_of_the_steps(study: Any) -> None:
+    depth, regression = study("depth"), problem("regression-square")
+    x, y = regression.train[0][:64], regression.train[1][:64]
+    task = cl.ConvexRegression(cl.Softplus(cl.ICNN(50, hidden=(4,), strong_convexity=0.0, seed=0)))
+    averaged = depth.Averaged(task, decay=0.5)
+    averaged.initialise((x, y))
+    start = averaged.freeze((x, y)).block.outer.clone()
+    cl.fit(averaged, (x, y), steps=5, batch_size=64, lr=0.1, progress=False)
+    end, mean = task.freeze((x, y)).block.outer, averaged.freeze((x, y)).block.outer
+    assert 0 < (mean - start).norm() < (end - start).norm()
+
+
+@pytest.mark.parametrize("subject", ["monotone", "factorisation"])
+def test_beyond_icnn(study: Any, tmp_path: Path, subject: str) -> None:
+    pytest.importorskip("sklearn")
+    out = tmp_path / "beyond.json"
+    options = ["--subjects", subject, "--rates", "0.02", "--extensions", "0", "--seeds", "1", "--steps", "2"]
+    found = study("beyond_icnn").main([*options, "--out", str(out)])
+    assert set(found[subject]["arms"]) == {"projected", "softplus", "squared", "lift"}
+    assert all(row["test"]["mean"] is not None for row in found[subject]["arms"].values())
+
+
+def test_the_monotone_network_is_monotone_however_it_is_trained(study: Any) -> None:
+    beyond: ModuleType = study("beyond_icnn")
+    chosen, arms = beyond.monotone()
+    x, _ = chosen.test
+    for make in arms.values():
+        source = make(beyond.MonotoneNetwork(5, 8, seed=0))
+        model = beyond.LeastSquares(source, beyond._distance)
+        cl.fit(model, chosen.train, steps=3, lr=0.1, batch_size=64, progress=False)
+        net = model.freeze(chosen.train).block
+        assert bool((net(x + torch.tensor([0.0, 0.1, 0.0, 0.0, 0.0])) >= net(x) - 1e-6).all())
+    steps = torch.linspace(-1, 1, 50)[:, None].expand(50, 5)
+    assert bool((beyond.monotone_truth(steps).diff() > 0).all())
+
+
+def test_a_masked_factorisation_is_scored_on_its_own_pixels_only(study: Any) -> None:
+    pytest.importorskip("sklearn")
+    beyond: ModuleType = study("beyond_icnn")
+    chosen, _ = beyond.factorisation()
+    shown = [split[3] > 0 for split in (chosen.train, chosen.validation, chosen.test)]
+    assert bool((sum(mask.int() for mask in shown) == 1).all())
+    assert bool((chosen.train[0][~shown[0]] == 0).all())
+    exact = beyond._masked_distance(lambda number: chosen.test[2], chosen.test)
+    assert float(exact.abs().max()) == 0.0
+
+
+def test_recipe_chooses_on_validation_and_compares_on_test(study: Any, tmp_path: Path) -> None:
+    recipe = study("recipe")
+    test = {"mean": 0.001, "per_seed": [0.001]}
+
+    def arm(validation: list[float]) -> dict[str, Any]:
+        rates = [{"lr": lr, "validation": v} for lr, v in zip((0.01, 0.02, 0.04), validation, strict=True)]
+        return {"lr": 0.02, "rates": rates, "test": test}
+
+    result = {
+        "task": "density",
+        "arms": {"squared": arm([0.01, 0.0, 0.5]), "lift": arm([0.5, 0.4, 0.3])},
+        "protocol": {"steps": 2, "batch_size": 16},
+    }
+    ranked = recipe.choose({"logistic": result})
+    assert [(row["arm"], row["lr"]) for row in ranked["density"]] == [("squared", 0.01), ("lift", 0.04)]
+    (tmp_path / "logistic").mkdir()
+    (tmp_path / "logistic" / "result.json").write_text(json.dumps(result))
+    options = ["--results", str(tmp_path), "--searched", "logistic", "--confirmed", "--seeds", "1"]
+    found = recipe.main([*options, "--out", str(tmp_path / "recipe.json")])
+    row = found["figures"]["lift throughout"]["searched"]["logistic"]
+    assert row["choice"] == ["lift", 0.04] and not row["near"]
