@@ -41,6 +41,7 @@ def distances(found: Tensor, ess: Tensor, longer: Tensor, longer_ess: Tensor) ->
 
 def main() -> None:
     parser = timing.arguments(__doc__.splitlines()[0])
+    parser.set_defaults(threads=1)
     parser.add_argument("--dim", type=int, default=32)
     parser.add_argument("--draws", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=400, help="training steps")

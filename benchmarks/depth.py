@@ -341,6 +341,15 @@ def told(figures: Mapping[str, Any]) -> str:
     return f"{figures['test']:7.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
+def command(options: argparse.Namespace) -> str:
+    """The command that runs these cells again."""
+    lists = (
+        f"--{key} {' '.join(map(str, getattr(options, key)))}".strip()
+        for key in ("problems", "depths", "widths")
+    )
+    return f"python benchmarks/depth.py {' '.join(lists)} --seeds {options.seeds} --steps {options.steps}"
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", nargs="*", default=PROBLEMS)
@@ -361,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "recipes_are": {title: dataclasses.asdict(recipe) for title, recipe in RECIPES.items()},
         "sizes": sizes(plan, options.problems, [*deep, *wide]),
     }
-    timing.write(options.out, "python benchmarks/depth.py", result)
+    timing.write(options.out, command(options), result)
     return result
 
 

@@ -5,7 +5,7 @@
     python scripts/tables.py --check    exit 1 if anything would change
 
 What is made stands between `<!-- KIND: NAME ... -->` and `<!-- end -->`. The kinds are the functions in
-`KINDS` below, a name is a folder in results/.
+`KINDS` below, a name is a folder or file in results/.
 """
 
 from __future__ import annotations
@@ -221,12 +221,256 @@ def settings(name: str) -> str:
     return markdown(("summary", "readout", "scale", *problems), lines)
 
 
+def densities(names: str) -> str:
+    """Comparisons of multivariate densities: each arm's loss beside those of two baselines."""
+    sections = {name: read(name) for name in names.split()}
+    arms = list(dict.fromkeys(arm for section in sections.values() for arm in section["arms"]))
+    rows = []
+    for section in sections.values():
+        best = tied_with_best(section)
+        cells = [score_text(section["arms"][arm]["test"]) if arm in section["arms"] else "" for arm in arms]
+        marked = [f"**{cell}**" if arm in best else cell for arm, cell in zip(arms, cells, strict=True)]
+        error = max(
+            figures["metrics"]["log_z_error"]["mean"]
+            for figures in section["arms"].values()
+            if "log_z_error" in figures["metrics"]
+        )
+        facts = section["facts"]
+        rows.append(
+            [
+                section["problem"],
+                f"{facts['gaussian']:.2f}",
+                f"{facts['kernel_density_estimate']:.2f}",
+                *marked,
+                f"{error:.3f}",
+            ]
+        )
+    return markdown(("problem", "Gaussian", "kernel estimate", *arms, "error of log Z, at most"), rows)
+
+
+def log_z(name: str) -> str:
+    """The table of benchmarks/log_z.py."""
+    rows = [
+        [
+            f"{case.split()[0]} law, {case.split()[1]} dimensions",
+            f"{row['mean']:+.4f}".replace("-", "−"),
+            f"{row['rms']:.4f}",
+            f"{row['standard_error']:.4f}",
+            f"{row['within_0.02']} of {row['repeats']}",
+            f"{row['covered']} of {row['repeats']}",
+            str(len(row["refused"])),
+            f"{row['seconds']:.1f}",
+        ]
+        for case, row in stored(name)["rows"].items()
+    ]
+    head = (
+        *("rotated product of", "mean error (nats)", "root mean square", "standard error given"),
+        *("within 0.02", "within two standard errors", "refused", "seconds"),
+    )
+    return markdown(head, rows)
+
+
+def density_sample(name: str) -> str:
+    """The table of benchmarks/density_sample.py."""
+    found = stored(name)
+    rows = [
+        ["seconds", f"{found['seconds']:.1f}"],
+        ["largest R-hat", f"{found['r_hat']:.4f}"],
+        ["smallest effective sample size", f"{found['smallest_ess']:,.0f}"],
+        ["largest distance of a mean from the longer run's", f"{found['largest_distance_of_means']:.2f}"],
+        ["of a variance", f"{found['largest_distance_of_variances']:.2f}"],
+        ["both in Monte Carlo errors; 99 % of such largest ones are below", f"{found['limit']:.2f}"],
+        ["log Z", f"{found['log_z']:.3f} ± {found['log_z_error']:.3f}"],
+        ["seconds for log Z", f"{found['log_z_seconds']:.1f}"],
+    ]
+    threads = "one thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    return markdown((f"{found['draws']:,} draws, d = {found['dim']}, {threads}", ""), rows)
+
+
+def exact(name: str) -> str:
+    """The first table of benchmarks/exact_density.py: total variation, and its ratio to exact."""
+    found = [row for row in stored(name)["rows"] if not row["arm"].startswith("alpha")]
+    arms = list(dict.fromkeys(row["arm"] for row in found))
+    rows = []
+    for target, size in dict.fromkeys((row["target"], row["rows"]) for row in found):
+        by_arm = {row["arm"]: row for row in found if (row["target"], row["rows"]) == (target, size)}
+        ours = by_arm["squared"]
+        low, high = ours["total_variation_ratio"]["ci95"]
+        rows.append(
+            [
+                target,
+                f"{size:,}",
+                *(f"{by_arm[a]['total_variation']['mean']:.4f}" for a in arms),
+                f"{ours['total_variation_ratio']['ratio']:.2f} ({low:.2f} to {high:.2f})",
+                f"{ours['hellinger_ratio']['ratio']:.2f}",
+                f"{1e3 * ours['inside_gain_over_exact']['mean']:+.2f}".replace("-", "−"),
+                f"{100 * ours['outside_share']:.2f} %",
+            ]
+        )
+    called = {"squared": "network", "kde": "kernel estimate", "gaussian": "Gaussian", "exact": "exact"}
+    head = (
+        *("target", "rows", *(f"total variation, {called[a]}" for a in arms)),
+        *("network / exact (95 %)", "Hellinger, ratio", "likelihood gain inside, millinats", "outside"),
+    )
+    return markdown(head, rows)
+
+
+def alpha(name: str) -> str:
+    """Its second table: what the strong convexity costs."""
+    rows = [
+        [
+            "0.02, learned (the recipe)" if row["arm"] == "squared" else row["arm"].removeprefix("alpha "),
+            score_text({"mean": row["total_variation"]["mean"], "sem": row["total_variation"]["sem"]}),
+            f"{row['total_variation_ratio']['ratio']:.2f}",
+        ]
+        for row in stored(name)["rows"]
+        if row["arm"].startswith("alpha") or (row["arm"] == "squared" and is_alpha_setting(row))
+    ]
+    return markdown(("alpha", "total variation", "to the exact estimator's"), rows)
+
+
+def is_alpha_setting(row: Result) -> bool:
+    """Whether a row is of the sample that the strong convexity was varied on."""
+    return (row["target"], row["rows"]) == ("laplace", 1000)
+
+
+def image_latents(name: str) -> str:
+    """The table of benchmarks/image_latents.py."""
+    found = stored(name)
+    arms = list(found["classes"]["all"]["arms"])
+    rows = [
+        [
+            label,
+            f"{row['training_rows']:,}",
+            f"{row['gaussian']:.2f}",
+            *(
+                f"{row['arms'][arm]['test']:.2f} ± {row['arms'][arm]['standard_error_of_rows']:.2f}"
+                for arm in arms
+            ),
+            f"{max(row['arms'][arm]['log_z_error'] for arm in arms):.3f}",
+        ]
+        for label, row in found["classes"].items()
+    ]
+    head = ("class", "training rows", "Gaussian", *arms, "error of log Z, at most")
+    return markdown(head, rows)
+
+
+def lead_lost(names: str) -> str:
+    """What removing an ingredient takes of the lift's lead over softplus at the one rate 0.001."""
+    sections = {name: read(name)["fixed_rate"] for name in names.split()}
+    leads = {
+        name: (difference(section, "softplus", "lift") or {}).get("mean")
+        for name, section in sections.items()
+    }
+    removed = {
+        "the coupling": "lift-independent",
+        "all randomness": "lift-fixed-batch",
+        "the body's learning": "lift-constant",
+        "the same, with noise": "lift-noise",
+        "the slack": "lift-no-slack",
+    }
+    rows = []
+    for ingredient, arm in removed.items():
+        cells = []
+        for name, section in sections.items():
+            lost = difference(section, arm, "lift")
+            cells.append(f"{interval_text(lost)}, {100 * lost['mean'] / leads[name]:.0f} %" if lost else "–")
+        rows.append([f"{ingredient} ({arm})", *cells])
+    head = [f"{name}: {short(lead, 3)} ahead of softplus" for name, lead in leads.items()]
+    return markdown(("removed", *head), rows)
+
+
+def rate_bands(name: str) -> str:
+    """Lowest mean and band of rates of every arm and start, by benchmarks/rates.py."""
+    problems = stored(name)["problems"]
+    rows = []
+    for key in next(iter(problems.values())):
+        arm, start = key.split(", ")
+        cells = []
+        for arms in problems.values():
+            row = arms[key]
+            lowest = min(loss for loss in row["test"].values() if loss is not None)
+            cells += [f"{lowest:.4f}", *(band_text(row, which) for which in ("own", "overall"))]
+        rows.append([start, arm, *cells])
+    head = [text for name in problems for text in (f"{name}: lowest mean", "own band", "overall")]
+    return markdown(("start", "arm", *head), rows)
+
+
+def band_text(row: Result, which: str) -> str:
+    """The width of a band as a factor; at least that where it ends at an end of the grid."""
+    band = row[f"band_{which}"]
+    if band is None:
+        return "none"
+    tried = sorted(map(float, row["test"]))
+    cut = band[0] <= tried[0] or band[1] >= tried[-1]
+    factor = row[f"factor_{which}"]
+    return f"{'≥ ' if cut else ''}{factor:,.0f}" if factor >= 100 else f"{'≥ ' if cut else ''}{factor:.3g}"
+
+
+def flow_bands(name: str) -> str:
+    """The widths of the bands of the flows, read from their comparisons by benchmarks/rates.py."""
+    found = stored(name)["compared"]
+    arms = list(dict.fromkeys(arm for row in found.values() for arm in row))
+    rows = [[problem, *(f"{row[arm]['factor_own']:.1f}" for arm in arms)] for problem, row in found.items()]
+    return markdown(("flow", *arms), rows)
+
+
+def depth(name: str) -> str:
+    """Regression of |x|^2 by depth, every arm and recipe of benchmarks/depth.py."""
+    found = stored(name)
+    sizes = found["sizes"]["regression-square"]
+    shapes = sorted(sizes, key=lambda shape: int(shape.split()[0]))
+
+    def text(figures: Result) -> str:
+        return f"{figures['test']:.2f} ± {figures['standard_error']:.2f}"
+
+    arms = list(sizes[shapes[0]])
+    rows = [[f"{arm}, rate 0.01", *(text(sizes[s][arm]["published"]) for s in shapes)] for arm in arms]
+    for arm in arms:
+        tuned = [sizes[shape][arm]["tuned"] for shape in shapes]
+        rows.append([f"{arm}, best of three rates", *(f"{text(t)} ({t['lr']:g})" for t in tuned)])
+    rows += [
+        [f"squared, {title}", *(text(by_shape[shape]) for shape in shapes)]
+        for title, by_shape in found["recipes"].items()
+    ]
+    return markdown(("trained by", *(f"depth {shape.split()[0]}" for shape in shapes)), rows)
+
+
+def recipe(name: str) -> str:
+    """Every untuned recipe against the best tuned arm, by benchmarks/recipe.py."""
+    figures = stored(name)["figures"]
+    titles = list(figures)
+    rows = []
+    for part in figures[titles[0]]:
+        for problem, first in figures[titles[0]][part].items():
+            rival, rate, loss = first["best_tuned"]
+            decimals = 4 if loss < 1 else 3
+            cells = []
+            for title in titles:
+                row = figures[title][part][problem]
+                gap = f"{row['difference']['mean']:+.{decimals}f}".replace("-", "−")
+                arm, lr = row["choice"]
+                cells.append(f"{arm} {lr:g}: {gap}{' ✓' if row['near'] else ''}")
+            said = problem if part == "searched" else f"{problem} (not searched)"
+            rows.append([said, f"{rival} {rate:g}: {loss:.{decimals}f}", *cells])
+    counts = [[row["near"] for part in figures[title].values() for row in part.values()] for title in titles]
+    rows.append(["near", "", *(f"{sum(near)} of {len(near)}" for near in counts)])
+    return markdown(("problem", "best tuned arm", *titles), rows)
+
+
+def beyond_icnn(name: str) -> str:
+    """Every arm's loss on the two modules of benchmarks/beyond_icnn.py."""
+    return side_by_side(stored(name)["subjects"])
+
+
 KINDS: dict[str, Callable[[str], str]] = {
     function.__name__: function
     for function in (
         *(comparison, common, overview, common_overview, verdict, variation, rates),
         *(flow_step, flow_inverse, lift_step),
-        *(ablation, ablation_common, prediction, fluctuation, settings),
+        *(ablation, ablation_common, prediction, fluctuation, settings, lead_lost),
+        *(rate_bands, flow_bands, depth, recipe, beyond_icnn),
+        *(densities, log_z, density_sample, exact, alpha, image_latents),
     )
 }
 
@@ -239,6 +483,11 @@ def over_seeds(values: Sequence[float]) -> Result:
 def traces(row: Result) -> list[float]:
     """The coupling of each seed that has one."""
     return [value for value in row["trace"] if value is not None]
+
+
+def stored(name: str) -> Result:
+    """The file of that name in results/."""
+    return json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
 
 
 def read(name: str) -> Result:

@@ -194,7 +194,7 @@ def test_whole_numbers_are_read_as_numbers() -> None:
 def test_a_convex_function_is_found_and_a_concave_one_is_not() -> None:
     x = np.random.default_rng(0).uniform(-1, 1, (500, 2))
     y = 10 + np.abs(x).sum(1)
-    regressor = ConvexRegressor(hidden=(16, 16), steps=300, random_state=0)
+    regressor = ConvexRegressor(hidden=(16, 16), steps=300, learning_rate=0.02, random_state=0)
     assert regressor.fit(x, y).score(x, y) > 0.95
     assert regressor.predict(x).shape == (500,) and regressor.predict(x).dtype == np.float64
     assert regressor.fit(x, -y).score(x, -y) < 0.1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -52,6 +55,27 @@ def check_finite(x: Tensor, *, name: str = "samples") -> Tensor:
         place = f"row {where[0]}" + (f", column {where[1]}" if len(where) > 1 else "")
         raise ValueError(f"{name} have {kind} at {place}")
     return x
+
+
+def check_draws(n: Any) -> int:
+    """Return ``n``, a number of samples to draw, if it is a whole one that is not negative, else raise.
+
+    Raises:
+        TypeError: it is not a whole number.
+        ValueError: it is negative.
+
+    >>> check_draws(-1)
+    Traceback (most recent call last):
+    ...
+    ValueError: cannot draw -1 samples
+    """
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise TypeError(f"expected a whole number of samples; got {n!r}") from None
+    if count < 0:
+        raise ValueError(f"cannot draw {n} samples")
+    return count
 
 
 def _shape(x: Tensor) -> str:

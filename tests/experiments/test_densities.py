@@ -209,7 +209,7 @@ def test_a_corner_plot_has_six_columns_at_most() -> None:
     plain = corner_chart([[0.0, 1.0, 2.0]], [[1.0, 1.0, 0.0]], ["a", "b", "a rather long column's name"])
     assert "a rather long co…" in plain
     far = corner_chart([[0.0, 1.0], [2.0, 3.0]], [[1.0, 99.0]], ["a", "b"])
-    assert ">1 outside</text>" in far
+    assert ">1 beyond the frames</text>" in far
 
 
 def test_a_histogram_integrates_to_the_share_within() -> None:

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from convexlift.experiments import charts, glossary, report
-from convexlift.experiments.arms import ARMS, MULTIPLIED, SCATTERED
+from convexlift.experiments.arms import ARMS, MULTIPLIED, SCATTERED, WITHOUT
 from convexlift.experiments.statistics import summary
 from convexlift.experiments.verdicts import difference, verdicts
 
@@ -522,8 +522,10 @@ def test_the_common_rate_s_table_explains_its_controls() -> None:
 
 def test_every_arm_and_puzzling_term_is_explained() -> None:
     assert set(glossary.ARMS) == {*ARMS, SCATTERED, MULTIPLIED}
+    assert set(glossary.ABLATIONS) == set(WITHOUT)
     text = report.page([made_up_result()])
     terms = text.split('<section id="terms">')[1].lower()
+    assert all(f"<dt>{name}</dt>" in terms for name in (*glossary.ARMS, *glossary.ABLATIONS))
     for term in ("shoulder", "emission noise", "step amplification", "half budget", "equal seconds"):
         assert term in terms
     assert 'href="#terms"' in text

@@ -337,7 +337,7 @@ def test_weights_of_very_different_size_are_solved_as_far_as_rounding_allows() -
         (column(1.0, 2.0), torch.zeros(2), "need at least 2 distinct samples; there is none"),
         (column(1.0, 2.0), torch.tensor([0.0, 1.0]), "need at least 2 distinct samples; every sample is 2"),
         (column(1.0, 2.0), torch.ones(3), r"expected \(2,\) weights; got \(3,\)"),
-        (column(1.0, 2.0), torch.tensor([1.0, -2.0]), "weights must not be negative; row 1 has -2"),
+        (column(1.0, 2.0), torch.tensor([-2.0, -3.0]), "weights must not be negative; row 0 has -2"),
         (column(1.0, 2.0), torch.tensor([1.0, math.nan]), "weights have NaN at row 1"),
     ],
 )

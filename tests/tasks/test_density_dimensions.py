@@ -13,7 +13,8 @@ from convexlift import ICNN, Lift, LogConcaveDensity, Projected, Softplus, Squar
 from convexlift.integration.annealing import UnreliableEstimate
 from convexlift.integration.annealing import log_normalizer as annealed
 from convexlift.integration.gaussian import Gaussian
-from convexlift.objectives import OBJECTIVES
+from convexlift.objectives import OBJECTIVES, objective_named
+from convexlift.tasks.density import check_outliers
 from convexlift.testing import check_convex, check_nonnegative
 
 SOURCES = {"projected": Projected, "softplus": Softplus, "squared": Squared, "lift": Lift}
@@ -151,6 +152,39 @@ def test_a_credible_region_holds_its_share_and_is_convex(dim):
         frozen.credible_region(1.5)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_a_credible_region_of_a_gaussian_is_a_ball(dim):
+    density = LogConcaveDensity(gaussian_net(dim)).freeze()
+    half = torch.tensor(dim / 2, dtype=torch.float64)
+    region = density.credible_region(torch.tensor(0.9))
+    radius_squared = -2 * (region.threshold + dim / 2 * math.log(2 * math.pi))
+    held = float(torch.special.gammainc(half, torch.tensor(radius_squared / 2, dtype=torch.float64)))
+    assert isinstance(region.level, float)
+    if dim <= 2:
+        assert region.error == 0.0 and held == pytest.approx(0.9, abs=1e-3)
+    else:
+        assert 0 < region.error < 0.01 and held == pytest.approx(0.9, abs=4 * region.error + 0.01)
+    edge = torch.eye(dim, dtype=torch.float64)[:1] * math.sqrt(radius_squared)
+    assert region.contains(torch.cat([0.99 * edge, 1.01 * edge])).tolist() == [True, False]
+
+
+def test_a_credible_region_draws_once(monkeypatch):
+    frozen = trained(3, steps=5)
+    runs = []
+    draw = LogConcaveDensity.draw
+    monkeypatch.setattr(LogConcaveDensity, "draw", lambda *a, **k: runs.append(1) or draw(*a, **k))
+    frozen.credible_region(0.5)
+    assert len(runs) == 1
+
+
+def test_a_credible_region_stays_when_training_goes_on():
+    density = LogConcaveDensity(gaussian_net(2))
+    region = density.credible_region(0.9)
+    with torch.no_grad():
+        density.block.linear += 5
+    assert bool(region.contains(torch.zeros(1, 2, dtype=torch.float64)))
+
+
 def test_a_frozen_density_finds_z_once_and_keeps_it(tmp_path, monkeypatch):
     frozen = trained(3, steps=10)
     assert not bool(frozen.log_z.isfinite()) and bool(frozen.quick_log_z.isfinite())
@@ -283,3 +317,127 @@ def test_a_density_without_a_mode_says_so():
         icnn.linear.fill_(50.0)  # f falls for ever
     with pytest.raises(RuntimeError, match="^the mode was not found"):
         LogConcaveDensity(icnn).mode()
+
+
+@pytest.mark.parametrize("source", ["icnn", "squared", "lift"])
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_a_density_without_gradients_has_a_loss_all_the_same(source, dim):
+    """Only a plain ICNN is frozen: its log Z is found when it is needed; a source's is its objective's."""
+    density = LogConcaveDensity(net(dim) if source == "icnn" else SOURCES[source](net(dim)))
+    x = correlated(200, dim, dtype=torch.float32)
+    density.initialise(x)
+    density.requires_grad_(False)
+    batch = x if source == "lift" else None
+    exact = -float(density.log_prob(x, batch=batch).mean())
+    assert float(density.loss(x)) == pytest.approx(
+        exact, abs=0.5
+    )  # chains know the entropy to a tenth or two
+    assert bool(density.log_z.isfinite()) == (source == "icnn")
+
+
+def test_a_loaded_state_without_log_z_has_a_loss():
+    frozen = trained(2, steps=5)
+    blank = LogConcaveDensity(net(2))
+    blank.load_state_dict(frozen.state_dict())
+    x = frozen.sample(50, seed=0)
+    assert float(blank.requires_grad_(False).loss(x)) == pytest.approx(float(frozen.loss(x)), abs=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["mle", "score"])
+def test_a_frozen_density_that_is_trained_again_forgets_log_z(objective):
+    density = LogConcaveDensity(gaussian_net(2), objective).freeze()
+    density.normalise()
+    density.block.requires_grad_(True)
+    x = correlated(20, 2)
+    density.loss(x).backward()
+    with torch.no_grad():
+        density.block.linear += 1
+    density.requires_grad_(False)
+    exact = torch.distributions.MultivariateNormal(-torch.ones(2).double(), torch.eye(2).double())
+    assert torch.allclose(density.log_prob(x), exact.log_prob(x), atol=1e-5)
+
+
+def test_a_density_from_a_file_says_how_to_train_it_again(tmp_path):
+    cl.save(trained(2, steps=5), tmp_path / "density.safetensors")
+    loaded = cl.load(tmp_path / "density.safetensors")
+    x = loaded.sample(50, seed=0)
+    loaded.block.requires_grad_(True)
+    with pytest.raises(RuntimeError, match="^a density from a file has no objective: set its `objective`"):
+        loaded.loss(x)
+    loaded.objective = objective_named("mle", 2)
+    assert loaded.loss(x).item() == pytest.approx(-loaded.log_prob(x).mean().item(), abs=1e-4)
+
+
+def test_a_failed_start_leaves_nothing_behind():
+    density = LogConcaveDensity(Lift(net(3)))
+    x = correlated(50, 3)
+    with pytest.raises(TypeError, match="^expected float32 samples; got float64$"):
+        density.initialise(x)
+    with pytest.raises(TypeError, match="^expected a tensor of samples; got ndarray$"):
+        density.initialise(x.numpy())
+    assert not bool(density.standardiser.fitted)
+
+
+def test_rows_of_weight_zero_do_not_count():
+    x = correlated(200, 3, dtype=torch.float32)
+    x[7, 1] = 1e9
+    weights = torch.ones(200).index_fill(0, torch.tensor(7), 0.0)
+    density = LogConcaveDensity(Squared(net(3)), "score")
+    density.initialise((x, weights))
+    assert density.loss((x[6:9], 0 * weights[6:9])).item() == 0.0  # a batch may have no others
+
+
+def test_a_column_that_is_nearly_constant_is_refused():
+    x = correlated(200, 3, dtype=torch.float32)
+    x[:, 1] = (torch.arange(200) < 5).float()
+    with pytest.raises(ValueError, match="^column 1 is 0 in nine rows of ten, which no density is: remove"):
+        LogConcaveDensity(net(3)).initialise(x)
+
+
+def test_outliers_are_looked_for_in_any_number_of_rows():
+    x = torch.zeros(17_000_000, 1)  # more than torch.quantile takes
+    x[:, 0] = torch.arange(len(x)) % 7
+    x[5] = 1e6
+    with pytest.raises(ValueError, match=r"^row 5, column 0 is 1e\+06"):
+        check_outliers(x)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_a_number_of_draws_is_whole(dim):
+    frozen = LogConcaveDensity(net(dim)).freeze()
+    with pytest.raises(TypeError, match=r"^expected a whole number of samples; got 2\.5$"):
+        frozen.sample(2.5)
+
+
+def test_rectifiers_can_be_normalised_and_sampled_above_two_dimensions():
+    density = LogConcaveDensity(Squared(net(3, activation="relu")))
+    x = correlated(400, 3, dtype=torch.float32).exp().log1p()
+    fit(density, x, steps=30, batch_size=128, lr=0.02, progress=False)
+    frozen = density.freeze()
+    draws = frozen.draw(2000, seed=0)
+    assert draws.converged and frozen.log_normalizer().error < 0.02
+    assert torch.allclose(draws.x.mean(0), x.mean(0), atol=0.3 * float(x.std(0).max()))
+
+
+@pytest.mark.parametrize("source", ["squared", "lift"])
+def test_validation_does_not_change_what_is_learned(source):
+    """Freezing brings the entropy of the chains up to date, and nothing else."""
+    x = correlated(300, 3, dtype=torch.float32)
+    options = {"steps": 20, "batch_size": 64, "evaluate_every": 5, "progress": False}
+    last = {}
+
+    def keep(event) -> None:
+        last.update({name: tensor.clone() for name, tensor in event.module.state_dict().items()})
+
+    densities = [
+        LogConcaveDensity(SOURCES[source](net(3), **({"seed": 0} if source == "lift" else {})))
+        for _ in range(2)
+    ]
+    fit(densities[0], x, **options)
+    fit(densities[1], x, validation=x[:50], callbacks=[keep], **options)
+    changed = [
+        k
+        for k, v in densities[0].state_dict().items()
+        if not torch.equal(v.nan_to_num(), last[k].nan_to_num())
+    ]
+    assert changed == ["objective.entropy"]

@@ -311,7 +311,7 @@ def _fixed_rate_cells(books: Books, names: Sequence[str]) -> dict[str, list[Cell
 def _facts(chosen: Problem) -> dict[str, float]:
     baseline = {"gaussian": gaussian_baseline(chosen)} if chosen.task in ("flow", "density") else {}
     if is_multivariate(chosen):
-        baseline["kernel"] = kernel_baseline(chosen)[0]
+        baseline["kernel_density_estimate"] = kernel_baseline(chosen)[0]
     entropy = {"entropy": chosen.entropy} if chosen.entropy is not None else {}
     return {**baseline, **chosen.facts, **entropy}
 

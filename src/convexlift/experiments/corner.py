@@ -73,7 +73,7 @@ def corner_chart(
         any(not low <= value <= high for value, (low, high) in zip(row, ranges, strict=True))
         for row in (*data, *draws)
     )
-    parts += [label(right, _TOP + 48, f"{outside} outside", "end")] if outside and count > 1 else []
+    parts += [label(right, _TOP + 48, f"{outside} beyond the frames", "end")] if outside and count > 1 else []
     return drawing(width, height, f"Corner plot of {', '.join(columns)}: data and {model}", parts)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 ARMS = {
     "projected": "W is the parameter itself, set to zero where a step made it negative",
     "softplus": "W = log(1 + e^v) with a free parameter v",
@@ -21,6 +23,19 @@ ARMS = {
     ),
 }
 CONTROLS = ("lift-reference", "softplus-scattered", "softplus-multiplied")
+ABLATIONS = {
+    "lift-no-slack": "b is held at its start and not trained",
+    "lift-constant": "a learned constant stands in place of the summary s: no batch is read",
+    "lift-independent": "s is the summary of another batch than the one whose loss is differentiated",
+    "lift-noise": (
+        "s is drawn from a normal law with the running mean and covariance of the summaries, so that the "
+        "network that computes them learns nothing"
+    ),
+    "lift-fixed-batch": (
+        "s is the summary of the same training rows at every step: as many trained parameters as the lift, "
+        "and nothing is random"
+    ),
+}
 
 _TERMS = {
     "Frozen": "one fixed convex function: every weight was settled before the test rows were seen.",
@@ -63,7 +78,6 @@ _TERMS = {
 def glossary() -> str:
     """The last section of the page."""
     terms = "".join(f"<dt>{term}</dt><dd>{told[0].upper()}{told[1:]}</dd>" for term, told in _TERMS.items())
-    arms = "".join(f"<dt>{name}</dt><dd>{told[0].upper()}{told[1:]}.</dd>" for name, told in ARMS.items())
     return f"""<section id="terms"><h2>How to read this page</h2>
 <p>An arm is a way of keeping the constrained weights W of an input-convex network at or above zero. All arms
 share one architecture, the same effective initial network (except lift-reference and softplus-scattered), the
@@ -71,5 +85,11 @@ optimiser, the schedule and one grid of learning rates. Each is given the rate t
 rows, over seeds that are not scored.</p>
 <dl class="answers terms">{terms}</dl>
 <h3>The arms</h3>
-<dl class="answers terms">{arms}</dl>
+<dl class="answers terms">{_arms(ARMS)}</dl>
+<details><summary>The arms of an ablation: the lift with one ingredient removed</summary>
+<dl class="answers terms">{_arms(ABLATIONS)}</dl></details>
 </section>"""
+
+
+def _arms(known: Mapping[str, str]) -> str:
+    return "".join(f"<dt>{name}</dt><dd>{told[0].upper()}{told[1:]}.</dd>" for name, told in known.items())

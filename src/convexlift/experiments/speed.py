@@ -34,8 +34,9 @@ def step_times(setting: Setting, arms: Iterable[str]) -> dict[str, float]:
     """
     chosen, known, _ = subject(setting)
     budget, device = setting.budget, torch.device(setting.device)
+    steps = WARM_UP + ROUNDS
     settings = Settings(
-        WARM_UP + ROUNDS, budget.batch_size, "adam", _RATE, "constant", budget.clip, None, WARM_UP + ROUNDS, 0
+        steps, budget.batch_size, budget.optimizer, _RATE, "constant", budget.clip, None, steps, seed=0
     )
     with one_thread(), torch.random.fork_rng():
         runs = {}
@@ -43,7 +44,7 @@ def step_times(setting: Setting, arms: Iterable[str]) -> dict[str, float]:
             task = build(chosen, arm, seed=0, arms=known).to(device)
             dtype = next(p.dtype for p in task.parameters() if p.is_floating_point())
             runs[arm] = Run(task, place(chosen.train, device, dtype), None, settings, (), None, None)
-        for _ in range(WARM_UP + ROUNDS):
+        for _ in range(steps):
             for run in runs.values():
                 run.train_step()
     return {arm: 1000 * statistics.median(run.durations[WARM_UP:]) for arm, run in runs.items()}

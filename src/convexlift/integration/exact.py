@@ -186,7 +186,8 @@ def _weights(weights: Tensor, n: int) -> Array:
         raise ValueError(f"expected ({n},) weights; got {tuple(weights.shape)}")
     each: Array = check_finite(weights, name="weights").detach().double().cpu().numpy()
     if (each < 0).any():
-        raise ValueError(f"weights must not be negative; row {int(np.argmax(each < 0))} has {each.min():g}")
+        first = int(np.argmax(each < 0))
+        raise ValueError(f"weights must not be negative; row {first} has {each[first]:g}")
     return each / max(float(each.max(initial=0.0)), np.finfo(np.float64).tiny)
 
 
@@ -258,7 +259,7 @@ def _newton(x: Array, w: Array, phi: Array) -> Array:
         gradient, bands = _derivatives(x, w, phi)
         step = _solve(bands, gradient)
         decrement = float(gradient @ step)
-        # Below 1e-16 only rounding is left, which stops to fall.
+        # Below 1e-16 only rounding is left, which no longer falls.
         if decrement <= 1e-28 or (decrement < 1e-16 and decrement > last / 4):
             break
         last = decrement

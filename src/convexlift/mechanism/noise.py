@@ -62,8 +62,8 @@ def step_amplification(model: nn.Module, batches: Iterable[Any]) -> float:
 
     Adam moves every parameter by about the learning rate, so theta_j = b_j + (R s)_j moves by about
     lr sum_p |d theta_j / d p| over the slack and the readout's parameters p. For a dense readout of scale c
-    this is 1 + c |s_bar|_1. The median over latents, at the mean summary s_bar of the batches. Without a
-    lift it is 1.0.
+    this is 1 + c |s_bar|_1. For a factored readout it is an upper bound: the signs of its terms seldom
+    agree. The median over latents, at the mean summary s_bar of the batches. Without a lift it is 1.0.
 
     Example:
         >>> import convexlift as cl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import final
 
 import torch
@@ -31,7 +32,8 @@ class Chains(Objective):
     exp(f_old - f_new), drawn anew from among themselves where their effective sample size falls below a
     half, and moved by Metropolis-adjusted Langevin steps, which leave exp(-f) / Z alone. exp(-f) is
     log-concave, so they mix. The value of the loss is mean f(t) - E_p f + H, where the entropy
-    H = E_p f + log Z is brought up to date whenever a frozen model is validated.
+    H = E_p f + log Z is brought up to date whenever a frozen model is validated; the gradient does not depend
+    on H. Without ``initialise`` the chains start from the rows of the first training step.
 
     Args:
         dim: d.
@@ -39,7 +41,8 @@ class Chains(Objective):
         moves: Langevin steps at each training step.
 
     Raises:
-        ValueError: fewer than two chains, or no moves.
+        ValueError: fewer than two chains, or no moves; in eval mode, chains that were never started.
+        FloatingPointError: f is no number where the chains are.
 
     Source: Tieleman, "Training restricted Boltzmann machines using approximations to the likelihood
     gradient", ICML 2008; Del Moral, Doucet and Jasra, "Sequential Monte Carlo samplers", JRSS B 2006.
@@ -88,10 +91,20 @@ class Chains(Objective):
         self.factor.copy_(start.factor)
         self.step.fill_(1.65 * self.dim ** (-1 / 6))
         self.x.copy_(t[torch.randint(len(t), (self.chains,), device=t.device)])
+        self.restart(potential)
+
+    @torch.no_grad()
+    def restart(self, potential: Potential) -> None:
+        """Let the chains settle under a potential that has little to do with the last one."""
+        self.log_weights.zero_()
         self._move(potential, _BURN_IN)
         self.estimate(potential)
 
     def forward(self, potential: Potential, t: Tensor, weights: Tensor | None = None) -> Tensor:
+        if not self._started():
+            if not self.training:
+                raise ValueError("the chains have not been started: call initialise with training rows")
+            self.initialise(potential, t)
         if self.training:
             self._advance(potential)
         pull = self._mean(potential)
@@ -100,18 +113,25 @@ class Chains(Objective):
     @torch.no_grad()
     def estimate(self, potential: Potential) -> Tensor:
         near = Gaussian(self.centre.double(), self.factor.double())
-        if bool(self.value.isfinite().all()):  # the chains have been started
+        if self._started():
             w = torch.softmax(self.log_weights.double(), 0)
-            near = refitted(near, self.x.double(), w, count=self.chains / 4)
+            # Fewer chains than dimensions, or chains on top of one another, say nothing of the covariance.
+            with suppress(ValueError):
+                near = refitted(near, self.x.double(), w, count=self.chains / 4)
         proposal = Gaussian(near.mean.to(self.x), _SPREAD * near.factor.to(self.x))
         function = together(potential.value, potential.gradient)
         log_z = short_annealing(function, proposal, EVALUATION_SEED)
-        self.entropy.copy_(log_z + self._mean(potential))
+        if self._started():
+            self.entropy.copy_(log_z + self._mean(potential))
         return log_z
 
+    def _started(self) -> bool:
+        return bool(self.x.any())
+
     def _mean(self, potential: Potential) -> Tensor:
-        """E_p f, over the chains where they are."""
-        return torch.softmax(self.log_weights, 0) @ potential.value(self.x.clone())
+        """E_p f, over the chains where they are, reweighted when they last moved under another f."""
+        f = potential.value(self.x.clone())
+        return torch.softmax(self.log_weights + self.value - f.detach(), 0) @ f
 
     @torch.no_grad()
     def _advance(self, potential: Potential) -> None:

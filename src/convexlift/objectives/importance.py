@@ -11,7 +11,8 @@ from torch import Tensor
 from convexlift.architectures import ICNN, Potential
 from convexlift.integration.gaussian import fitted
 from convexlift.objectives.chains import Chains
-from convexlift.objectives.objective import EVALUATION_SEED, Objective, mean, share
+from convexlift.objectives.objective import Objective, mean, share
+from convexlift.objectives.score import noise_like
 from convexlift.sources import Squared
 
 # The proposal's covariance is this many times what it follows, so that it covers the tails.
@@ -88,28 +89,21 @@ class ImportanceSampling(Objective):
         y, log_q, extra = self._propose(potential)
         log_weights = -potential.value(y) - log_q
         log_z = torch.logsumexp(log_weights, 0) - math.log(len(y))
-        if self.training:
-            self._follow(y, log_weights.detach())
+        if self.training and self._follow(y, log_weights.detach()):
+            self.fallen.fill_(True)
+            self.chains.restart(potential)  # they are where the potential was at the start
         return mean(potential.value(t), weights) + share(weights) * log_z + extra
 
     @torch.no_grad()
     def estimate(self, potential: Potential) -> Tensor:
         if bool(self.fallen):
             return self.chains.estimate(potential)
-        noise = torch.randn(
-            _VALIDATION_DRAWS,
-            self.dim,
-            generator=torch.Generator(self.mean.device).manual_seed(EVALUATION_SEED),
-            dtype=self.mean.dtype,
-            device=self.mean.device,
-        )
-        y, log_q = self._push(noise)
+        y, log_q = self._push(noise_like(self.mean.expand(_VALIDATION_DRAWS, -1), training=False))
         return torch.logsumexp(-potential.value(y) - log_q, 0) - math.log(len(y))
 
     def _propose(self, potential: Potential) -> tuple[Tensor, Tensor, Tensor | float]:
         """Draws without gradient, their log q, and a term of value zero whose gradient trains the flow."""
-        noise = torch.randn(self.draws, self.dim, dtype=self.mean.dtype, device=self.mean.device)
-        y, log_q = self._push(noise)
+        y, log_q = self._push(noise_like(self.mean.expand(self.draws, -1), self.training))
         if self.flow is None or not torch.is_grad_enabled():
             return y.detach(), log_q.detach(), 0.0
         fixed = Potential(potential.architecture, {name: x.detach() for name, x in potential.tensors.items()})
@@ -127,8 +121,8 @@ class ImportanceSampling(Objective):
         return self.mean + moved @ factor.T, log_noise - stretch - factor.diagonal().log().sum()
 
     @torch.no_grad()
-    def _follow(self, y: Tensor, log_weights: Tensor) -> None:
-        """Note the effective sample size, and move the Gaussian towards the weighted draws."""
+    def _follow(self, y: Tensor, log_weights: Tensor) -> bool:
+        """Move the Gaussian towards the weighted draws; whether they are too few in effect to go on."""
         w = torch.softmax(log_weights, 0)
         effective = 1 / (len(w) * w.square().sum())
         self.effective.lerp_(effective.to(self.effective), _PACE)
@@ -137,8 +131,7 @@ class ImportanceSampling(Objective):
             spread = y - centre
             self.mean.lerp_(centre, _PACE)
             self.covariance.lerp_((spread * w[:, None]).T @ spread, _PACE)
-        if float(self.effective) < _LEAST_SHARE:
-            self.fallen.fill_(True)
+        return float(self.effective) < _LEAST_SHARE
 
     def extra_repr(self) -> str:
         return f"proposal={self.proposal!r}, draws={self.draws}"

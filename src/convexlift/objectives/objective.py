@@ -42,9 +42,15 @@ class Objective(nn.Module):
 
 @final
 class Known(Objective):
-    """The likelihood of a density whose log Z is known: what a frozen density is left with."""
+    """The likelihood of a density whose log Z is known: what a density in a file is left with."""
 
     likelihood = True
+
+    def forward(self, potential: Potential, t: Tensor, weights: Tensor | None = None) -> Tensor:
+        raise RuntimeError(
+            "a density from a file has no objective: set its `objective` to train it, for instance to "
+            "objective_named('mle', dim)"
+        )
 
 
 def mean(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convexlift.architectures import PICNN, PartialPotential
+from convexlift.checks import check_draws
 from convexlift.integration.rays import ray_rule
 from convexlift.tasks import contexts
 from convexlift.tasks.standardise import Standardiser
@@ -173,8 +174,7 @@ class ConditionalDensity(nn.Module):
         Raises:
             RuntimeError: chains that have not mixed; the message names the context.
         """
-        if n < 0:
-            raise ValueError(f"cannot draw {n} samples")
+        n = check_draws(n)
         potential, e, rows = self._at_contexts(c, batch)
         generator = None if seed is None else torch.Generator(e.device).manual_seed(seed)
         if n == 0 or not len(c):

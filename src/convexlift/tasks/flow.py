@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convexlift.architectures import Potential
 from convexlift.calculus.solve import Solution, default_tolerance
-from convexlift.checks import check_samples
+from convexlift.checks import check_draws, check_samples
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import Standardiser
 from convexlift.tasks.task import (
@@ -182,8 +182,7 @@ class ConvexPotentialFlow(nn.Module):
         Raises:
             RuntimeError: some rows converge from no start.
         """
-        if n < 0:
-            raise ValueError(f"cannot draw {n} samples")
+        n = check_draws(n)
         require_weights(self, batch)
         device = self.standardiser.mean.device
         generator = None if seed is None else torch.Generator(device).manual_seed(seed)
