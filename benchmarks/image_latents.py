@@ -58,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     name = "digits-latents" if options.data is None else "mnist-latents"
-    rows, sampled = {}, []
+    rows, sampled = {}, {}
     print(f"{name}: test negative log-likelihood in nats\n")
     print(f"{'class':>6}{'rows':>8}{'Gaussian':>10}" + "".join(f"{arm:>22}" for arm in options.arms))
     for label in (None, *options.classes):
@@ -77,7 +77,8 @@ def main() -> None:
             if arm == options.arms[0]:
                 draws = density.draw(COLUMNS, seed=options.seed)
                 row["r_hat"] = float(draws.r_hat.max())
-                sampled.append(found.decode(draws.x))
+                called = "all classes" if label is None else f"class {label}"
+                sampled[f"sampled, {called}"] = found.decode(draws.x)
         rows["all" if label is None else str(label)] = row
         scores = [
             f"{each['test']:.2f} ± {each['standard_error_of_rows']:.2f}" for each in row["arms"].values()
@@ -95,7 +96,7 @@ def main() -> None:
         draw_images(
             shown,
             reconstructed,
-            torch.cat(sampled),
+            sampled,
             options.figures / f"{name}.png",
             columns=COLUMNS,
         )

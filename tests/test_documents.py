@@ -39,7 +39,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_examples_of_the_readme_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ten_lines, search = code("README.md")
+    ten_lines, search, density = code("README.md")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(ten_lines.replace("steps=500", "steps=20"), names)
@@ -47,6 +47,15 @@ def test_examples_of_the_readme_run(
     assert "tensor" in capsys.readouterr().out
     exec(search.replace("random_state=0", "random_state=0, steps=3"), names)
     assert names["search"].best_params_["learning_rate"] in (0.01, 0.03, 0.1)  # type: ignore[attr-defined]
+    exec(density.replace("steps=300", "steps=20"), names)
+    assert float(names["density"].log_z.isfinite())  # type: ignore[attr-defined]
+
+
+def test_the_example_of_densities_runs() -> None:
+    names: dict[str, object] = {}
+    (example,) = code("docs/density.md")
+    exec(example.replace("steps=200", "steps=10"), names)
+    assert names["draws"].converged and names["region"].level == 0.9  # type: ignore[attr-defined]
 
 
 def test_a_comparison_of_ones_own_runs(tmp_path: Path) -> None:

@@ -398,6 +398,9 @@ def test_a_figure_of_images(tmp_path):
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     svg = (tmp_path / "figure.svg").read_text()
     assert svg.count("<image") == 5 + 5 + 7
+    draw_images(images, images, {"class 1": blobs(7), "class 2": blobs(2)}, tmp_path / "named.svg", columns=4)
+    named = (tmp_path / "named.svg").read_text()
+    assert named.count("<image") == 5 + 5 + 7 + 2 and "class 2" in named
 
 
 def test_unfit_figures(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,14 +54,19 @@ def read_idx(path: str | Path, dimensions: int) -> np.ndarray:
 
 
 def draw_images(
-    real: Tensor, reconstructed: Tensor, sampled: Tensor, path: str | Path, *, columns: int = 12
+    real: Tensor,
+    reconstructed: Tensor,
+    sampled: Tensor | Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    columns: int = 12,
 ) -> None:
     """Write a figure of real images, their reconstructions below them, and sampled images.
 
     Args:
         real: (N, h, w), grey values in [0, 1]; white is 0.
         reconstructed: (N, h, w), of the same images.
-        sampled: (M, h, w).
+        sampled: (M, h, w), or several of them by what their lines are called.
         path: the file; its suffix (.png, .svg, .pdf) chooses the format.
         columns: images in a line.
 
@@ -78,7 +84,8 @@ def draw_images(
     """
     if columns < 1:
         raise ValueError(f"a figure needs at least one column; got {columns}")
-    groups = {"real": real, "reconstructed": reconstructed, "sampled": sampled}
+    drawn = {"sampled": sampled} if isinstance(sampled, Tensor) else dict(sampled)
+    groups = {"real": real, "reconstructed": reconstructed, **drawn}
     for name, images in groups.items():
         if images.ndim != 3 or images.shape[1:] != real.shape[1:] or len(images) == 0:
             size = ", ".join(map(str, real.shape[1:])) if real.ndim == 3 else "h, w"
@@ -97,11 +104,11 @@ def draw_images(
         for pair in zip(real.split(columns), reconstructed.split(columns), strict=True)
         for line in zip(("real", "reconstructed"), pair, strict=True)
     ]
-    lines += [("sampled", part) for part in sampled.split(columns)]
-    width = min(columns, max(len(real), len(sampled)))
-    figure = Figure(figsize=(1.3 + 0.6 * width, 0.6 * len(lines) + 0.2), dpi=150)
+    lines += [(name, part) for name, images in drawn.items() for part in images.split(columns)]
+    width = min(columns, max(map(len, groups.values())))
+    figure = Figure(figsize=(1.7 + 0.6 * width, 0.6 * len(lines) + 0.2), dpi=150)
     axes = figure.subplots(len(lines), width, squeeze=False)
-    figure.subplots_adjust(left=1.2 / (1.3 + 0.6 * width), right=0.99, top=0.98, bottom=0.02)
+    figure.subplots_adjust(left=1.6 / (1.7 + 0.6 * width), right=0.99, top=0.98, bottom=0.02)
     seen = ""
     for row, (name, images) in enumerate(lines):
         for column in range(width):
@@ -109,7 +116,7 @@ def draw_images(
             if column < len(images):
                 pixels = images[column].detach().cpu().clamp(0, 1).numpy()
                 axes[row, column].imshow(pixels, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        if name != seen or name != "sampled":  # samples are labelled once
+        if name != seen:  # several lines of samples are labelled once
             axes[row, 0].text(
                 -0.15, 0.5, name, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=9
             )
