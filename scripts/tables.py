@@ -374,7 +374,8 @@ def lead_lost(names: str) -> str:
         cells = []
         for name, section in sections.items():
             lost = difference(section, arm, "lift")
-            cells.append(f"{interval_text(lost)}, {100 * lost['mean'] / leads[name]:.0f} %" if lost else "–")
+            share = f"{round(100 * lost['mean'] / leads[name])} %".replace("-", "−") if lost else ""
+            cells.append(f"{interval_text(lost)}, {share}" if lost else "–")
         rows.append([f"{ingredient} ({arm})", *cells])
     head = [f"{name}: {short(lead, 3)} ahead of softplus" for name, lead in leads.items()]
     return markdown(("removed", *head), rows)
