@@ -17,12 +17,13 @@ _SOURCES = {*_CORE, "sources"}
 _OBJECTIVES = {*_SOURCES, "integration", "objectives"}
 _TASKS = {*_OBJECTIVES, "tasks"}
 _TRAINING = {*_TASKS, "training"}
-_LIBRARY = {*_TRAINING, "mechanism", "saving", "freezing", "problems", "testing"}
+_LIBRARY = {*_TRAINING, "mechanism", "saving", "freezing", "problems", "testing", "threads"}
 
 # What each part of the package may import from the package.
 MAY: dict[str, set[str]] = {
     "checks": set(),
     "freezing": set(),
+    "threads": set(),
     "testing": {"checks"},
     "calculus": {"checks", "calculus"},
     "architectures": _CORE,
@@ -34,7 +35,7 @@ MAY: dict[str, set[str]] = {
     "training": _TRAINING,
     "saving": _TRAINING,
     "sklearn": _TRAINING,
-    "problems": {"checks", "problems", "training.batches"},
+    "problems": {"checks", "problems", "threads", "training.batches"},
     "experiments": {*_LIBRARY, "experiments", "__version__"},
     "cli": {*_LIBRARY, "experiments", "cli", ""},
     "__main__": {"cli"},

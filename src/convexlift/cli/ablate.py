@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from convexlift.cli.compare import _check_folder, _items, _rate, _shown
+from convexlift.cli.compare import check_folder, items, rate, shown
 from convexlift.experiments.ablation import ablate as run_ablation
 from convexlift.experiments.ablation import effects_text
 from convexlift.experiments.report import write_report
@@ -46,14 +46,14 @@ def ablate(
       convexlift ablate collider --optimizer sgd --budget standard --out results/ablate-collider-sgd
     """
     folder = out if out is not None else Path("runs") / f"ablate-{problem}-{optimizer}"
-    _check_folder(folder, problem, None)
+    check_folder(folder, problem, None)
     try:
-        with _shown() as show:
+        with shown() as show:
             result = run_ablation(
                 problem,
                 optimizer=optimizer,
                 budget=budget,
-                rates=None if rates is None else [_rate(text) for text in _items(rates)],
+                rates=None if rates is None else [rate(text) for text in items(rates)],
                 seeds=seeds,
                 steps=steps,
                 data=data,

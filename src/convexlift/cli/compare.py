@@ -103,14 +103,14 @@ def compare(
     targets = [problem] if problem != GALLERY else list(DENSITIES)
     places = [folder] if problem != GALLERY else [folder / name for name in DENSITIES]
     for target, place in zip(targets, places, strict=True):
-        _check_folder(place, target or "digits21", own, task)
+        check_folder(place, target or "digits21", own, task)
 
     def run(target: str | None, place: Path) -> dict[str, Any]:
-        with _shown() as show:
+        with shown() as show:
             result = run_comparison(
                 target,
-                arms=None if arms is None else _items(arms),
-                rates=None if rates is None else [_rate(text) for text in _items(rates)],
+                arms=None if arms is None else items(arms),
+                rates=None if rates is None else [rate(text) for text in items(rates)],
                 seeds=seeds,
                 budget=budget,
                 data=data,
@@ -160,7 +160,7 @@ def report(
     typer.echo(f"report: {write_report(results, out)}")
 
 
-def _check_folder(folder: Path, problem: str, own: str | None, task: str | None = None) -> None:
+def check_folder(folder: Path, problem: str, own: str | None, task: str | None = None) -> None:
     """Leave alone a folder that holds something else than a comparison on this problem."""
     if (folder / "result.json").exists():
         try:
@@ -177,12 +177,12 @@ def _check_folder(folder: Path, problem: str, own: str | None, task: str | None 
             raise FileExistsError(f"{folder} holds a comparison of the task {fitted}; choose another --out")
 
 
-def _items(text: str) -> list[str]:
+def items(text: str) -> list[str]:
     """The items of a list given as "a,b" or, by `main.join_lists`, as "a b"."""
     return text.replace(",", " ").split()
 
 
-def _rate(text: str) -> float:
+def rate(text: str) -> float:
     try:
         return float(text)
     except ValueError:
@@ -220,7 +220,7 @@ def summary(result: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _shown() -> Iterator[Callable[[Event], None]]:
+def shown() -> Iterator[Callable[[Event], None]]:
     """Show how far a comparison is: live on a terminal, else a line for every run."""
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import Connection, wait
@@ -40,6 +39,7 @@ from convexlift.mechanism import emission_noise, shoulder, step_amplification, w
 from convexlift.objectives import objective_named
 from convexlift.problems import Problem, problem
 from convexlift.sources import Lift, is_lifted
+from convexlift.threads import one_thread
 from convexlift.training.batches import describe, place, whole
 from convexlift.training.fit import fit
 from convexlift.training.optimisation import Group
@@ -115,6 +115,7 @@ def code_digest() -> str:
     files = [file for part in parts for file in sorted((home / part).glob("*.py"))]
     files += [home / "mechanism" / name for name in _INSTRUMENTS]
     files += [home / "experiments" / name for name in _EXPERIMENTS]
+    files.append(home / "threads.py")
     digest = hashlib.sha256()
     for file in files:
         tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -464,14 +465,3 @@ def _validates_by_likelihood(chosen: Problem) -> bool:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread for a while."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import torch
 
 from convexlift.experiments.arms import build
-from convexlift.experiments.cells import Setting, one_thread, subject
+from convexlift.experiments.cells import Setting, subject
+from convexlift.threads import one_thread
 from convexlift.training.batches import place
 from convexlift.training.run import Run
 from convexlift.training.settings import Settings

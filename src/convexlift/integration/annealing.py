@@ -21,6 +21,7 @@ from convexlift.integration.langevin import (
     Function,
     ValueAndGradient,
     draw,
+    first_step,
     langevin_step,
     start_state,
 )
@@ -217,7 +218,7 @@ def short_annealing(function: ValueAndGradient, proposal: Gaussian, seed: int) -
     state = start_state(whitened, noise)
     log_weights = torch.zeros_like(state.value)
     log_z = proposal.factor.diagonal().log().sum() + proposal.dim / 2 * math.log(2 * math.pi)
-    b, step = 0.0, 1.65 * proposal.dim ** (-1 / 6)
+    b, step = 0.0, first_step(proposal.dim)
     for k in range(1, _TEMPERATURES + 1):
         rise = (k / _TEMPERATURES) ** 3 - b
         b += rise

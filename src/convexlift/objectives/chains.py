@@ -12,7 +12,7 @@ from torch import Tensor
 from convexlift.architectures import Potential
 from convexlift.integration.annealing import short_annealing
 from convexlift.integration.gaussian import Gaussian, fitted, refitted
-from convexlift.integration.langevin import TARGET, langevin_step, start_state, together
+from convexlift.integration.langevin import TARGET, first_step, langevin_step, start_state, together
 from convexlift.objectives.objective import EVALUATION_SEED, Objective, mean, share
 
 # Below this share of effective chains they are drawn anew from among themselves.
@@ -89,7 +89,7 @@ class Chains(Objective):
         start = fitted(t)
         self.centre.copy_(start.mean)
         self.factor.copy_(start.factor)
-        self.step.fill_(1.65 * self.dim ** (-1 / 6))
+        self.step.fill_(first_step(self.dim))
         self.x.copy_(t[torch.randint(len(t), (self.chains,), device=t.device)])
         self.restart(potential)
 

@@ -6,8 +6,7 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from convexlift.checks import check_finite
+from convexlift.threads import one_thread
 
 CHUNK = 4_096  # images that are encoded or decoded at a time
 VERSION = 1  # of the training; a change of it makes every cached autoencoder anew
@@ -175,23 +175,6 @@ def cache_folder() -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "convexlift"
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread for a while, so that the bits do not depend on how many there are.
-
-    Example:
-        >>> with one_thread():
-        ...     torch.get_num_threads()
-        1
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _layers(widths: tuple[int, ...]) -> nn.Sequential:

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .autoencoder import Autoencoder, Recipe, cached_autoencoder, one_thread
+from convexlift.threads import one_thread
+
+from .autoencoder import Autoencoder, Recipe, cached_autoencoder
 from .digits import TRAINING_ROWS, VALIDATION_ROWS
 from .images import read_idx
 from .problem import Problem

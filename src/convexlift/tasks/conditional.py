@@ -14,7 +14,14 @@ from convexlift.checks import check_draws
 from convexlift.integration.rays import ray_rule
 from convexlift.tasks import contexts
 from convexlift.tasks.standardise import Standardiser
-from convexlift.tasks.task import check_rows, evaluating, latest_settling, require_weights, start_rows
+from convexlift.tasks.task import (
+    check_rows,
+    evaluating,
+    in_float64,
+    latest_settling,
+    require_weights,
+    start_rows,
+)
 
 Pair = tuple[Tensor, Tensor]
 
@@ -135,7 +142,7 @@ class ConditionalDensity(nn.Module):
         potential = self._potential(batch)
         t, e = self._aligned(x, c)
         rows, place = _distinct(e)
-        log_z, _ = contexts.log_integrals(_in_float64(potential), e.double(), rows)
+        log_z, _ = contexts.log_integrals(in_float64(potential), e.double(), rows)
         log_z = log_z[place].to(self.dtype)
         return self.standardiser.log_scale_jacobian - potential(t, e) - log_z
 
@@ -244,7 +251,7 @@ class ConditionalDensity(nn.Module):
         potential = self._potential(batch)
         check_rows(c, self.context_dim, self.dtype, "contexts")
         e = self.context_standardiser(c).double()
-        return _in_float64(potential), e, torch.arange(len(e), device=e.device)
+        return in_float64(potential), e, torch.arange(len(e), device=e.device)
 
     def _standardised(self, data: Pair) -> Pair:
         x, c = self._check_pair(data)
@@ -281,12 +288,6 @@ def _check_block(block: nn.Module) -> PICNN:
         inside = f" of {type(architecture).__name__}" if isinstance(architecture, nn.Module) else ""
         raise TypeError(f"expected a PICNN or a weight source of one; got {type(block).__name__}{inside}")
     return architecture
-
-
-def _in_float64(potential: PartialPotential) -> PartialPotential:
-    return PartialPotential(
-        potential.architecture, {name: t.double() for name, t in potential.tensors.items()}
-    )
 
 
 def _distinct(e: Tensor) -> Pair:

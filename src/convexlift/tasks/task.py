@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN, Potential
+from convexlift.architectures import ICNN, PartialPotential, Potential
 from convexlift.checks import check_finite, check_samples
 from convexlift.sources import is_lifted
+
+P = TypeVar("P", Potential, PartialPotential)
 
 # Rows mapped at a time when a whole data set passes through a block.
 _CHUNK = 16_384
@@ -60,9 +64,9 @@ def emit(block: nn.Module, batch: Tensor | None) -> Potential:
     return block.emit(batch)  # type: ignore[operator]
 
 
-def in_float64(potential: Potential) -> Potential:
+def in_float64(potential: P) -> P:
     """The same function with its tensors in float64."""
-    return Potential(potential.architecture, {name: t.double() for name, t in potential.tensors.items()})
+    return replace(potential, tensors={name: t.double() for name, t in potential.tensors.items()})
 
 
 def freeze_block(block: nn.Module, data: Tensor | None) -> ICNN:
