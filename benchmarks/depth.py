@@ -6,7 +6,7 @@ No strong convexity and no quadratic term, so that nothing is built in. Depths 2
 widths 16 and 256 at depth 4; 5,000 noisy rows, batches of 1,000, 500 steps (100 epochs); the score is the
 squared distance to the noiseless truth. Every arm at the published rate 0.01 and at the best of three,
 chosen on validation, and the recipes of docs/recipe-log.md. Finished cells are kept beside --out: run it
-again to go on.
+again to go on. Figures that --out already holds stay, unless they are made again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +27,10 @@ import torch
 from rates import Ledger, Outcome, beside, mean, standard_error
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN, Potential
-from convexlift.calculus.derivatives import preactivations
+from convexlift.experiments.arms import ARMS as ARMS_BY_NAME
 from convexlift.experiments.arms import build
 from convexlift.problems import Problem, problem
-from convexlift.sources import WeightSource
+from convexlift.sources import Centred, WeightSource
 from convexlift.training import fit
 from convexlift.training.batches import whole
 from convexlift.training.optimisation import Group
@@ -46,12 +47,11 @@ PROBLEMS = ("regression-square", "regression-logsumexp")
 class Recipe:
     """One way to train: what the trials of docs/recipe-log.md vary.
 
-    ``averaging`` is the decay of the scored, averaged weights (0: the last ones); ``centred`` takes the
-    means of activations, followed at the rate ``momentum``, out and folds them into the biases;
-    ``source_factor`` multiplies the rate of the
-    constrained weights; ``optimizer`` is "adam", or "muon" or "muon-source" for orthogonalised steps
-    on all matrices or on the constrained ones; ``weight_decay`` is decoupled and falls on the free matrices
-    alone.
+    ``averaging`` is the decay of the scored, averaged weights (0: the last ones); ``centred`` takes "means",
+    or means and "slopes", out of the activations (``convexlift.Centred``); ``source_factor`` multiplies the
+    rate of the constrained weights; ``optimizer`` is "adam", or "muon" or "muon-source" for orthogonalised
+    steps on all matrices or on the constrained ones; ``weight_decay`` is decoupled and falls on the free
+    matrices alone.
     """
 
     arm: str = "squared"
@@ -63,8 +63,7 @@ class Recipe:
     steps: int = 500
     batch_size: int = 1_000
     averaging: float = 0.0
-    centred: bool = False
-    momentum: float = 0.1
+    centred: str = ""
     source_factor: float = 1.0
     optimizer: str = "adam"
     weight_decay: float = 0.0
@@ -72,35 +71,41 @@ class Recipe:
 
 
 class Averaged(nn.Module):
-    """A task whose frozen model has weights averaged over the last 1 / (1 - decay) steps."""
+    """A task whose frozen model is the moving average of the frozen models of all steps.
+
+    The tensors of plain networks are averaged, means and slopes folded in, every ``EVERY`` steps.
+    """
+
+    EVERY = 5
 
     def __init__(self, task: nn.Module, decay: float) -> None:
         super().__init__()
         self.task: Any = task
-        self.average: Any = copy.deepcopy(task).requires_grad_(False)
+        self.average: Any = None
         self.decay = decay
-        self.updates = 0
+        self.steps = 0
 
     def initialise(self, rows: Any) -> None:
         self.task.initialise(rows)
-        self.average.load_state_dict(self.task.state_dict())
 
     def loss(self, batch: Any) -> Tensor:
         if self.training and torch.is_grad_enabled():
-            self._update()
+            if self.steps % self.EVERY == 0:
+                self._update(batch)
+            self.steps += 1
         return cast(Tensor, self.task.loss(batch))
 
     @torch.no_grad()
-    def _update(self) -> None:
-        self.updates += 1
-        weight = max(1 - self.decay, 9 / (self.updates + 9))
-        for mine, theirs in zip(self.average.parameters(), self.task.parameters(), strict=True):
+    def _update(self, batch: Any) -> None:
+        frozen = self.task.freeze(batch)
+        if self.average is None:
+            self.average = frozen
+        weight = max(1 - self.decay**self.EVERY, 9 / (self.steps + 9))
+        for mine, theirs in zip(self.average.parameters(), frozen.parameters(), strict=True):
             mine.lerp_(theirs, weight)
-        for mine, theirs in zip(self.average.buffers(), self.task.buffers(), strict=True):
-            mine.copy_(theirs)
 
     def freeze(self, rows: Any) -> nn.Module:
-        return cast(nn.Module, self.average.freeze(rows))
+        return copy.deepcopy(self.task.freeze(rows) if self.average is None else self.average)
 
     def settle(self, rows: Any) -> None:
         self.task.settle(rows)
@@ -111,73 +116,6 @@ class Averaged(nn.Module):
     @property
     def settle_at(self) -> float | None:
         return cast("float | None", self.task.settle_at)
-
-
-class Centred(nn.Module):
-    """A weight source whose inner layers read centred activations, W_l (s(u_l) - m_l), m_l a running mean.
-
-    The function is that of a plain network with biases b_{l+1} - W_l m_l, which is what ``freeze`` returns.
-    """
-
-    def __init__(self, source: WeightSource, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.source = source
-        self.architecture = cast(ICNN, source.architecture)
-        self.momentum = momentum
-        for level, width in enumerate(self.architecture.hidden[:-1]):
-            self.register_buffer(f"mean_{level}", self.architecture.biases[level].new_zeros(width))
-
-    @property
-    def settle_at(self) -> float | None:
-        return getattr(self.source, "settle_at", None)
-
-    def means(self) -> list[Tensor]:
-        """m_1 ... m_{L-1}."""
-        return [
-            cast(Tensor, getattr(self, f"mean_{level}")) for level in range(len(self.architecture.hidden) - 1)
-        ]
-
-    @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
-        """Start at the source's own function."""
-        self.source.initialise(x)
-        potential = cast(Potential, self.source.emit(x))
-        self._follow(potential.tensors, x, 1.0)
-        for level, m in enumerate(self.means()):
-            self.architecture.biases[level + 1].add_(potential.tensors[f"inner.{level}"] @ m)
-
-    def emit(self, batch: Tensor | None = None) -> Potential:
-        potential = cast(Potential, self.source.emit(batch))
-        folded = self._folded(potential.tensors)
-        if self.training and torch.is_grad_enabled() and batch is not None:
-            self._follow(folded, batch, self.momentum)
-            folded = self._folded(potential.tensors)
-        return Potential(potential.architecture, folded)
-
-    @torch.no_grad()
-    def freeze(self, data: Tensor | None = None) -> ICNN:
-        frozen = cast(ICNN, self.source.freeze(data))
-        for level, m in enumerate(self.means()):
-            frozen.biases[level + 1].sub_(frozen.inner[level] @ m)
-        return frozen
-
-    def settle(self, data: Tensor) -> None:
-        self.source.settle(data)
-
-    def set_progress(self, t: float) -> None:
-        self.source.set_progress(t)
-
-    def _folded(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        folded = dict(tensors)
-        for level, m in enumerate(self.means()):
-            folded[f"biases.{level + 1}"] = tensors[f"biases.{level + 1}"] - tensors[f"inner.{level}"] @ m
-        return folded
-
-    @torch.no_grad()
-    def _follow(self, tensors: Mapping[str, Tensor], x: Tensor, momentum: float) -> None:
-        s = self.architecture.activation
-        for m, u in zip(self.means(), preactivations(x, self.architecture.layers(tensors), s), strict=False):
-            m.lerp_(s.value(u).mean(0), momentum)
 
 
 class Mixed(torch.optim.Optimizer):
@@ -198,9 +136,10 @@ class Mixed(torch.optim.Optimizer):
 
 
 RECIPES = {
-    "centred activations": Recipe(centred=True),
+    "centred means": Recipe(centred="means"),
+    "centred": Recipe(centred="slopes"),
+    "centred, sharpness 0.5": Recipe(centred="slopes", sharpness=0.5),
     "Muon on all matrices": Recipe(optimizer="muon", lr=0.04),
-    "averaged weights": Recipe(averaging=0.98, schedule="constant"),
 }
 
 
@@ -222,10 +161,13 @@ def optimiser(recipe: Recipe, groups: list[Group]) -> torch.optim.Optimizer:
 
 def task_of(chosen: Problem, recipe: Recipe, seed: int) -> nn.Module:
     """The untrained task of a recipe."""
-    task = cast(Any, build(chosen, recipe.arm, seed))
-    if recipe.centred:
-        task.block = Centred(task.block, recipe.momentum)
-    return Averaged(task, recipe.averaging) if recipe.averaging else cast(nn.Module, task)
+
+    def make(network: nn.Module) -> nn.Module:
+        source = cast(WeightSource, ARMS_BY_NAME[recipe.arm](network))
+        return Centred(source, slopes=recipe.centred == "slopes") if recipe.centred else source
+
+    task = build(chosen, recipe.arm, seed, {recipe.arm: make})
+    return Averaged(task, recipe.averaging) if recipe.averaging else task
 
 
 def train(name: str, hidden: Sequence[int], recipe: Recipe, seed: int) -> Outcome:
@@ -304,12 +246,14 @@ class Plan:
         return self.ledger.run(cell, lambda: train(name, hidden, recipe, seed))
 
 
-def sizes(plan: Plan, problems: Sequence[str], shapes: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Every arm at every shape of every problem."""
+def sizes(
+    plan: Plan, arms: Sequence[str], problems: Sequence[str], shapes: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """These arms at every shape of every problem."""
     found: dict[str, Any] = {}
-    for name in problems:
+    for name in problems if arms else ():
         for hidden in shapes:
-            rows = {arm: tuned(name, hidden, arm, plan) for arm in ARMS}
+            rows = {arm: tuned(name, hidden, arm, plan) for arm in arms}
             found.setdefault(name, {})[shape(hidden)] = rows
             print(f"{name}, {shape(hidden)}", flush=True)
             for arm, row in rows.items():
@@ -317,15 +261,34 @@ def sizes(plan: Plan, problems: Sequence[str], shapes: Sequence[Sequence[int]]) 
     return found
 
 
-def recipes(plan: Plan, shapes: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The recipes of the log at every shape, on |x|^2."""
+def recipes(
+    plan: Plan, titles: Sequence[str], problems: Sequence[str], shapes: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """The recipes of the log at every shape of every problem."""
     found: dict[str, Any] = {}
-    for title, recipe in RECIPES.items():
-        for hidden in shapes:
-            outcomes = [plan.cell(PROBLEMS[0], hidden, recipe, seed) for seed in plan.seeds]
-            found.setdefault(title, {})[shape(hidden)] = _figures(outcomes)
-            print(f"{title:34}{shape(hidden):10}{told(found[title][shape(hidden)])}", flush=True)
+    for name in problems:
+        for title in titles:
+            for hidden in shapes:
+                outcomes = [plan.cell(name, hidden, RECIPES[title], seed) for seed in plan.seeds]
+                figures = _figures(outcomes)
+                found.setdefault(name, {}).setdefault(title, {})[shape(hidden)] = figures
+                print(f"{name}, {title:34}{shape(hidden):10}{told(figures)}", flush=True)
     return found
+
+
+def merged(old: Any, new: Any) -> Any:
+    """Nested figures, the new ones in place of the old; lists and numbers are whole."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return {**old, **{key: merged(old[key], value) if key in old else value for key, value in new.items()}}
+
+
+def write(path: Path | None, made_by: str, result: Mapping[str, Any]) -> None:
+    """Write figures, or add them to those that the file holds, with every command that made some."""
+    if path is not None and path.exists():
+        result = merged(json.loads(path.read_text(encoding="utf-8")), result)
+        made_by = "; ".join(dict.fromkeys([*result["command"].split("; "), made_by]))
+    timing.write(path, made_by, {key: value for key, value in result.items() if key != "command"})
 
 
 def shape(hidden: Sequence[int]) -> str:
@@ -344,8 +307,8 @@ def told(figures: Mapping[str, Any]) -> str:
 def command(options: argparse.Namespace) -> str:
     """The command that runs these cells again."""
     lists = (
-        f"--{key} {' '.join(map(str, getattr(options, key)))}".strip()
-        for key in ("problems", "depths", "widths")
+        f"--{key} {' '.join(shlex.quote(str(item)) for item in getattr(options, key))}".strip()
+        for key in ("problems", "depths", "widths", "arms", "recipes", "rates")
     )
     return f"python benchmarks/depth.py {' '.join(lists)} --seeds {options.seeds} --steps {options.steps}"
 
@@ -355,22 +318,24 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--problems", nargs="*", default=PROBLEMS)
     parser.add_argument("--depths", nargs="*", type=int, default=DEPTHS, help=f"at width {WIDTH}")
     parser.add_argument("--widths", nargs="*", type=int, default=WIDTHS, help=f"at depth {DEPTH}")
+    parser.add_argument("--arms", nargs="*", default=ARMS)
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to write, or to add to")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     plan = Plan(Ledger(beside(options.out)), range(options.seeds), options.rates, options.steps)
-    deep = [(WIDTH,) * depth for depth in options.depths]
-    wide = [(width,) * DEPTH for width in options.widths]
+    shapes = [(WIDTH,) * depth for depth in options.depths]
+    shapes += [(width,) * DEPTH for width in options.widths]
     result = {
-        "setting": {"steps": options.steps, "seeds": list(plan.seeds), "rates": list(options.rates)},
-        "recipes": recipes(plan, deep),
+        "setting": {"rates": list(options.rates)},
+        "recipes": recipes(plan, options.recipes, options.problems, shapes),
         "recipes_are": {title: dataclasses.asdict(recipe) for title, recipe in RECIPES.items()},
-        "sizes": sizes(plan, options.problems, [*deep, *wide]),
+        "sizes": sizes(plan, options.arms, options.problems, shapes),
     }
-    timing.write(options.out, command(options), result)
+    write(options.out, command(options), result)
     return result
 
 

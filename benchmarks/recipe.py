@@ -2,13 +2,14 @@
 
     python benchmarks/recipe.py [--results results --seeds 3] --out results/recipe.json
 
-The choice is made on the validation losses that `convexlift compare` left in results/*/result.json, over
-eight problems: for every arm the rate in the middle of those whose loss is within the margin of the best on
-every problem (0.02 nats, or 2 % of the error of a regression), or else the rate whose worst loss is least.
-Three recipes are then trained on the evaluation seeds, the arm of least worst loss by kind of task, squared
-weights throughout and the lift throughout, and set against the arm that did best under tuning, pair by pair
-of seeds: on the problems of the search and, once, on others. For problems without a result a comparison is
-made. Finished cells are kept beside --out: run it again to go on.
+The choice is made on validation losses over eight problems: those that `convexlift compare` left in
+results/*/result.json for its arms and, for regressions, those of runs made here, of the same seeds, for
+squared weights with centred activations. For every arm it is the rate in the middle of those whose loss is
+within the margin of the best on every problem (0.02 nats, or 2 % of the error of a regression), or else the
+rate whose worst loss is least. Each recipe is then trained on the
+evaluation seeds and set against the arm that did best under tuning, pair by pair of seeds: on the problems of
+the search and, once, on others. For problems without a result a comparison is made. Finished cells are kept
+beside --out: run it again to go on. Figures of other recipes that --out already holds stay.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import timing
 import torch
+from depth import write
 from rates import Ledger, beside, mean
 
 from convexlift.experiments import Budget, compare
 from convexlift.experiments.arms import build
 from convexlift.experiments.statistics import paired_difference
-from convexlift.problems import problem
+from convexlift.problems import Problem, problem
 from convexlift.problems.catalogue import FROM_FILES
+from convexlift.sources import Centred, Squared
 from convexlift.training import fit
 from convexlift.training.batches import whole
 from convexlift.training.run import TrainingDiverged
@@ -47,6 +49,12 @@ SEARCHED = (
 CONFIRMED = ("laplace", "beta", "hepmass", "moon")
 MADE_HERE = ("moon",)
 ARMS = ("projected", "softplus", "squared", "lift")  # of the comparisons that are made here
+# A candidate is squared weights with centred activations on some kinds of task, each with the rates tried,
+# and squared weights as they stand on the others.
+CANDIDATES = ("centred",)
+TRIED = {"regression": (0.001, 0.002)}
+SELECTION_SEEDS = (1_000, 1_001)  # those of the comparisons
+RECIPES = ("squared", "lift", *CANDIDATES)
 MARGIN_NATS, MARGIN_SHARE = 0.02, 0.02
 BUDGET = Budget("confirmation", 1_000, 128, (0.016, 0.032, 0.064), 2, 3, extensions=0)
 
@@ -61,7 +69,7 @@ def margin(result: Result) -> float:
 
 def best_tuned(result: Result) -> tuple[str, float]:
     """The arm of the least mean test loss at its own tuned rate, and that loss."""
-    means = {arm: row["test"]["mean"] for arm, row in result["arms"].items()}
+    means = {arm: row["test"]["mean"] for arm, row in result["arms"].items() if "test" in row}
     return min(((arm, loss) for arm, loss in means.items() if loss is not None), key=lambda item: item[1])
 
 
@@ -95,28 +103,21 @@ def choose(results: Mapping[str, Result]) -> dict[str, list[dict[str, Any]]]:
     return ranked
 
 
-def recipes(ranked: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Choice]]:
-    """By name, what each recipe uses for each kind of task."""
-    throughout = {
-        f"{arm} throughout": {
-            task: (arm, next(row["lr"] for row in rows if row["arm"] == arm)) for task, rows in ranked.items()
-        }
-        for arm in ("squared", "lift")
-    }
-    return {
-        "least worst loss": {task: (rows[0]["arm"], rows[0]["lr"]) for task, rows in ranked.items()},
-        **throughout,
-    }
+def task_of(name: str, arm: str, seed: int) -> tuple[Any, Problem]:
+    """The untrained task of an arm or a candidate, and its problem."""
+    chosen = problem(name)
+    if arm not in CANDIDATES:
+        return build(chosen, arm, seed), chosen
+    return build(chosen, arm, seed, {arm: lambda network: Centred(Squared(network))}), chosen
 
 
 def train(name: str, arm: str, lr: float, seed: int, steps: int, batch_size: int) -> dict[str, Any]:
-    """The frozen test loss of one run, as a comparison makes it; None where it diverged."""
-    chosen = problem(name)
-    task = cast(Any, build(chosen, arm, seed))
+    """The frozen losses of one run, as a comparison makes it; None where it diverged."""
+    task, chosen = task_of(name, arm, seed)
     rows = whole(chosen.train)
     task.initialise(rows)
     try:
-        fit(
+        history = fit(
             task,
             chosen.train,
             validation=chosen.validation,
@@ -128,13 +129,26 @@ def train(name: str, arm: str, lr: float, seed: int, steps: int, batch_size: int
             progress=False,
         )
     except TrainingDiverged:
-        return {"test": None}
+        return {"validation": None, "test": None}
     test = float(chosen.score(task.freeze(rows)).double().mean())
-    return {"test": test if math.isfinite(test) else None}
+    return {"validation": history.best_validation, "test": test if math.isfinite(test) else None}
+
+
+def tried(name: str, result: Result, arm: str, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """A candidate's mean validation loss at every rate tried, in the form of an arm of a comparison."""
+    protocol = result["protocol"]
+    rates = []
+    for lr in TRIED[result["task"]]:
+        runs = [
+            run(name, arm, lr, seed, protocol["steps"], protocol["batch_size"]) for seed in SELECTION_SEEDS
+        ]
+        loss = mean(outcome["validation"] for outcome in runs)
+        rates.append({"lr": lr, "validation": loss if math.isfinite(loss) else None})
+    return {"rates": rates}
 
 
 def against_tuned(
-    name: str, result: Result, choice: Choice, seeds: int, run: Callable[..., float | None]
+    name: str, result: Result, choice: Choice, seeds: int, run: Callable[..., dict[str, Any]]
 ) -> dict[str, Any]:
     """The chosen arm and rate on the evaluation seeds against the best tuned arm, and whether it is near.
 
@@ -143,13 +157,14 @@ def against_tuned(
     arm, lr = choice
     rival, _ = best_tuned(result)
     theirs = result["arms"][rival]["test"]["per_seed"][:seeds]
-    own = result["arms"][arm]
-    if own["lr"] == lr:
+    own = result["arms"].get(arm, {})
+    if own.get("lr") == lr:
         mine = own["test"]["per_seed"][:seeds]
     else:
         protocol = result["protocol"]
         mine = [
-            run(name, arm, lr, seed, protocol["steps"], protocol["batch_size"]) for seed in range(len(theirs))
+            run(name, arm, lr, seed, protocol["steps"], protocol["batch_size"])["test"]
+            for seed in range(len(theirs))
         ]
     losses = [math.inf if loss is None else loss for loss in mine]
     difference = paired_difference(losses, theirs)
@@ -204,18 +219,24 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--results", type=Path, default=Path("results"), help="where comparisons left theirs")
     parser.add_argument("--searched", nargs="+", default=SEARCHED)
     parser.add_argument("--confirmed", nargs="*", default=CONFIRMED)
+    parser.add_argument("--recipes", nargs="+", default=RECIPES, help="arms and candidates")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     ledger = Ledger(beside(options.out))
 
-    def run(name: str, arm: str, lr: float, seed: int, steps: int, batch_size: int) -> float | None:
+    def run(name: str, arm: str, lr: float, seed: int, steps: int, batch_size: int) -> dict[str, Any]:
         cell = {"problem": name, "arm": arm, "lr": lr, "seed": seed, "steps": steps, "batch_size": batch_size}
-        outcome = ledger.run(cell, lambda: train(name, arm, lr, seed, steps, batch_size))
-        return cast("float | None", outcome["test"])
+        return ledger.run(cell, lambda: train(name, arm, lr, seed, steps, batch_size))
 
     searched = read(options.results, options.searched)
+    for arm in (arm for arm in options.recipes if arm in CANDIDATES):
+        for name, result in searched.items():
+            if result["task"] not in TRIED:
+                continue
+            result["arms"][arm] = tried(name, result, arm, run)
+            print(f"{name}, {arm}: {result['arms'][arm]['rates']}", flush=True)
     ranked = choose(searched)
     for task, rows in ranked.items():
         told = ", ".join(f"{row['arm']} {row['lr']:g} ({row['worst_regret']:.2f})" for row in rows)
@@ -225,24 +246,27 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         folder = Path(scratch) if options.out is None else options.out.with_suffix(".cells")
         for name in (name for name in options.confirmed if name in MADE_HERE):
             others[name] = compare(name, budget=BUDGET, arms=ARMS, out=folder / name, jobs=1)
-    chosen = recipes(ranked)
+    rate = {task: {row["arm"]: row["lr"] for row in rows} for task, rows in ranked.items()}
     figures: dict[str, Any] = {}
-    for recipe, choice in chosen.items():
+    chosen: dict[str, dict[str, Choice]] = {}
+    for arm in options.recipes:
+        title = f"squared, {arm} for regressions" if arm in CANDIDATES else f"{arm} throughout"
+        chosen[title] = {task: (arm, by_arm[arm]) for task, by_arm in rate.items() if arm in by_arm}
         for part, results in (("searched", searched), ("confirmed", others)):
             rows = {
-                name: against_tuned(name, result, choice[result["task"]], options.seeds, run)
+                name: against_tuned(name, result, chosen[title][result["task"]], options.seeds, run)
                 for name, result in results.items()
-                if measurable(name, result, choice[result["task"]])
+                if result["task"] in chosen[title] and measurable(name, result, chosen[title][result["task"]])
             }
-            figures.setdefault(recipe, {})[part] = rows
-            print(table(f"{recipe}, {part} problems", rows), flush=True)
+            figures.setdefault(title, {})[part] = rows
+            print(table(f"{title}, {part} problems", rows), flush=True)
     result = {
         "setting": {"seeds": list(range(options.seeds)), "margin": [MARGIN_NATS, MARGIN_SHARE]},
         "ranked": ranked,
         "recipes": chosen,
         "figures": figures,
     }
-    timing.write(options.out, "python benchmarks/recipe.py", result)
+    write(options.out, f"python benchmarks/recipe.py --recipes {' '.join(options.recipes)}", result)
     return result
 
 

@@ -14,6 +14,17 @@ import torch
 
 from convexlift.training.environment import environment
 
+# What the profiler calls a matrix product.
+_PRODUCTS = {
+    "aten::mm",
+    "aten::bmm",
+    "aten::addmm",
+    "aten::addmm_",
+    "aten::baddbmm",
+    "aten::mv",
+    "aten::addmv",
+}
+
 
 def interleaved(
     sides: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 3
@@ -43,6 +54,36 @@ def matrix_rate(device: str, size: int = 1024) -> float:
     a = torch.randn(size, size, device=device)
     times = interleaved({"product": lambda: a @ a}, repeats=20)["product"]
     return 2 * size**3 / min(times) / 1e6
+
+
+def matrix_seconds(side: Callable[[], object], repeats: int = 10) -> tuple[float, float]:
+    """Seconds of one run spent in matrix products, and in all operations together, by the profiler."""
+    side()
+    with torch.profiler.profile() as profile:
+        for _ in range(repeats):
+            side()
+    spent = {row.key: row.self_device_time_total or row.self_cpu_time_total for row in profile.key_averages()}
+    products = sum(time for name, time in spent.items() if name in _PRODUCTS)
+    return products / repeats / 1e6, sum(spent.values()) / repeats / 1e6
+
+
+def peak_bytes(side: Callable[[], object]) -> int:
+    """The most memory that a run holds at one time beyond what it found."""
+    side()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        side()
+        return torch.cuda.max_memory_allocated() - held
+    with torch.profiler.profile(profile_memory=True) as profile:
+        side()
+    kineto: Any = profile.profiler
+    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

@@ -23,6 +23,7 @@ from convexlift.experiments.verdicts import (
     Result,
     difference,
     interval_text,
+    is_clear,
     ranking,
     score_text,
     short,
@@ -118,10 +119,100 @@ def rates(name: str) -> str:
 
 
 def flow_step(name: str) -> str:
-    """The table of benchmarks/flow_step.py."""
-    result = json.loads((ROOT / "results" / name).read_text())
+    """The first shape of benchmarks/flow_step.py."""
+    result = stored(name)["shapes"][0]
     rows = [[side, f"{ms:.1f}", f"{result['ratio'][side]:.2f}"] for side, ms in result["ms"].items()]
     return markdown(("one exact training step", "ms", "times ours"), rows)
+
+
+def flow_steps(name: str) -> str:
+    """Every shape of benchmarks/flow_step.py: our time, each baseline as a ratio, how far from the floor."""
+    shapes = stored(name)["shapes"]
+    others = [side for side in shapes[0]["ms"] if side != "closed form"]
+    rows = [
+        [
+            f"{shape['depth']}, {shape['batch']}",
+            f"{result['ms']['closed form']:.1f}",
+            *(f"{result['ratio'][side]:.2f}" if side in result["ratio"] else "" for side in others),
+            f"{result['floor_ms']:.1f} ({100 * result['share_of_floor']:.0f} %)",
+            f"{100 * result['rate_in_products']:.0f} %",
+            f"{result['peak_bytes_per_sample']['closed form'] / 1e3:.0f}",
+        ]
+        for result in shapes
+        for shape in [result["shape"]]
+    ]
+    head = ("depth, batch", "closed form (ms)", *others, "floor, ms (share reached)")
+    return markdown((*head, "rate of the products", "peak KB a sample"), rows)
+
+
+def high_dimension(name: str) -> str:
+    """A flow in 256 dimensions trained on estimates, by benchmarks/high_dimension.py."""
+    result = stored(name)
+    flow, gaussian, step = result["rows"]["flow"], result["rows"]["gaussian"], result["step_ms"]
+    within = f"{100 * flow['within_two_standard_errors']:.0f} % within two standard errors"
+    rows = [
+        ["Gaussian, full covariance", f"{gaussian['nats']:.1f}", f"{gaussian['bits']:.3f}", ""],
+        [
+            "flow, estimated",
+            f"{flow['nats']:.1f} ± {flow['error_of_mean_over_seeds']:.1f}",
+            f"{flow['bits']:.3f}",
+            f"{step['estimated']:.0f}",
+        ],
+        [
+            f"the same flow, exact, {flow['exact_rows']} rows",
+            f"{flow['exact_nats']:.1f}",
+            "",
+            f"{step['exact']:.0f}",
+        ],
+        [
+            f"estimated on those rows ({within})",
+            f"{flow['estimated_nats_same_rows']:.1f}",
+            "",
+            "",
+        ],
+    ]
+    return markdown(("density", "test log-likelihood (nats)", "bits a dimension", "ms a training step"), rows)
+
+
+def plateaus(name: str) -> str:
+    """Plateaus of the validation curves, by benchmarks/landscapes.py."""
+    rows = [
+        [
+            *(row["problem"], row["start"], f"{row['lr']:g}", row["arm"]),
+            f"{row['with_plateau']} of {row['runs']}",
+            f"{100 * row['share']:.0f} %",
+            short(row["depth"]) if row["depth"] else "",
+            "diverged" if row["mean"] is None else f"{short(row['mean'])} ± {short(row['error'], 1)}",
+        ]
+        for row in stored(name)["rows"]
+    ]
+    head = ("problem", "start", "rate", "trained by", "runs with a plateau", "share of the run on one")
+    return markdown((*head, "deepest (nats)", "test loss"), rows)
+
+
+def landscapes(name: str) -> str:
+    """What the straight lines from start to end say, by benchmarks/landscapes.py."""
+    rows = [
+        [
+            *(plane["problem"], plane["start"], plane["rate"], arm),
+            *(short(found[key]) for key in ("start", "end")),
+            short(found["barrier"]) if found["barrier"] > 0 else "none",
+            "yes" if found["monotone"] else "no",
+            f"{found['path_length'] / found['distance']:.1f}",
+        ]
+        for plane in stored(name)["landscapes"]
+        for arm, found in plane["arms"].items()
+    ]
+    head = (
+        "problem",
+        "start",
+        "rate",
+        "trained by",
+        "loss at the start",
+        "at the end",
+        "barrier on the line",
+    )
+    return markdown((*head, "falls all along it", "path / distance"), rows)
 
 
 def lift_step(name: str) -> str:
@@ -219,6 +310,35 @@ def settings(name: str) -> str:
         for (kind, readout, scale), cells in table.items()
     ]
     return markdown(("summary", "readout", "scale", *problems), lines)
+
+
+def lift_variants(name: str) -> str:
+    """Changes of the centred lift against softplus and against their own independent batches."""
+    rows = {(row["problem"], row["batch"], row["arm"]): row for row in stored(name)["rows"]}
+    lines = []
+    for (problem, batch, arm), row in rows.items():
+        if arm.endswith(", independent"):
+            continue
+        twin = rows.get((problem, batch, f"{arm}, independent"))
+        noise = [value for value in row["emission_noise"] if value is not None]
+        tests = [p for p in row["p_value"] if p is not None]
+        lines.append(
+            [
+                *(problem, str(batch), arm, f"{row['lr']:g}"),
+                f"{short(100 * sum(noise) / len(noise))} %" if noise else "",
+                short(sum(t) / len(t)) if (t := traces(row)) else "",
+                f"{sum(p <= 0.05 for p in tests)} of {len(tests)}" if tests else "",
+                score_text(row["test"]),
+                starred(row["minus_softplus"]),
+                starred(twin and twin["minus_softplus"]),
+                starred(row["minus_independent"]),
+            ]
+        )
+    head = (
+        *("problem", "batch", "trained by", "rate", "noise", "tr Σ_batch", "tests p ≤ 0.05", "test loss"),
+        *("minus softplus", "independent minus softplus", "coupled minus independent"),
+    )
+    return markdown(head, lines)
 
 
 def densities(names: str) -> str:
@@ -418,45 +538,75 @@ def flow_bands(name: str) -> str:
 
 def depth(name: str) -> str:
     """Regression of |x|^2 by depth, every arm and recipe of benchmarks/depth.py."""
-    found = stored(name)
-    sizes = found["sizes"]["regression-square"]
-    shapes = sorted(sizes, key=lambda shape: int(shape.split()[0]))
+    return by_shape(stored(name), "regression-square", lambda depth, width: width == 64)
 
-    def text(figures: Result) -> str:
-        return f"{figures['test']:.2f} ± {figures['standard_error']:.2f}"
 
-    arms = list(sizes[shapes[0]])
-    rows = [[f"{arm}, rate 0.01", *(text(sizes[s][arm]["published"]) for s in shapes)] for arm in arms]
-    for arm in arms:
-        tuned = [sizes[shape][arm]["tuned"] for shape in shapes]
-        rows.append([f"{arm}, best of three rates", *(f"{text(t)} ({t['lr']:g})" for t in tuned)])
-    rows += [
-        [f"squared, {title}", *(text(by_shape[shape]) for shape in shapes)]
-        for title, by_shape in found["recipes"].items()
-    ]
-    return markdown(("trained by", *(f"depth {shape.split()[0]}" for shape in shapes)), rows)
+def width(name: str) -> str:
+    """The same at depth 4, by width."""
+    return by_shape(stored(name), "regression-square", lambda depth, width: depth == 4, "width")
+
+
+def depth_logsumexp(name: str) -> str:
+    """Regression of the log-sum-exp by depth, every arm and recipe of benchmarks/depth.py."""
+    return by_shape(stored(name), "regression-logsumexp", lambda depth, width: width == 64)
+
+
+def by_shape(found: Result, problem: str, shown: Callable[[int, int], bool], by: str = "depth") -> str:
+    """What was run of one problem, a row for every arm and recipe, a column for every depth or width."""
+    sizes, recipes = found["sizes"].get(problem, {}), found["recipes"].get(problem, {})
+    known = {
+        shape: tuple(map(int, shape.split(" x "))) for rows in (sizes, *recipes.values()) for shape in rows
+    }
+    shapes = sorted((shape for shape in known if shown(*known[shape])), key=lambda shape: known[shape])
+
+    def text(figures: Result | None, note: str = "") -> str:
+        if figures is None or figures["test"] is None:
+            return "" if figures is None else "diverged"
+        return f"{figures['test']:.2f} ± {figures['standard_error']:.2f}{note}"
+
+    arms = list(dict.fromkeys(arm for rows in sizes.values() for arm in rows))
+    rows = []
+    for key, said in (("published", "rate 0.01"), ("tuned", "best rate")):
+        for arm in arms:
+            cells = [sizes.get(shape, {}).get(arm, {}).get(key) for shape in shapes]
+            notes = [f" ({cell['lr']:g})" if cell and key == "tuned" else "" for cell in cells]
+            rows.append([f"{arm}, {said}", *map(text, cells, notes)])
+    for title, figures in recipes.items():
+        rows.append([f"squared, {title}", *(text(figures.get(shape)) for shape in shapes)])
+    heads = [f"{by} {known[shape][by == 'width']}" for shape in shapes]
+    enough = all if by == "width" else any
+    return markdown(("trained by", *heads), [row for row in rows if enough(row[1:])])
 
 
 def recipe(name: str) -> str:
-    """Every untuned recipe against the best tuned arm, by benchmarks/recipe.py."""
+    """Every untuned recipe against the best tuned arm, by benchmarks/recipe.py.
+
+    A recipe that was not run for a kind of task is squared weights there.
+    """
     figures = stored(name)["figures"]
-    titles = list(figures)
-    rows = []
-    for part in figures[titles[0]]:
-        for problem, first in figures[titles[0]][part].items():
+    plain = "squared throughout"
+    titles = [plain, *(title for title in figures if title != plain)]
+    rows, near = [], dict.fromkeys(titles, 0)
+    for part, problems in figures[plain].items():
+        for problem, first in problems.items():
             rival, rate, loss = first["best_tuned"]
             decimals = 4 if loss < 1 else 3
             cells = []
             for title in titles:
-                row = figures[title][part][problem]
+                row = figures[title].get(part, {}).get(problem)
+                near[title] += (row or first)["near"]
+                if row is None:
+                    cells.append("as squared")
+                    continue
                 gap = f"{row['difference']['mean']:+.{decimals}f}".replace("-", "−")
                 arm, lr = row["choice"]
                 cells.append(f"{arm} {lr:g}: {gap}{' ✓' if row['near'] else ''}")
             said = problem if part == "searched" else f"{problem} (not searched)"
             rows.append([said, f"{rival} {rate:g}: {loss:.{decimals}f}", *cells])
-    counts = [[row["near"] for part in figures[title].values() for row in part.values()] for title in titles]
-    rows.append(["near", "", *(f"{sum(near)} of {len(near)}" for near in counts)])
-    return markdown(("problem", "best tuned arm", *titles), rows)
+    counted = len(rows)
+    rows.append(["near", "", *(f"{count} of {counted}" for count in near.values())])
+    names = [title.removesuffix(" throughout") for title in titles]
+    return markdown(("problem", "best tuned arm", *names), rows)
 
 
 def beyond_icnn(name: str) -> str:
@@ -468,9 +618,9 @@ KINDS: dict[str, Callable[[str], str]] = {
     function.__name__: function
     for function in (
         *(comparison, common, overview, common_overview, verdict, variation, rates),
-        *(flow_step, flow_inverse, lift_step),
-        *(ablation, ablation_common, prediction, fluctuation, settings, lead_lost),
-        *(rate_bands, flow_bands, depth, recipe, beyond_icnn),
+        *(flow_step, flow_steps, flow_inverse, lift_step, high_dimension, plateaus, landscapes),
+        *(ablation, ablation_common, prediction, fluctuation, settings, lift_variants, lead_lost),
+        *(rate_bands, flow_bands, depth, width, depth_logsumexp, recipe, beyond_icnn),
         *(densities, log_z, density_sample, exact, alpha, image_latents),
     )
 }
@@ -479,6 +629,15 @@ KINDS: dict[str, Callable[[str], str]] = {
 def over_seeds(values: Sequence[float]) -> Result:
     """The mean of some figures with its 95 % t-interval."""
     return paired_difference(values, [0.0] * len(values))
+
+
+def starred(found: Result | None) -> str:
+    """A difference with its interval, with a star where that leaves out zero; nothing where there is none."""
+    if found is None:
+        return ""
+    if found["mean"] is None:
+        return "diverged"
+    return interval_text(found) + ("*" if is_clear(found) else "")
 
 
 def traces(row: Result) -> list[float]:

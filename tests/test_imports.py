@@ -17,7 +17,18 @@ _SOURCES = {*_CORE, "sources"}
 _OBJECTIVES = {*_SOURCES, "integration", "objectives"}
 _TASKS = {*_OBJECTIVES, "tasks"}
 _TRAINING = {*_TASKS, "training"}
-_LIBRARY = {*_TRAINING, "mechanism", "saving", "freezing", "problems", "testing", "threads"}
+_LIBRARY = {
+    *_TRAINING,
+    "mechanism",
+    "distribution",
+    "export",
+    "saving",
+    "freezing",
+    "problems",
+    "tensorboard",
+    "testing",
+    "threads",
+}
 
 # What each part of the package may import from the package.
 MAY: dict[str, set[str]] = {
@@ -33,8 +44,11 @@ MAY: dict[str, set[str]] = {
     "mechanism": {*_TRAINING, "mechanism"},
     "tasks": _TASKS,
     "training": _TRAINING,
+    "distribution": _TASKS,
+    "export": _TASKS,
     "saving": _TRAINING,
     "sklearn": _TRAINING,
+    "tensorboard": {*_TRAINING, "mechanism"},
     "problems": {"checks", "problems", "threads", "training.batches"},
     "experiments": {*_LIBRARY, "experiments", "__version__"},
     "cli": {*_LIBRARY, "experiments", "cli", ""},

@@ -240,3 +240,12 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
     RunFolder(tmp_path).write_model({"weight": torch.zeros(3)}, {"step": 10})
     with pytest.raises(ValueError, match="is a checkpoint of an unfinished training run, not a frozen model"):
         saving.load(file)
+
+
+def test_how_a_flow_takes_its_log_determinant_is_saved(tmp_path: Path) -> None:
+    flow = cl.ConvexPotentialFlow([cl.ICNN(4, hidden=(8,), seed=0)], logdet="estimated").freeze()
+    cl.save(flow, tmp_path / "flow.safetensors")
+    loaded = cl.load(tmp_path / "flow.safetensors")
+    assert isinstance(loaded, cl.ConvexPotentialFlow) and loaded.logdet_method == "estimated"
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.log_prob(x), flow.log_prob(x))

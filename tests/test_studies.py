@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import convexlift as cl
 from convexlift.problems import problem
@@ -63,49 +62,25 @@ def test_depth(study: Any, tmp_path: Path) -> None:
     options = ["--problems", "regression-square", "--depths", "2", "--widths", "--rates", "0.01", "0.02"]
     found = study("depth").main([*options, "--seeds", "1", "--steps", "1", "--out", str(out)])
     assert list(found["sizes"]["regression-square"]) == ["2 x 64"]
-    assert json.loads(out.read_text())["recipes"].keys() == study("depth").RECIPES.keys()
-
-
-@pytest.mark.parametrize("source", [cl.Softplus, cl.Lift])
-def test_centred_starts_as_the_same_function_and_freezes_to_what_it_trained(study: Any, source: Any) -> None:
-    x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    net = cl.ICNN(3, hidden=(8, 8, 8), seed=0).double()
-    centred = study("depth").Centred(source(net))
-    centred.initialise(x)
-    torch.testing.assert_close(centred.emit(x).value(x), net(x))
-    centred.train()
-    centred.emit(2 * x)  # the means move
-    centred.eval()
-    frozen = centred.freeze(x)
-    assert type(frozen) is cl.ICNN
-    torch.testing.assert_close(frozen(x), centred.emit(x).value(x))
-
-
-def test_centred_gradients_are_those_of_centred_activations(study: Any) -> None:
-    """With m the mean of s(u), the gradient in W of a loss linear in the layer vanishes along the mean."""
-    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    centred = study("depth").Centred(cl.Projected(cl.ICNN(2, hidden=(6, 6), seed=0).double()), momentum=1.0)
-    centred.initialise(x)
-    centred.train()
-
-    def second_layer(f: Any) -> Tensor:
-        tensors = f.tensors
-        u = x @ tensors["skips.0"].T + tensors["biases.0"]
-        return (f.architecture.activation.value(u) @ tensors["inner.0"].T + tensors["biases.1"]).mean(0).sum()
-
-    (gradient,) = torch.autograd.grad(second_layer(centred.emit(x)), [centred.source.latents[0]])
-    assert gradient.abs().max() < 1e-12
+    titles = study("depth").RECIPES.keys()
+    assert json.loads(out.read_text())["recipes"]["regression-square"].keys() == titles
+    again = ["--problems", "regression-square", "--depths", "1", "--widths", "--recipes", "centred", "--arms"]
+    study("depth").main([*again, "--seeds", "1", "--steps", "1", "--out", str(out)])
+    kept = json.loads(out.read_text())
+    assert list(kept["recipes"]["regression-square"]["centred"]) == ["2 x 64", "1 x 64"]
+    assert kept["sizes"] == json.loads(json.dumps(found["sizes"]))
+    assert kept["command"].count("python benchmarks/depth.py") == 2
 
 
 def test_averaged_weights_freeze_to_the_mean_of_the_steps(study: Any) -> None:
     depth, regression = study("depth"), problem("regression-square")
-    x, y = regression.train[0][:64], regression.train[1][:64]
-    task = cl.ConvexRegression(cl.Softplus(cl.ICNN(50, hidden=(4,), strong_convexity=0.0, seed=0)))
+    rows = regression.train[0][:64], regression.train[1][:64]
+    task = cl.ConvexRegression(cl.Centred(cl.Softplus(cl.ICNN(50, hidden=(4, 4), seed=0))))
     averaged = depth.Averaged(task, decay=0.5)
-    averaged.initialise((x, y))
-    start = averaged.freeze((x, y)).block.outer.clone()
-    cl.fit(averaged, (x, y), steps=5, batch_size=64, lr=0.1, progress=False)
-    end, mean = task.freeze((x, y)).block.outer, averaged.freeze((x, y)).block.outer
+    averaged.initialise(rows)
+    start = averaged.freeze(rows).block.outer.clone()
+    cl.fit(averaged, rows, steps=11, batch_size=64, lr=0.1, progress=False)
+    end, mean = task.freeze(rows).block.outer, averaged.freeze(rows).block.outer
     assert 0 < (mean - start).norm() < (end - start).norm()
 
 
@@ -165,3 +140,15 @@ def test_recipe_chooses_on_validation_and_compares_on_test(study: Any, tmp_path:
     found = recipe.main([*options, "--out", str(tmp_path / "recipe.json")])
     row = found["figures"]["lift throughout"]["searched"]["logistic"]
     assert row["choice"] == ["lift", 0.04] and not row["near"]
+    # The candidates are run for regressions alone, and chosen on validation losses of their own runs.
+    result = {**result, "task": "regression"}
+    (tmp_path / "regression-square").mkdir()
+    (tmp_path / "regression-square" / "result.json").write_text(json.dumps(result))
+    options = ["--results", str(tmp_path), "--searched", "logistic", "regression-square", "--confirmed"]
+    found = recipe.main([*options, "--seeds", "1", "--recipes", "centred"])
+    rates = {row["arm"]: row["lr"] for row in found["ranked"]["regression"]}
+    assert rates["centred"] in recipe.TRIED["regression"]
+    rows = found["figures"]["squared, centred for regressions"]["searched"]
+    assert list(rows) == ["regression-square"]
+    assert rows["regression-square"]["choice"] == ["centred", rates["centred"]]
+    assert rows["regression-square"]["test"] > 0

@@ -1,9 +1,10 @@
 """convexlift: train input-convex neural networks and put them to work."""
 
-from convexlift.architectures import ICNN, PICNN, PartialPotential, Potential
+from convexlift.architectures import ICNN, PICNN, ConvICNN, PartialPotential, Potential
+from convexlift.distribution import FlowDistribution, FlowTransform
 from convexlift.freezing import freeze
 from convexlift.saving import load, save
-from convexlift.sources import Lift, Projected, Softplus, Squared
+from convexlift.sources import Centred, Lift, Projected, Softplus, Squared
 from convexlift.tasks import ConditionalDensity, ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
 from convexlift.training import History, Sampler, TrainingDiverged, Unpaired, fit
 
@@ -12,9 +13,13 @@ __version__ = "0.1.0"
 __all__ = [
     "ICNN",
     "PICNN",
+    "Centred",
     "ConditionalDensity",
+    "ConvICNN",
     "ConvexPotentialFlow",
     "ConvexRegression",
+    "FlowDistribution",
+    "FlowTransform",
     "History",
     "Lift",
     "LogConcaveDensity",

@@ -78,6 +78,26 @@ def check_draws(n: Any) -> int:
     return count
 
 
+def may_branch(x: Tensor) -> bool:
+    """Whether Python may look at values of x here: not under ``torch.compile``, ``export`` or ``torch.func``.
+
+    >>> may_branch(torch.zeros(2))
+    True
+    """
+    return not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def name_rows(failed: Tensor) -> str:
+    """The rows of a boolean mask (N,) in words, the first five by number.
+
+    >>> name_rows(torch.tensor([False, True, True]))
+    '2 of 3 rows (1, 2)'
+    """
+    rows = failed.nonzero().flatten().tolist()
+    shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    return f"{len(rows)} of {len(failed)} rows ({shown})"
+
+
 def _shape(x: Tensor) -> str:
     return f"({', '.join(str(n) for n in x.shape)}{',' if x.ndim == 1 else ''})"
 

@@ -6,31 +6,41 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from convexlift.architectures import ICNN, PICNN
+from convexlift.architectures import ICNN, PICNN, ConvICNN
 from convexlift.architectures.icnn import check_nonnegative_tensors
 from convexlift.objectives import Known
 from convexlift.tasks import ConditionalDensity, ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
+from convexlift.tasks.ensemble import Ensemble
 from convexlift.training.environment import environment
 from convexlift.training.run_folder import CHECKPOINT
 
 SCHEMA = 1
 
-Model = ICNN | PICNN | ConvexPotentialFlow | LogConcaveDensity | ConvexRegression | ConditionalDensity
+Model = (
+    ICNN
+    | PICNN
+    | ConvICNN
+    | ConvexPotentialFlow
+    | Ensemble
+    | LogConcaveDensity
+    | ConvexRegression
+    | ConditionalDensity
+)
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a frozen model to one safetensors file, atomically; an existing file is replaced.
 
     Args:
-        model: an ``ICNN``, ``PICNN``, ``ConvexPotentialFlow``, ``LogConcaveDensity``,
-            ``ConditionalDensity`` or ``ConvexRegression``, as ``freeze`` returns it.
+        model: an ``ICNN``, ``PICNN``, ``ConvICNN``, ``ConvexPotentialFlow``, ``LogConcaveDensity``,
+            ``ConditionalDensity`` or ``ConvexRegression``, as ``freeze`` returns it, or an ``Ensemble``.
         path: the file; its folder must exist.
 
     Raises:
@@ -125,7 +135,13 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 
 def _describe(model: nn.Module) -> dict[str, Any]:
     """Class, architecture and dtype of a model: what `_build` needs."""
-    if isinstance(model, ICNN | PICNN):
+    if isinstance(model, Ensemble):
+        return {
+            "model": "Ensemble",
+            "members": [_describe(member) for member in model.members],
+            "dtype": str(model.dtype).removeprefix("torch."),
+        }
+    if isinstance(model, ICNN | PICNN | ConvICNN):
         blocks: list[nn.Module] = [model]
     elif isinstance(model, ConvexPotentialFlow):
         blocks = list(model.blocks)
@@ -133,13 +149,13 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         blocks = [model.block]
     else:
         raise TypeError(
-            "can save an ICNN, a PICNN, a ConvexPotentialFlow, a LogConcaveDensity, a ConditionalDensity "
-            "or a ConvexRegression; "
+            "can save an ICNN, a PICNN, a ConvICNN, a ConvexPotentialFlow, an Ensemble, a LogConcaveDensity, "
+            "a ConditionalDensity or a ConvexRegression; "
             f"got {type(model).__name__}"
         )
     configs = []
     for block in blocks:
-        if not isinstance(block, ICNN | PICNN):
+        if not isinstance(block, ICNN | PICNN | ConvICNN):
             raise ValueError(
                 f"this {type(model).__name__} still holds a {type(block).__name__}: save model.freeze(data)"
             )
@@ -147,19 +163,23 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     if any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"this {type(model).__name__} is still in training: save model.freeze(data)")
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    described = {"model": type(model).__name__, "blocks": configs, "dtype": dtype}
-    return described | ({"objective": model.objective} if isinstance(model, ConditionalDensity) else {})
+    described: dict[str, Any] = {"model": type(model).__name__, "blocks": configs, "dtype": dtype}
+    if isinstance(model, ConditionalDensity):
+        described["objective"] = model.objective
+    if isinstance(model, ConvexPotentialFlow) and model.logdet_method is not None:
+        described["logdet"] = model.logdet_method
+    return described
 
 
 def _build(config: dict[str, Any]) -> Model:
-    blocks: list[Any] = [
-        (PICNN if "context_dim" in block else ICNN)(**block, seed=0) for block in config["blocks"]
-    ]
+    if config["model"] == "Ensemble":
+        return Ensemble(cast(Any, _build(member)).requires_grad_(False) for member in config["members"])
+    blocks: list[Any] = [_architecture(block)(**block, seed=0) for block in config["blocks"]]
     match config["model"]:
-        case "ICNN" | "PICNN":
+        case "ICNN" | "PICNN" | "ConvICNN":
             return blocks[0]
         case "ConvexPotentialFlow":
-            return ConvexPotentialFlow(blocks)
+            return ConvexPotentialFlow(blocks, logdet=config.get("logdet"))
         case "LogConcaveDensity":
             return LogConcaveDensity(blocks[0], Known())
         case "ConvexRegression":
@@ -168,6 +188,13 @@ def _build(config: dict[str, Any]) -> Model:
             return ConditionalDensity(blocks[0], config["objective"])
         case other:
             raise ValueError(f"unknown model {other!r}")
+
+
+def _architecture(block: dict[str, Any]) -> type[ICNN] | type[PICNN] | type[ConvICNN]:
+    """The class that such arguments build: each has one that the others lack."""
+    if "context_dim" in block:
+        return PICNN
+    return ConvICNN if "channels" in block else ICNN
 
 
 def _read_config(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -194,5 +221,5 @@ def _check_weights(model: nn.Module) -> None:
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name!r} has entries that are not finite")
     for part in model.modules():
-        if isinstance(part, ICNN):
+        if isinstance(part, ICNN | ConvICNN):
             check_nonnegative_tensors(part.nonnegative, dict(part.named_parameters()))

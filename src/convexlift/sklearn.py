@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convexlift import tasks
 from convexlift.architectures import ICNN
-from convexlift.sources import Lift, Projected, Softplus, Squared
+from convexlift.sources import Centred, Lift, Projected, Softplus, Squared
 from convexlift.tasks.density import check_outliers
 from convexlift.training import fit
 from convexlift.training.batches import Rows, place
@@ -47,6 +47,7 @@ class _Estimator(BaseEstimator):
 
     hidden: Sequence[int] = (64, 64, 64)
     source: str = "squared"
+    sharpness: float = 1.0
     strong_convexity: float = 0.1
     steps: int = 1000
     batch_size: int = 256
@@ -103,7 +104,12 @@ class _Estimator(BaseEstimator):
 
     def _block(self) -> nn.Module:
         return _SOURCES[self.source](
-            ICNN(self.n_features_in_, self.hidden, strong_convexity=self.strong_convexity)
+            ICNN(
+                self.n_features_in_,
+                self.hidden,
+                sharpness=_plain(self.sharpness),
+                strong_convexity=self.strong_convexity,
+            )
         )
 
     def _rows(self, X: ArrayLike) -> Tensor:
@@ -156,6 +162,8 @@ class ConvexPotentialFlow(_Density):
         hidden: widths of the hidden layers of each.
         source: where non-negative weights come from: "squared", "softplus", "softplus-fan-in", "projected" or
             "lift".
+        sharpness: k of the activation softplus(k u) / k; the default did best for flows, see
+            docs/potential-search.md.
         strong_convexity: where the learned alpha of (alpha/2) |x|^2 starts, positive.
         steps: optimiser steps, of Adam.
         batch_size: rows of a step.
@@ -193,6 +201,7 @@ class ConvexPotentialFlow(_Density):
     """
 
     blocks: int = 1
+    sharpness: float = 2.0
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         return tasks.ConvexPotentialFlow(block() for _ in range(self.blocks))
@@ -277,7 +286,8 @@ class ConvexRegressor(RegressorMixin, _Estimator):
 
         min_f mean_i (y_i - f(x_i))^2,   f convex.
 
-    For a concave function fit -y. ``score`` is the coefficient of determination.
+    For a concave function fit -y. ``score`` is the coefficient of determination. While it trains, activations
+    are ``convexlift.Centred``.
 
     Other parameters and attributes are those of ``ConvexPotentialFlow``, without ``blocks``; nobody has tuned
     the defaults for your data.
@@ -306,7 +316,7 @@ class ConvexRegressor(RegressorMixin, _Estimator):
 
     strong_convexity: float = 0.0
     steps: int = 4000
-    learning_rate: float = 0.004
+    learning_rate: float = 0.002
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit the function to rows X, (n_samples, n_features), and targets y, (n_samples,)."""
@@ -321,7 +331,7 @@ class ConvexRegressor(RegressorMixin, _Estimator):
         return self.model_.predict(rows).cpu().numpy()
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
-        return tasks.ConvexRegression(block())
+        return tasks.ConvexRegression(Centred(block()))  # type: ignore[arg-type]
 
 
 def _split(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows | None]:

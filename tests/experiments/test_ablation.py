@@ -182,7 +182,12 @@ def test_a_result_holds_every_arm_and_its_effects(result):
 def test_a_report_can_be_written_and_effects_are_told(result, tmp_path):
     made, folder = result
     write_report([read_result(folder)], tmp_path / "report.html")
-    assert "lift-fixed-batch" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "lift-fixed-batch" in page
+    assert "Do the weights fluctuate together with the gradient?" in page
+    assert (
+        "Exactly zero for lift-constant, lift-fixed-batch, softplus-scattered, softplus and projected" in page
+    )
     head, rows = effects_table(made)
     assert len(rows) == len(ABLATION_ARMS) and all(len(row) == len(head) for row in rows)
     text = effects_text(made)

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from convexlift.experiments import charts, glossary, report
+from convexlift.experiments import charts, glossary, report, traces
 from convexlift.experiments.arms import ARMS, MULTIPLIED, SCATTERED, WITHOUT
 from convexlift.experiments.statistics import summary
 from convexlift.experiments.verdicts import difference, verdicts
@@ -496,6 +496,102 @@ def test_an_older_result_has_none_of_these_figures() -> None:
     for title in (*TITLES.values(), "Test loss against learning rate", "How large the constrained weights"):
         assert title.replace("'", "&#x27;") not in text
     assert "start → end" in text and "The weights and models at this rate" in text
+
+
+# The figures of traced runs.
+
+
+def traced() -> dict[str, Any]:
+    """A made-up ablation: two arms that read a batch, one that does not; the last has no weight anywhere."""
+    result = made_up_result(means={"lift": 1.0, "lift-independent": 1.1, "lift-constant": 1.2})
+
+    def points(size: float, p_values: list[float]) -> list[dict[str, float]]:
+        return [
+            {
+                "t": 0.3 * k,
+                "trace": -size / 10**k,
+                "trace_error": size / 10**k / 4,
+                "norm": size,
+                "p_value": p_value,
+                "curvature": 0.0,
+            }
+            for k, p_value in enumerate(p_values)
+        ]
+
+    def effect(size: float, p_values: list[float], stay: float | None) -> dict[str, Any]:
+        stays = summary([stay and stay + 0.01 * seed for seed in range(2)])
+        return {
+            "along": [points(size, p_values), points(size, p_values), None],
+            "dwell": stays,
+            "occupancy": stays,
+        }
+
+    effects = {
+        "lift": effect(1e-3, [0.005, 0.05, 0.051], 0.5),
+        "lift-independent": effect(1e-3, [0.3, 0.9, 0.2], 0.6),
+        "lift-constant": effect(0.0, [1.0, 1.0, 1.0], None),
+    }
+    result["ablation"] = {"reference": "lift", "tuned": effects, "fixed_rate": copy.deepcopy(effects)}
+    return result
+
+
+COUPLED = "Do the weights fluctuate together with the gradient"
+
+
+def test_the_coupling_is_drawn_along_training_filled_where_it_was_found() -> None:
+    text = report.page([traced()])
+    checked(text)
+    drawn = figure(text, rf"{COUPLED}\?")
+    panels = re.findall(r'<svg class="chart".*?\n</svg>', drawn, re.S)
+    assert len(panels) == 2 and ">lift</text>" in panels[0] and ">lift-independent</text>" in panels[1]
+    hollow = [panel.count('r="3" fill="var(--panel)"') for panel in panels]
+    assert [panel.count('r="3"') for panel in panels] == [6, 6] and hollow == [2, 6]
+    assert "Exactly zero for lift-constant: no batch is read." in drawn
+    assert "seed 2 at 0.3: −0.00010 ± 2.5e−05, p = 0.05<" in panels[0]
+    assert ">30 %</text>" in panels[0] and ">share of training</text>" in panels[0]
+
+
+def test_whiskers_reach_two_standard_errors_either_way() -> None:
+    point = {"t": 0.0, "trace": 1.0, "trace_error": 0.25, "p_value": 0.5}
+    reading = traces._reading(point, 1e-3, 0.0, "seed 1")
+    assert (reading.low, reading.y, reading.high) == pytest.approx(
+        [math.log10(value / 1e-3) for value in (0.5, 1.0, 1.5)], abs=1e-5
+    )
+
+
+def test_the_scale_is_linear_near_zero_and_has_the_sign_of_the_value() -> None:
+    assert traces._scaled(0.0, 1e-4) == 0.0
+    assert traces._scaled(-1e-3, 1e-4) == -traces._scaled(1e-3, 1e-4)
+    assert traces._scaled(2e-6, 1e-4) == pytest.approx(2 * traces._scaled(1e-6, 1e-4), rel=1e-3)
+    assert traces._scaled(1e-1, 1e-4) == pytest.approx(3.0, abs=1e-5)
+    assert [text for _, text in traces._ticks(1e-4, 2.5)] == ["−1e−2", "−1e−3", "0", "1e−3", "1e−2"]
+    assert [text for _, text in traces._ticks(1e-4, 0.9)] == ["−1e−4", "0", "1e−4"]
+
+
+def test_stays_have_a_row_for_every_arm_that_had_any() -> None:
+    text = report.page([traced()])
+    for title in ("How long weights stay on the shoulder", "How many weights are on the shoulder"):
+        drawn = figure(text, title)
+        wide = re.findall(r'<svg class="chart".*?\n</svg>', drawn, re.S)[0]
+        assert ">lift</text>" in wide and ">lift-independent</text>" in wide
+        assert ">lift-constant</text>" not in wide
+        assert "lift, seed 2: 0.51" in wide and ">0.5050 ± 0.0050</text>" in wide
+
+
+def test_damaged_and_missing_traces_make_a_page_too() -> None:
+    result = traced()
+    effects = result["ablation"]["tuned"]
+    effects["lift"]["along"][0][1]["trace"] = None
+    effects["lift"]["along"][1] = []
+    effects["lift-independent"] = {"along": [], "dwell": None}
+    drawn = figure(report.page([result]), rf"{COUPLED}\?")
+    assert drawn.count('r="3"') == 2
+    checked(report.page([result]))
+    effects["lift"]["along"] = [[{"t": 0.0, "trace": 0.0, "trace_error": 0.0, "norm": 1.0, "p_value": 1.0}]]
+    checked(report.page([result]))
+    for without in (None, {}, {"tuned": {}}):
+        assert COUPLED not in report.page([{**result, "ablation": without}])
+        assert "on the shoulder</b>" not in report.page([{**result, "ablation": without}])
 
 
 # The tables and terms.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convexlift import ICNN, Lift, Projected, Softplus, Squared
+from convexlift import ICNN, Centred, Lift, Projected, Softplus, Squared, fit
 from convexlift.tasks import ConvexRegression
 
 UNFROZEN = "^an unfrozen lift has no weights of its own: freeze on training data or pass batch=$"
@@ -189,3 +189,20 @@ def test_bad_input_is_refused():
         regression.initialise((x, torch.ones(10)))
     with pytest.raises(TypeError, match="^expected an ICNN or a weight source of one; got Linear$"):
         ConvexRegression(torch.nn.Linear(2, 1))
+
+
+def test_a_centred_block_leaves_its_mean_to_the_intercept() -> None:
+    x = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
+    y = x.square().sum(1) + 3
+    source = Squared(ICNN(2, hidden=(8, 8), seed=0))
+    regression = ConvexRegression(Centred(source))
+    regression.initialise((x, y))
+    with torch.no_grad():
+        source.latents[-1].mul_(2)  # a move of the outer weights leaves the mean where it is
+    assert regression.freeze((x, y)).predict(x).mean().item() == pytest.approx(y.mean().item(), abs=1e-4)
+    fit(regression, (x, y), steps=100, batch_size=256, lr=0.01, progress=False)
+    frozen = regression.freeze((x, y))
+    assert "level" not in frozen.state_dict()
+    torch.testing.assert_close(regression.predict(x), frozen.predict(x), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(regression.freeze().predict(x), frozen.predict(x), atol=1e-3, rtol=1e-3)
+    assert (frozen.predict(x) - y).mean().abs().item() < 0.02

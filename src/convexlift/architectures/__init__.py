@@ -1,7 +1,16 @@
 """Input-convex architectures and the potentials they make."""
 
+from convexlift.architectures.conv import ConvICNN
 from convexlift.architectures.icnn import ICNN
 from convexlift.architectures.picnn import PICNN, ConditionedPotential, PartialPotential
 from convexlift.architectures.potential import BoundModule, Potential
 
-__all__ = ["ICNN", "PICNN", "BoundModule", "ConditionedPotential", "PartialPotential", "Potential"]
+__all__ = [
+    "ICNN",
+    "PICNN",
+    "BoundModule",
+    "ConditionedPotential",
+    "ConvICNN",
+    "PartialPotential",
+    "Potential",
+]

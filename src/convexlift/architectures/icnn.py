@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from convexlift.architectures.initial import initial_tensors
 from convexlift.architectures.potential import Potential
-from convexlift.calculus import activations, derivatives, logdet
+from convexlift.calculus import activations, derivatives, estimation, logdet
 from convexlift.calculus.derivatives import Layers
+from convexlift.calculus.estimation import Operator
 from convexlift.checks import check_finite, check_samples
 
 # Rows of the standard normal sample on which "principled" calibrates a new network.
@@ -239,6 +240,10 @@ class ICNN(nn.Module):
     def gradient_and_logdet(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         """grad f(x), (N, d), and log det of the Hessian, (N,)."""
         return logdet.gradient_and_logdet(x, self.layers(tensors), self.activation)
+
+    def linearise(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Operator]:
+        """grad f(x), (N, d), and the Hessians at x as a linear map of vectors (..., N, d)."""
+        return estimation.linearise(x, self.layers(tensors), self.activation)
 
     def _tensors(self) -> Iterable[tuple[str, Tensor]]:
         yield from self.named_parameters()

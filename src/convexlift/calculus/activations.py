@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Elementwise = Callable[[Tensor], Tensor]
+Jet = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 NAMED = ("softplus", "smooth_squared_relu", "relu")
 
@@ -35,6 +36,7 @@ class Activation:
         slope: s'.
         curvature: s''; ``None`` where it does not exist (then there is no Hessian).
         sharpness: the parameter of the named activations, kept for saving.
+        joint: s, s' and s'' of one argument at once, where that is faster than one by one; see ``jet``.
 
     Raises:
         ValueError: s decreases or is concave somewhere, a derivative is wrong, or a function is not
@@ -57,10 +59,24 @@ class Activation:
     slope: Elementwise
     curvature: Elementwise | None = None
     sharpness: float | None = None
+    joint: Jet | None = None
 
     def __post_init__(self) -> None:
         with torch.inference_mode(False), torch.enable_grad():
             self._check()
+
+    def jet(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """s(u), s'(u) and s''(u).
+
+        Raises:
+            ValueError: there is no second derivative.
+        """
+        if self.curvature is None:
+            raise ValueError(
+                f"{self.name} has no second derivative: ask for value or gradient only, "
+                "or use activation='softplus'"
+            )
+        return self.joint(u) if self.joint else (self.value(u), self.slope(u), self.curvature(u))
 
     def __copy__(self) -> Activation:
         return self
@@ -72,11 +88,11 @@ class Activation:
         if self.name in NAMED and getattr(self.slope, "__module__", None) == __name__:
             return activation, (self.name, self.sharpness)
         functions = (self.value, self.slope, self.curvature)
-        if any("<" in getattr(function, "__qualname__", "") for function in functions):
+        if any("<" in getattr(function, "__qualname__", "") for function in (*functions, self.joint)):
             raise pickle.PicklingError(
                 f"activation {self.name!r} cannot be pickled: define its functions at the top of a module"
             )
-        return Activation, (self.name, *functions, self.sharpness)
+        return Activation, (self.name, *functions, self.sharpness, self.joint)
 
     def _check(self) -> None:
         # Offset from zero, so that a kink there (ReLU) is not sampled.
@@ -91,6 +107,10 @@ class Activation:
         self._refuse("convex", "curvature", curvature, u.detach())
         exact = _derivative(slope if slope.requires_grad else exact, u)
         self._compare("curvature", curvature, exact.detach(), u.detach())
+        if self.joint is not None:
+            labels, known = ("joint value", "joint slope", "joint curvature"), (value, slope, curvature)
+            for label, given, exact in zip(labels, self.joint(u), known, strict=True):
+                self._compare(label, given.detach(), exact.detach(), u.detach())
 
     def _sample(self, label: str, function: Elementwise, u: Tensor) -> Tensor:
         out = function(u)
@@ -134,7 +154,41 @@ def softplus(sharpness: float = 1.0) -> Activation:
         lambda u: torch.sigmoid(k * u),
         curvature,
         k,
+        lambda u: _SoftplusJet.apply(u, k),
     )
+
+
+class _SoftplusJet(torch.autograd.Function):
+    """Softplus of sharpness k, its slope q and its curvature c; the third derivative is k c (1 - 2 q)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
+        scaled = u if k == 1 else k * u
+        slope = torch.sigmoid(scaled)
+        curvature = slope * torch.sigmoid(-scaled)
+        value = F.softplus(u, beta=k, threshold=_LINEAR_ABOVE)
+        return value, slope, curvature if k == 1 else k * curvature
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.k = inputs[1]
+        ctx.save_for_backward(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
+        slope, curvature = ctx.saved_tensors
+        by_value, by_slope, by_curvature = grads
+        bend = by_slope  # what the curvature is to be multiplied by
+        if by_curvature is not None:
+            third = by_curvature * (1 - 2 * slope) * ctx.k
+            bend = third if bend is None else bend + third
+        out = None if bend is None else bend * curvature
+        if by_value is not None:
+            out = by_value * slope if out is None else torch.addcmul(out, by_value, slope)
+        return out, None
 
 
 def smooth_squared_relu(sharpness: float = 1.0) -> Activation:

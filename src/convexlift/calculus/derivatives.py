@@ -97,7 +97,7 @@ def hvp(x: Tensor, v: Tensor, layers: Layers, s: Activation) -> Tensor:
 
 def hessian(x: Tensor, layers: Layers, s: Activation) -> Tensor:
     """alpha I + Q'Q + sum_l J_l' diag(g_l s''(u_l)) J_l, every term positive semi-definite; (N, d, d)."""
-    bends, slopes = _bends(x, layers, s)
+    _, slopes, bends = linearise(x, layers, s)
     first = layers.first
     out = (bends[0] @ outer_products(first)).unflatten(1, (x.shape[1], x.shape[1])) + base(x, layers)
     for jacobian, bend in zip(jacobians(slopes, layers.inner, layers.skips)[0], bends[1:], strict=True):
@@ -107,11 +107,31 @@ def hessian(x: Tensor, layers: Layers, s: Activation) -> Tensor:
 
 def laplacian(x: Tensor, layers: Layers, s: Activation) -> Tensor:
     """alpha d + |Q|^2 + sum_l sum_k (g_l)_k s''(u_l)_k |J_l,k|^2, shape (N,)."""
-    bends, slopes = _bends(x, layers, s)
+    _, slopes, bends = linearise(x, layers, s)
     out = bends[0] @ layers.first.square().sum(1) + base(x, layers).trace()
     for jacobian, bend in zip(jacobians(slopes, layers.inner, layers.skips)[0], bends[1:], strict=True):
         out = out + (jacobian.square().sum(1) * bend).sum(1)
     return out
+
+
+def linearise(x: Tensor, layers: Layers, s: Activation) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The gradient (N, d), and what the Hessian at x is made of: slopes s'(u_l), bends g_l s''(u_l)."""
+    jets = [s.jet(torch.addmm(layers.biases[0], x, layers.first.T))]
+    for weight, skip, bias in zip(layers.inner, layers.skips[1:], layers.biases[1:], strict=True):
+        u = torch.addmm(bias, jets[-1][0], weight.T)
+        jets.append(s.jet(u if skip is None else torch.addmm(u, x, skip.T)))
+    gradient = _quadratic(x, layers)
+    if layers.linear is not None:
+        gradient = gradient + layers.linear
+    outer, bends = layers.outer.expand_as(jets[-1][1]), []
+    for level in reversed(range(len(jets))):
+        _, slope, curvature = jets[level]
+        bends.append(outer * curvature)
+        reverse, skip = slope * outer, layers.skips[level]
+        gradient = gradient if skip is None else torch.addmm(gradient, reverse, skip)
+        if level:
+            outer = reverse @ layers.inner[level - 1]
+    return gradient, [slope for _, slope, _ in jets], bends[::-1]
 
 
 def curvature(s: Activation, u: Tensor) -> Tensor:
@@ -151,14 +171,6 @@ def jacobians(
 def outer_products(first: Tensor) -> Tensor:
     """The outer products of A_1's rows, flattened: (h_1, d * d)."""
     return (first.unsqueeze(2) * first.unsqueeze(1)).flatten(1)
-
-
-def _bends(x: Tensor, layers: Layers, s: Activation) -> tuple[list[Tensor], list[Tensor]]:
-    """g_l s''(u_l) and s'(u_l), layer by layer."""
-    us = preactivations(x, layers, s)
-    slopes = [s.slope(u) for u in us]
-    outers = reverse_sweep(layers, slopes)
-    return [outer * curvature(s, u) for outer, u in zip(outers, us, strict=True)], slopes
 
 
 def reverse_sweep(layers: Layers, slopes: Sequence[Tensor]) -> list[Tensor]:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,10 +22,12 @@ from convexlift.experiments.arms import ARMS
 from convexlift.experiments.charts import Line, Style, line_chart, robust_range, standalone
 from convexlift.experiments.densities import normalised
 from convexlift.experiments.density_chart import density_chart
+from convexlift.mechanism import Recorder, probe_batches
 from convexlift.objectives import OBJECTIVES
 from convexlift.tasks import ConvexPotentialFlow, LogConcaveDensity
 from convexlift.tasks.density import check_outliers
 from convexlift.tasks.standardise import Standardiser, Whitener
+from convexlift.tensorboard import TensorBoard
 from convexlift.training import History, fit
 
 app = typer.Typer(rich_markup_mode=None)
@@ -34,11 +37,14 @@ Out = Annotated[Path, typer.Option(help="Folder of the run; made if need be.", s
 Source = Annotated[str, typer.Option(help=f"Where the non-negative weights come from: {', '.join(ARMS)}.")]
 Hidden = Annotated[int, typer.Option(min=1, help="Width of the hidden layers.")]
 Depth = Annotated[int, typer.Option(min=1, help="Number of hidden layers.")]
+Sharpness = Annotated[float, typer.Option(help="k of the activation softplus(k u) / k.")]
 Blocks = Annotated[int, typer.Option(min=1, help="Number of convex potentials, one after another.")]
 Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps.")]
 Rate = Annotated[float, typer.Option(help="Learning rate of Adam; a cosine lowers it to 0.")]
 # For squared weights and each kind of task the rate that did best over eight problems, see docs/mechanism.md.
 FLOW_RATE, DENSITY_RATE = 0.032, 0.064
+# Twice as sharp units helped flows, see docs/potential-search.md.
+FLOW_SHARPNESS, DENSITY_SHARPNESS = 2.0, 1.0
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows of a step.")]
 Fraction = Annotated[float, typer.Option(help="Share of the rows kept aside to choose the best step by.")]
 Seed = Annotated[int, typer.Option(help="Of split, initial weights and batches.")]
@@ -49,6 +55,13 @@ Objective = Annotated[
     str, typer.Option(help=f"What training minimises: {', '.join(OBJECTIVES)}; mle is maximum likelihood.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
+Board = Annotated[
+    Path | None,
+    typer.Option(
+        "--tensorboard",
+        help="Folder for TensorBoard: losses, weights, and what the mechanism's instruments show.",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -89,6 +102,7 @@ def flow(
     source: Source = "squared",
     hidden: Hidden = 64,
     depth: Depth = 4,
+    sharpness: Sharpness = FLOW_SHARPNESS,
     blocks: Blocks = 1,
     steps: Steps = 2000,
     lr: Rate = FLOW_RATE,
@@ -99,6 +113,7 @@ def flow(
     key: Key = None,
     columns: Columns = None,
     resume: Resume = False,
+    tensorboard: Board = None,
 ) -> None:
     """Train a convex potential flow.
 
@@ -112,13 +127,16 @@ def flow(
     """
 
     def build(dim: int) -> nn.Module:
-        nets = [ICNN(dim, hidden=(hidden,) * depth, seed=seed + place) for place in range(blocks)]
+        nets = [
+            ICNN(dim, hidden=(hidden,) * depth, sharpness=sharpness, seed=seed + place)
+            for place in range(blocks)
+        ]
         return ConvexPotentialFlow([ARMS[source](net) for net in nets])
 
     order = Order(
         data, out, source, steps, lr, batch_size, validation_fraction, seed, device, key, columns, resume
     )
-    _train("flow", order, build)
+    _train("flow", order, build, tensorboard)
 
 
 @app.command()
@@ -128,6 +146,7 @@ def density(
     source: Source = "squared",
     hidden: Hidden = 64,
     depth: Depth = 3,
+    sharpness: Sharpness = DENSITY_SHARPNESS,
     steps: Steps = 2000,
     lr: Rate = DENSITY_RATE,
     batch_size: BatchSize = 256,
@@ -138,6 +157,7 @@ def density(
     key: Key = None,
     columns: Columns = None,
     resume: Resume = False,
+    tensorboard: Board = None,
 ) -> None:
     """Train a log-concave density.
 
@@ -152,16 +172,16 @@ def density(
     """
 
     def build(dim: int) -> nn.Module:
-        block = ARMS[source](ICNN(dim, hidden=(hidden,) * depth, seed=seed))
+        block = ARMS[source](ICNN(dim, hidden=(hidden,) * depth, sharpness=sharpness, seed=seed))
         return LogConcaveDensity(block, objective)
 
     order = Order(
         data, out, source, steps, lr, batch_size, validation_fraction, seed, device, key, columns, resume
     )
-    _train("density", order, build)
+    _train("density", order, build, tensorboard)
 
 
-def _train(kind: str, order: Order, build: Callable[[int], nn.Module]) -> None:
+def _train(kind: str, order: Order, build: Callable[[int], nn.Module], board: Path | None) -> None:
     """Read, check, train, freeze, save; nothing is written before everything is checked."""
     if order.source not in ARMS:
         raise ValueError(f"unknown source '{order.source}'; known: {', '.join(ARMS)}")
@@ -176,20 +196,22 @@ def _train(kind: str, order: Order, build: Callable[[int], nn.Module]) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(order.seed)
         model: Any = build(rows.shape[1])
-    _check_run_folder(order.out, order.resume)
-
-    history = fit(
-        model,
-        train,
-        validation=validation,
-        steps=order.steps,
-        batch_size=order.batch_size,
-        lr=order.lr,
-        seed=order.seed,
-        device=order.device,
-        run_dir=order.out,
-        resume=order.resume,
-    )
+    with ExitStack() as stack:
+        callbacks = [] if board is None else [stack.enter_context(_board(board, train, order))]
+        _check_run_folder(order.out, order.resume)
+        history = fit(
+            model,
+            train,
+            validation=validation,
+            steps=order.steps,
+            batch_size=order.batch_size,
+            lr=order.lr,
+            seed=order.seed,
+            device=order.device,
+            run_dir=order.out,
+            resume=order.resume,
+            callbacks=callbacks,
+        )
     if history.stopped == "interrupted":
         typer.echo(
             f"interrupted; {order.out} keeps the run: the same command with --resume goes on", err=True
@@ -224,6 +246,7 @@ def _train(kind: str, order: Order, build: Callable[[int], nn.Module]) -> None:
         f"({len(validation):,} rows, best step {history.best_step:,} of {order.steps:,})\n"
         + ("" if known is None else f"log Z: {float(frozen.log_z):.4f} ± {known:.2g}\n")
         + f"frozen model: {order.out / 'model.safetensors'}"
+        + (f"\nfor its curves: tensorboard --logdir {board}" if board is not None else "")
     )
 
 
@@ -286,6 +309,15 @@ def _draw(density: LogConcaveDensity, rows: Tensor, names: list[str], file: Path
         saving.write_whole(file, density_chart(density, rows.to(density.dtype), names).encode())
     except RuntimeError as error:
         typer.echo(f"no {file.name}: {error}", err=True)
+
+
+def _board(folder: Path, train: Tensor, order: Order) -> TensorBoard:
+    """The TensorBoard callback, with the instruments' numbers; nothing is written yet."""
+    if not order.resume and any(folder.glob("events.out.tfevents.*")):
+        raise FileExistsError(
+            f"{folder} holds a TensorBoard run already; pass --resume to go on in it, or another folder"
+        )
+    return TensorBoard(folder, Recorder(train, probe_batches(train, order.batch_size)))
 
 
 def _check_run_folder(out: Path, resume: bool) -> None:

@@ -243,7 +243,10 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
     if is_multivariate(chosen) and cell.seed >= SELECTION_SEED:  # annealing is kept for what is reported
         losses = quick_losses(chosen, frozen, test).double().cpu()
     else:
-        losses = chosen.score(frozen, test).double().cpu()
+        try:
+            losses = chosen.score(frozen, test).double().cpu()
+        except FloatingPointError as error:
+            return {"status": "diverged", "message": f"the frozen model fails on test rows ({error})"}
     if not bool(losses.isfinite().all()):
         return {
             "status": "diverged",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from convexlift.experiments.charts import Line, Row, Style, line_chart, robust_range, row_chart
 from convexlift.experiments.panels import figure
 from convexlift.experiments.portraits import pictures, weights
+from convexlift.experiments.traces import traces
 from convexlift.experiments.verdicts import (
     Result,
     difference,
@@ -33,6 +34,7 @@ def figures(result: Result, look: dict[str, Style]) -> list[str]:
         _rates(result, look, "test", "The same runs on the test rows; the rates were not chosen on this."),
         _curves(result, look, "steps", "Validation loss of the frozen model, by step", "steps"),
         _curves(result, look, "seconds", "The same, by training time", "training seconds (median seed)"),
+        *traces(result, "tuned", look),
         weights(result, look),
         _cost(result, look),
     ]

@@ -32,27 +32,43 @@ _TOP, _FLOOR, _RIGHT = 22.0, _HEIGHT - 36.0, _WIDTH - 8.0
 
 
 @dataclass(frozen=True)
+class Reading:
+    """A point with an upright interval, filled or hollow; the text is its tooltip."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    filled: bool
+    text: str
+
+
+@dataclass(frozen=True)
 class Panel:
-    """One panel: a shaded area down to zero, a line, points, short notes in a corner; or words instead."""
+    """One panel: a shaded area down to zero, a line, points, readings, short notes; or words instead."""
 
     name: str
     style: Style
     area: Points = ()
     line: Points = ()
     points: Points = ()
+    readings: Sequence[Reading] = ()
     notes: Sequence[str] = ()
     words: str = ""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What panels share; ``x_ticks`` are (place, text), round numbers when empty; the diagonal is y = x."""
+    """What panels share; ticks are (place, text), round numbers when empty; the diagonal is y = x, and the
+    level a horizontal line."""
 
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     x_label: str
     x_ticks: Sequence[tuple[float, str]] = ()
     diagonal: bool = False
+    y_ticks: Sequence[tuple[float, str]] = ()
+    level: float | None = None
 
 
 def figure(title: str, note: str, body: str, lines: Sequence[Line] = (), full: bool = False) -> str:
@@ -71,8 +87,8 @@ def panel_grid(panels: Iterable[Panel], frame: Frame) -> str:
 
 
 def _panel(panel: Panel, frame: Frame) -> str:
-    y_ticks = linear_ticks(*frame.y_range, 4)
-    left = 10.0 + 6.6 * max(len(tick_text(tick)) for tick in y_ticks)
+    y_ticks = frame.y_ticks or [(tick, tick_text(tick)) for tick in linear_ticks(*frame.y_range, 4)]
+    left = 10.0 + 6.6 * max(len(text) for _, text in y_ticks)
     x_axis, y_axis = Axis(*frame.x_range, left, _RIGHT), Axis(*frame.y_range, _FLOOR, _TOP)
     title = marker(panel.style.marker, 6, 8, panel.style.colour, 3.6) + label(
         15, 12, panel.name, "start", "name"
@@ -90,12 +106,12 @@ def _panel(panel: Panel, frame: Frame) -> str:
     return drawing(_WIDTH, _HEIGHT, f"{panel.name}, by {frame.x_label}", parts)
 
 
-def _axes(x_axis: Axis, y_axis: Axis, y_ticks: Sequence[float], frame: Frame) -> list[str]:
+def _axes(x_axis: Axis, y_axis: Axis, y_ticks: Sequence[tuple[float, str]], frame: Frame) -> list[str]:
     left = x_axis.start
     parts = []
-    for tick in y_ticks:
-        y = y_axis.at(tick)
-        parts += [segment(left, y, _RIGHT, y, "grid"), label(left - 5, y + 4, tick_text(tick), "end")]
+    for place, text in y_ticks:
+        y = y_axis.at(place)
+        parts += [segment(left, y, _RIGHT, y, "grid"), label(left - 5, y + 4, text, "end")]
     for place, text in frame.x_ticks or [(tick, tick_text(tick)) for tick in linear_ticks(*frame.x_range, 4)]:
         x = x_axis.at(place)
         parts += [segment(x, _FLOOR, x, _FLOOR + 4, "axis"), label(x, _FLOOR + 17, text)]
@@ -103,6 +119,9 @@ def _axes(x_axis: Axis, y_axis: Axis, y_ticks: Sequence[float], frame: Frame) ->
         segment(left, _FLOOR, _RIGHT, _FLOOR, "axis"),
         label((left + _RIGHT) / 2, _HEIGHT - 2, frame.x_label),
     ]
+    if frame.level is not None:
+        y = y_axis.at(frame.level)
+        parts.append(segment(left, y, _RIGHT, y, "rule"))
     if frame.diagonal:
         low, high = max(x_axis.low, y_axis.low), min(x_axis.high, y_axis.high)
         parts.append(segment(x_axis.at(low), y_axis.at(low), x_axis.at(high), y_axis.at(high), "rule"))
@@ -110,7 +129,7 @@ def _axes(x_axis: Axis, y_axis: Axis, y_ticks: Sequence[float], frame: Frame) ->
 
 
 def _marks(panel: Panel, x_axis: Axis, y_axis: Axis) -> list[str]:
-    """The area, the line and the points; each kind is one path."""
+    """The area, the line and the points, each kind one path; and the readings."""
     colour, marks = panel.style.colour, []
     if panel.area:
         closed = [(panel.area[0][0], 0.0), *panel.area, (panel.area[-1][0], 0.0)]
@@ -121,7 +140,21 @@ def _marks(panel: Panel, x_axis: Axis, y_axis: Axis) -> list[str]:
     if panel.points:
         dots = "".join(f"M{x_axis.at(x):.1f} {y_axis.at(y):.1f}h0" for x, y in panel.points)
         marks.append(f'<path class="dots" d="{dots}" stroke="{colour}"/>')
+    if panel.readings:
+        spans = "".join(
+            f"M{x_axis.at(r.x):.1f} {y_axis.at(r.low):.1f}V{y_axis.at(r.high):.1f}" for r in panel.readings
+        )
+        marks.append(f'<path d="{spans}" fill="none" stroke="{colour}" stroke-width="1.4"/>')
+        marks += [_reading_mark(reading, x_axis, y_axis, colour) for reading in panel.readings]
     return marks
+
+
+def _reading_mark(reading: Reading, x_axis: Axis, y_axis: Axis, colour: str) -> str:
+    fill = colour if reading.filled else "var(--panel)"
+    return (
+        f'<circle cx="{x_axis.at(reading.x):.1f}" cy="{y_axis.at(reading.y):.1f}" r="3" fill="{fill}" '
+        f'stroke="{colour}" stroke-width="1.4"><title>{escape(reading.text)}</title></circle>'
+    )
 
 
 def _path(points: Points, x_axis: Axis, y_axis: Axis) -> str:

@@ -13,6 +13,7 @@ from convexlift.experiments.charts import Style, style_sheet, styles, swatch
 from convexlift.experiments.figures import figures
 from convexlift.experiments.glossary import ARMS, CONTROLS, glossary
 from convexlift.experiments.portraits import pictures, weights
+from convexlift.experiments.traces import traces
 from convexlift.experiments.verdicts import (
     Result,
     complete,
@@ -205,7 +206,13 @@ def _common_rate(result: Result, look: dict[str, Style]) -> str:
     rate = short(section.get("lr"), 1)
     controls = [f"<li><b>{name}</b>: {ARMS[name]}.</li>" for name in section["arms"] if name in CONTROLS]
     told = f' It also holds:</p><ul class="controls">{"".join(controls)}</ul>' if controls else "</p>"
-    drawn = "".join([pictures(section, result.get("picture"), look), weights(section, look, full=True)])
+    drawn = "".join(
+        [
+            pictures(section, result.get("picture"), look),
+            weights(section, look, full=True),
+            *traces(result, "fixed_rate", look),
+        ]
+    )
     more = f'<div class="figures">{drawn}</div>' if drawn else ""
     inside = _weights(section, look, heading=False) + more
     details = f"<details><summary>The weights and models at this rate</summary>{inside}</details>"

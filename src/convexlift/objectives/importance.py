@@ -116,7 +116,7 @@ class ImportanceSampling(Objective):
         moved, stretch = noise, noise.new_zeros(())
         if self.flow is not None:
             flow = cast(Potential, self.flow.emit())
-            moved, stretch = flow.gradient_and_logdet(noise)
+            moved, stretch = flow.gradient_and_logdet(noise, seed=None if self.training else 0)
         log_noise = -noise.square().sum(1) / 2 - self.dim * math.log(2 * math.pi) / 2
         return self.mean + moved @ factor.T, log_noise - stretch - factor.diagonal().log().sum()
 

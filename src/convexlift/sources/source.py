@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN, PICNN, BoundModule, PartialPotential, Potential
+from convexlift.architectures import ICNN, PICNN, BoundModule, ConvICNN, PartialPotential, Potential
 from convexlift.architectures.icnn import check_nonnegative_tensors
 from convexlift.sources.positivity import PositiveMap
 
@@ -56,7 +56,7 @@ class WeightSource(nn.Module):
         tensors: dict[str, Tensor] = dict(self.architecture.named_parameters())
         tensors.update(self.architecture.named_buffers())
         tensors.update(self.weights(batch))
-        if isinstance(self.architecture, ICNN | PICNN):
+        if isinstance(self.architecture, ICNN | ConvICNN | PICNN):
             return self.architecture.potential(tensors)
         return BoundModule(self.architecture, tensors)
 

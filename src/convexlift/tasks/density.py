@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN, Potential
+from convexlift.architectures import ICNN, ConvICNN, Potential
 from convexlift.calculus.solve import invert_gradient
 from convexlift.checks import check_draws
 from convexlift.integration import line, plane
@@ -356,7 +356,8 @@ class LogConcaveDensity(nn.Module):
             return emit(self.block, rows)
 
     def _is_frozen(self) -> bool:
-        return isinstance(self.block, ICNN) and not any(p.requires_grad for p in self.block.parameters())
+        plain = isinstance(self.block, ICNN | ConvICNN)
+        return plain and not any(p.requires_grad for p in self.block.parameters())
 
     def _is_known(self) -> bool:
         return bool(self.log_z.isfinite())

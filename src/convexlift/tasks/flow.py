@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from convexlift.architectures import Potential
+from convexlift.architectures.potential import Method, check_method
+from convexlift.calculus.estimation import LogdetEstimate
 from convexlift.calculus.solve import Solution, default_tolerance
-from convexlift.checks import check_draws, check_samples
+from convexlift.checks import check_draws, check_samples, may_branch, name_rows
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import Standardiser
 from convexlift.tasks.task import (
@@ -32,6 +36,8 @@ from convexlift.tasks.task import (
 
 # Hessians formed at a time where no gradient is asked for.
 _HESSIANS = 4096
+# Rows done again in float64 at a time, whose Jacobians are all held.
+_AGAIN = 64
 
 
 class ActNorm(nn.Module):
@@ -67,11 +73,11 @@ class ActNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """z, (N, d)."""
-        return torch.addcmul(self.shift, x, self.log_scale.exp())
+        return torch.addcmul(self.shift, x, self.log_scale.to(x.dtype).exp())
 
     def inverse(self, z: Tensor) -> Tensor:
         """x, (N, d)."""
-        return (z - self.shift) * (-self.log_scale).exp()
+        return (z - self.shift) * (-self.log_scale).to(z.dtype).exp()
 
     @property
     def logdet(self) -> Tensor:
@@ -93,6 +99,12 @@ class ConvexPotentialFlow(nn.Module):
     Args:
         blocks: ICNNs or weight sources of ICNNs (``Lift``, ``Softplus``, ...), all of one dimension and with
             strong_convexity > 0.
+        logdet: "exact", "estimated", or by cost: from 128 dimensions on in training, above 768 elsewhere.
+            Estimates draw their probes anew in each training step, and from fixed seeds elsewhere:
+            ``log_prob`` is one fixed function of x, and ``log_prob_estimate`` gives its standard error.
+        chunk: rows that pass through a potential at a time; all at once when omitted. It bounds the memory of
+            a step: the backward passes through each chunk again rather than keep what it made. Weights are
+            emitted once, from the whole batch. Not heeded under ``torch.compile`` and ``torch.func``.
 
     Shapes: samples (N, d); latent points (N, d); log-densities (N,).
 
@@ -101,6 +113,7 @@ class ConvexPotentialFlow(nn.Module):
             another width or with NaN or infinite entries, and an unfrozen lift without ``batch`` to emit
             from.
         TypeError: a block of another kind; from every method, samples of another dtype.
+        FloatingPointError: from ``forward`` and ``log_prob``, a result is not finite (rows are named).
 
     Source: Huang, Chen, Tsirigotis and Courville, "Convex potential flows", ICLR 2021.
 
@@ -117,8 +130,14 @@ class ConvexPotentialFlow(nn.Module):
         ValueError: expected (N, 2) samples; got (100, 1)
     """
 
-    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+    def __init__(
+        self, blocks: Iterable[nn.Module], *, logdet: Method | None = None, chunk: int | None = None
+    ) -> None:
         super().__init__()
+        self.logdet_method = check_method(logdet)
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be at least 1 row, or None; got {chunk}")
+        self.chunk = chunk
         self.blocks = nn.ModuleList(blocks)
         if not len(self.blocks):
             raise ValueError("a flow needs at least one block")
@@ -144,24 +163,110 @@ class ConvexPotentialFlow(nn.Module):
         """z = T(x), (N, d), and log det DT(x), (N,), both in the space of the data.
 
         Lifts emit from ``batch``; without it from x in train mode, from stored summaries in eval mode.
+
+        Raises:
+            FloatingPointError: a row overflows; not under ``torch.compile`` and ``torch.func``.
         """
         if batch is None and self.training:
             batch = x
-        return self._map(x, batch)
+        z, logdet = self._map(x, batch)
+        if may_branch(z):
+            finite = torch.isfinite(z).all(1) & torch.isfinite(logdet)
+            if not bool(finite.all()):
+                raise FloatingPointError(f"T(x) or its log-determinant overflows at {name_rows(~finite)}")
+        return z, logdet
 
     def log_prob(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
-        """log p(x), (N,). Changes no state. An unfrozen lift needs a ``batch`` to emit from."""
+        """log p(x), (N,), finite. Changes no state. An unfrozen lift needs a ``batch`` to emit from.
+
+        Rows that overflow are done again in float64; not under ``torch.compile`` and ``torch.func``, where
+        values cannot be looked at.
+
+        Raises:
+            FloatingPointError: rows are not finite in float64 either, or below the range of the flow's dtype.
+        """
         require_weights(self, batch)
         check_samples(x, self.dim, self.dtype)
         tensors = [x, *self.parameters()]
         with evaluating(self):
             if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-                return self._log_prob(x, batch)
-            return map_rows(lambda rows: self._log_prob(rows, batch), x, _HESSIANS)
+                out = self._try_log_prob(x, batch)
+            else:
+                out = map_rows(lambda rows: self._try_log_prob(rows, batch), x, _HESSIANS)
+            if not may_branch(out) or bool(torch.isfinite(out).all()):
+                return out
+            return self._again_in_float64(out, x, batch)
+
+    @torch.no_grad()
+    def log_prob_estimate(
+        self, x: Tensor, batch: Tensor | None = None, *, probes: int = 16, seed: int = 0
+    ) -> LogdetEstimate:
+        """log p(x), (N,), with the standard error from estimated log-determinants; zero where all are exact.
+
+        Which blocks are estimated is decided as in ``log_prob``, whose values these are with 16 probes and
+        seed 0. All rows share their probes, so the error of a mean over rows is not smaller by the root of N:
+        to see it, compare seeds.
+
+        Raises:
+            ValueError: fewer than two probes, where they are needed.
+            FloatingPointError: a Hessian is not positive definite, or a row overflows (rows are named).
+
+        Example:
+            >>> import convexlift as cl
+            >>> flow = ConvexPotentialFlow([cl.ICNN(20, hidden=(8,), seed=0)], logdet="estimated").freeze()
+            >>> x = torch.zeros(5, 20)
+            >>> found = flow.log_prob_estimate(x)
+            >>> torch.allclose(found.value, flow.log_prob(x), atol=1e-4), found.standard_error.shape
+            (True, torch.Size([5]))
+        """
+        require_weights(self, batch)
+        z = self.standardiser(check_rows(x, self.dim, self.dtype))
+        logdet = self.standardiser.log_scale_jacobian.expand(len(x))
+        variance = torch.zeros_like(logdet)
+        with evaluating(self):
+            for block, ((norm, _), potential) in enumerate(
+                zip(self._layers(), self._potentials(batch), strict=True)
+            ):
+                z = norm(z)
+                logdet = logdet + norm.logdet
+                if potential.estimates(self.logdet_method):
+                    found = potential.logdet_estimate(z, probes=probes, seed=block + seed * len(self.blocks))
+                    logdet = logdet + found.value
+                    variance = variance + found.standard_error.square()
+                else:
+                    exact = partial(potential.logdet, method="exact")
+                    logdet = logdet + map_rows(exact, z, _HESSIANS)
+                z = potential.gradient(z)
+        value = logdet + self._last_norm.logdet + _standard_normal(self._last_norm(z))
+        finite = torch.isfinite(value) & torch.isfinite(variance)
+        if not bool(finite.all()):
+            raise FloatingPointError(f"the log-density overflows at {name_rows(~finite)}")
+        return LogdetEstimate(value, variance.sqrt())
+
+    def jacobian(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
+        """DT(x), (N, d, d), the product of the potentials' Hessians and the scales between them."""
+        require_weights(self, batch)
+        z = self.standardiser(check_rows(x, self.dim, self.dtype))
+        with evaluating(self):
+            out = torch.diag(1 / self.standardiser.scale)
+            for (norm, _), potential in zip(self._layers(), self._potentials(batch), strict=True):
+                z = norm(z)
+                out = potential.hessian(z) @ (norm.log_scale.exp()[:, None] * out)
+                z = potential.gradient(z)
+            return self._last_norm.log_scale.exp()[:, None] * out
 
     def loss(self, batch: Tensor, emit_from: Tensor | None = None) -> Tensor:
-        """The mean of -log p over the batch; lifts emit from the batch itself, or from ``emit_from``."""
-        return -self._log_prob(batch, batch if emit_from is None else emit_from).mean()
+        """The mean of -log p over the batch; lifts emit from the batch itself, or from ``emit_from``.
+
+        No row is done again in float64 here: the loss is not finite where one overflows, and ``fit`` stops.
+
+        Raises:
+            ValueError: the batch is empty.
+        """
+        log_prob = self._log_prob(batch, batch if emit_from is None else emit_from)
+        if not log_prob.shape[0]:
+            raise ValueError("a mean over no samples is not defined: the batch is empty")
+        return -log_prob.mean()
 
     def inverse(self, z: Tensor, batch: Tensor | None = None) -> Solution:
         """x with T(x) = z, without gradient.
@@ -241,7 +346,7 @@ class ConvexPotentialFlow(nn.Module):
                 x = None if x is None else norm(x)
                 frozen.append(freeze_block(block, x))
                 x = None if x is None or not is_lifted(self) else map_rows(emit(frozen[-1], None).gradient, x)
-        flow = ConvexPotentialFlow(frozen)
+        flow = ConvexPotentialFlow(frozen, logdet=self.logdet_method, chunk=self.chunk)
         flow.standardiser = copy.deepcopy(self.standardiser)
         flow.norms = copy.deepcopy(self.norms)
         return flow.requires_grad_(False).eval()
@@ -289,7 +394,34 @@ class ConvexPotentialFlow(nn.Module):
 
     def _log_prob(self, x: Tensor, batch: Tensor | None) -> Tensor:
         z, logdet = self._map(x, batch)
-        return logdet - 0.5 * z.square().sum(1) - 0.5 * self.dim * math.log(2 * math.pi)
+        return logdet + _standard_normal(z)
+
+    def _try_log_prob(self, x: Tensor, batch: Tensor | None) -> Tensor:
+        """log p(x); NaN on every row where a Hessian of one fails."""
+        try:
+            return self._log_prob(x, batch)
+        except FloatingPointError:
+            return x.new_full((len(x),), torch.nan)
+
+    def _again_in_float64(self, out: Tensor, x: Tensor, batch: Tensor | None) -> Tensor:
+        """log p(x) from an attempt of which some rows are not finite: those are done in float64."""
+        finite = torch.isfinite(out)
+        good, bad = finite.nonzero().flatten(), (~finite).nonzero().flatten()
+        potentials = [in_float64(potential) for potential in self._potentials(batch)]
+        parts = x[bad].double().split(_AGAIN)
+        wide = torch.cat([log_prob_by_cholesky(self, part, potentials) for part in parts])
+        again = wide.to(self.dtype)
+        for values, what in (
+            (wide, "is not finite in float64 at {}: samples too far out, or weights too large"),
+            (again, "is below the range of the flow's dtype at {}: remove them, or use flow.double()"),
+        ):
+            failed = torch.zeros_like(finite)
+            failed[bad] = ~torch.isfinite(values)
+            if bool(failed.any()):
+                raise FloatingPointError("the log-density " + what.format(name_rows(failed)))
+        # A gradient through rows that overflow is NaN, so the good rows are done again without them.
+        usual = self._log_prob(x[good], batch) if out.requires_grad else out[good]
+        return torch.cat([usual, again])[torch.cat([good, bad]).argsort()]
 
     def _map(self, x: Tensor, batch: Tensor | None) -> tuple[Tensor, Tensor]:
         """z and log-determinant at x; each block emits from `batch`, mapped by the blocks before it."""
@@ -298,14 +430,19 @@ class ConvexPotentialFlow(nn.Module):
         if batch is not None and not itself:
             batch = self.standardiser(check_rows(batch, self.dim, self.dtype, name="emitting samples"))
         logdet = self.standardiser.log_scale_jacobian
-        for norm, block in self._layers():
+        for seed, (norm, block) in enumerate(self._layers()):
             x = norm(x)
             logdet = logdet + norm.logdet
             if itself:
                 potential = emit(block, x.detach())
             else:
                 potential, batch = self._emit_and_map(norm, block, batch)
-            x, block_logdet = potential.gradient_and_logdet(x)
+            step = partial(
+                potential.gradient_and_logdet,
+                method=self.logdet_method,
+                seed=None if self.training else seed,
+            )
+            x, block_logdet = step(x) if self.chunk is None else _by_chunks(step, x, self.chunk)
             logdet = logdet + block_logdet
         return self._last_norm(x), logdet + self._last_norm.logdet
 
@@ -344,10 +481,52 @@ class ConvexPotentialFlow(nn.Module):
         tolerance = torch.finfo(z.dtype).eps ** 0.7
         x = self._last_norm.inverse(z)
         residual, iterations = torch.zeros_like(x[:, 0]), 0
+        measured = torch.ones_like(residual, dtype=torch.bool)  # a residual relative to infinity says nothing
         for (norm, _), potential in zip(reversed(list(self._layers())), reversed(potentials), strict=True):
+            measured &= torch.isfinite(x.norm(dim=1))
             found = potential.inverse(x, start=x if start_at_target else None, tolerance=tolerance)
             residual = torch.maximum(residual, found.residual)
             iterations += found.iterations
             x = norm.inverse(found.x)
-        converged = residual <= default_tolerance(z.dtype)
-        return Solution(self.standardiser.inverse(x), residual, iterations, converged)
+        x = self.standardiser.inverse(x)
+        converged = (residual <= default_tolerance(z.dtype)) & measured & torch.isfinite(x).all(1)
+        return Solution(x, residual, iterations, converged)
+
+
+def log_prob_by_cholesky(
+    flow: ConvexPotentialFlow, x: Tensor, potentials: Iterable[Potential] | None = None
+) -> Tensor:
+    """log p(x), (N,), from Hessians and their Cholesky factors; NaN where one is not positive definite.
+
+    The same numbers as ``flow.log_prob`` from plain operations that never look at values, so that it can be
+    exported, and in whatever dtype x and the potentials have. It holds all Jacobians of its rows.
+
+    >>> from convexlift import ICNN
+    >>> flow, x = ConvexPotentialFlow([ICNN(2, hidden=(8, 8), seed=0)]), torch.ones(1, 2)
+    >>> torch.allclose(log_prob_by_cholesky(flow, x), flow.log_prob(x))
+    True
+    """
+    potentials = [emit(block, None) for block in flow.blocks] if potentials is None else potentials
+    z, logdet = flow.standardiser(x), flow.standardiser.log_scale_jacobian
+    for (norm, _), potential in zip(flow._layers(), potentials, strict=True):
+        z = norm(z)
+        factor, info = torch.linalg.cholesky_ex(potential.hessian(z))
+        half = factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        logdet = logdet + norm.logdet + torch.where(info > 0, torch.nan, 2 * half)
+        z = potential.gradient(z)
+    return logdet + flow._last_norm.logdet + _standard_normal(flow._last_norm(z))
+
+
+def _by_chunks(
+    step: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor, rows: int
+) -> tuple[Tensor, Tensor]:
+    """step(x), so many rows at a time; each chunk keeps nothing for the backward but its own rows of x."""
+    if len(x) <= rows or not may_branch(x):
+        return step(x)
+    parts = [checkpoint(step, part, use_reentrant=False) for part in x.split(rows)]
+    return torch.cat([z for z, _ in parts]), torch.cat([logdet for _, logdet in parts])
+
+
+def _standard_normal(z: Tensor) -> Tensor:
+    """log N(z; 0, I), (N,)."""
+    return -0.5 * z.square().sum(1) - 0.5 * z.shape[1] * math.log(2 * math.pi)

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import Potential
+from convexlift.sources import Centred
 from convexlift.tasks.standardise import Standardiser
 from convexlift.tasks.task import (
     check_block,
@@ -17,6 +17,7 @@ from convexlift.tasks.task import (
     freeze_block,
     initialise_block,
     latest_settling,
+    map_rows,
     require_weights,
     set_block_progress,
     settle_block,
@@ -25,13 +26,17 @@ from convexlift.tasks.task import (
 
 Rows = Tensor | tuple[Tensor, Tensor]
 
+# The share of a new batch in the moving average of a centred function.
+_MOMENTUM = 0.5
+
 
 class ConvexRegression(nn.Module):
     """The convex function that is closest to y in mean square.
 
         y ~ mean_y + scale_y (f((x - mean_x) / scale_x) + c),
 
-    f a convex potential and c a free intercept; means and scales are fitted on training data.
+    f a convex potential and c a free intercept; means and scales are fitted on training data. Where the block
+    is ``Centred`` the mean of f over the batch is taken out too, and put back into c by ``freeze``.
 
     Args:
         block: an ICNN or a weight source of one.
@@ -55,6 +60,8 @@ class ConvexRegression(nn.Module):
         (torch.Size([50]), torch.Size([]))
     """
 
+    level: Tensor | None
+
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.dim = check_block(block).dim
@@ -63,6 +70,9 @@ class ConvexRegression(nn.Module):
         self.standardiser = Standardiser(self.dim, name="inputs").to(like)
         self.target_standardiser = Standardiser(1, name="targets").to(like)
         self.intercept = nn.Parameter(torch.zeros((), dtype=like.dtype, device=like.device))
+        # Of a centred block the mean of f, a moving average.
+        level = self.intercept.detach().clone() if isinstance(block, Centred) else None
+        self.register_buffer("level", level)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,14 +87,19 @@ class ConvexRegression(nn.Module):
         x, y = self._check_pair(batch)
         x = self.standardiser(x)
         potential = emit(self.block, (x if emit_from is None else self._inputs(emit_from)).detach())
-        return (self._value(potential, x) - y).square().mean()
+        f = potential.value(x)
+        level = self.level
+        if level is not None and self.training and torch.is_grad_enabled():
+            self.level = level.lerp(f.detach().mean(), _MOMENTUM)
+            level = f.mean()
+        return (self._restored(f, level) - y).square().mean()
 
     def predict(self, x: Tensor, batch: Rows | None = None) -> Tensor:
         """The fitted function at x, (N,). Changes no state. An unfrozen lift needs a ``batch``."""
         require_weights(self, batch)
         with evaluating(self):
             potential = emit(self.block, None if batch is None else self._inputs(batch))
-        return self._value(potential, self._inputs(x))
+        return self._restored(potential.value(self._inputs(x)), self.level)
 
     @torch.no_grad()
     def initialise(self, data: tuple[Tensor, Tensor]) -> None:
@@ -101,7 +116,11 @@ class ConvexRegression(nn.Module):
         start = self.standardiser(start_rows(x))
         with evaluating(self):
             initialise_block(self.block, start)
-            self.intercept.copy_(-emit(self.block, start).value(start).mean())
+            level = emit(self.block, start).value(start).mean()
+        if self.level is None:
+            self.intercept.copy_(-level)
+        else:
+            self.level = level
 
     @torch.no_grad()
     def freeze(self, data: Rows | None = None) -> ConvexRegression:
@@ -109,11 +128,15 @@ class ConvexRegression(nn.Module):
 
         A lift emits from the training inputs; without lifts no data are needed.
         """
+        x = None if data is None else self._inputs(data)
         with evaluating(self):
-            frozen = ConvexRegression(freeze_block(self.block, None if data is None else self._inputs(data)))
+            frozen = ConvexRegression(freeze_block(self.block, x))
         frozen.standardiser = copy.deepcopy(self.standardiser)
         frozen.target_standardiser = copy.deepcopy(self.target_standardiser)
         frozen.intercept.copy_(self.intercept)
+        if self.level is not None:
+            level = self.level if x is None else map_rows(emit(frozen.block, None).value, x).mean()
+            frozen.intercept.sub_(level)
         return frozen.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -134,9 +157,10 @@ class ConvexRegression(nn.Module):
         """The points (N, d) that the block sees when a lift emits from this batch."""
         return [self._inputs(batch)]
 
-    def _value(self, potential: Potential, x: Tensor) -> Tensor:
-        """The function in units of y at standardised inputs."""
-        return self.target_standardiser.inverse((potential.value(x) + self.intercept)[:, None])[:, 0]
+    def _restored(self, f: Tensor, level: Tensor | None) -> Tensor:
+        """The function in units of y, from the values of f, less ``level``."""
+        f = f + self.intercept if level is None else f - level + self.intercept
+        return self.target_standardiser.inverse(f[:, None])[:, 0]
 
     def _inputs(self, data: Rows) -> Tensor:
         """Standardised inputs, of x alone or of (x, y)."""

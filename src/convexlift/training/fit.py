@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from convexlift.training.batches import Batches, Data, check_alike, describe, prepare
+from convexlift.training.compilation import check_compiler
 from convexlift.training.history import History
 from convexlift.training.optimisation import OptimizerChoice, Schedule, parameter_groups
 from convexlift.training.progress import progress_bar
@@ -43,6 +44,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[Callable[[FitEvent], object]] = (),
+    compile: bool = False,
 ) -> History:
     """Train a module in place by minimising its ``loss(batch)``, a mean over the rows of the batch.
 
@@ -75,12 +77,15 @@ def fit(
         resume: go on from the last checkpoint in ``run_dir``, bit for bit; a folder without a run is begun.
         progress: show a progress bar where stderr is a terminal.
         callbacks: called with a `FitEvent` at each evaluation, before its checkpoint.
+        compile: run the loss through ``torch.compile``: the same numbers up to rounding, after a minute or so
+            of compilation. Needs a C++ compiler, on a GPU Triton.
 
     Raises:
         TypeError, ValueError: an argument, the data or the checkpoint is unfit; the message says how.
         TrainingDiverged: something was not finite; the module is back at its state of the last evaluation.
         FileExistsError: ``run_dir`` holds a run and ``resume`` is False.
         OSError: ``run_dir`` cannot be written; its last checkpoint stands.
+        RuntimeError: ``compile=True`` where there is no compiler.
 
     Example:
         >>> class Mean(nn.Module):
@@ -107,8 +112,10 @@ def fit(
         raise ValueError("resume=True needs run_dir")
     steps = _steps(steps, epochs, data, batch_size)
     every = max(1, steps // 25) if evaluate_every is None else evaluate_every
-    settings = Settings(steps, batch_size, optimizer, lr, schedule, clip, patience, every, seed)
+    settings = Settings(steps, batch_size, optimizer, lr, schedule, clip, patience, every, seed, compile)
 
+    if compile:
+        check_compiler(place)
     folder = saved = None
     if run_dir is not None:
         folder = RunFolder(run_dir)

@@ -13,6 +13,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from convexlift.training.batches import Batch, Batches, Data, Rows, mean_loss, seed_of, seed_torch, whole
+from convexlift.training.compilation import compiled
 from convexlift.training.environment import environment
 from convexlift.training.history import History
 from convexlift.training.optimisation import (
@@ -102,6 +103,8 @@ class Run:
         # Lifts that emit from another batch than that of the loss have a stream of batches of their own.
         if any(getattr(part, "coupling", None) == "independent" for part in module.modules()):
             self.emitting = Batches(data, settings.batch_size, seed_of(settings.seed, "emitting"))
+        loss: Any = self.module.loss
+        self.loss: Callable[..., Any] = compiled(loss) if settings.compile else loss
         self.at = Progress()
         self.best: State | None = None  # the module's state at the best validation loss
         self.durations: list[float] = []
@@ -200,9 +203,9 @@ class Run:
     def _backward(self, batch: Batch) -> float:
         try:
             if self.emitting is None:
-                loss = self.module.loss(batch.data)
+                loss = self.loss(batch.data)
             else:
-                loss = self.module.loss(batch.data, emit_from=self.emitting.at(self.at.step).data)
+                loss = self.loss(batch.data, emit_from=self.emitting.at(self.at.step).data)
             value = _scalar(loss)
             if not math.isfinite(value):
                 raise FloatingPointError(f"the loss is {value}")

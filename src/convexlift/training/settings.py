@@ -24,6 +24,7 @@ class Settings:
     patience: int | None
     evaluate_every: int
     seed: int
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "patience", "evaluate_every", "seed"):
@@ -32,6 +33,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0.0 < value < math.inf):
                 raise ValueError(f"{name} must be a positive number; got {value!r}")
+        if not isinstance(self.compile, bool):
+            raise TypeError(f"compile must be True or False; got {self.compile!r}")
         if not callable(self.optimizer) and self.optimizer not in ("adam", "sgd"):
             wanted = "'adam', 'sgd' or a function of the parameter groups"
             raise ValueError(f"optimizer must be {wanted}; got {self.optimizer!r}")

@@ -1,0 +1,347 @@
+"""The convolutional input-convex neural network, for images."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convexlift.architectures.icnn import check_nonnegative_tensors
+from convexlift.architectures.initial import initial_tensors
+from convexlift.architectures.potential import Potential
+from convexlift.calculus import activations, convolution
+from convexlift.calculus.convolution import ConvHessianOperator, ConvLayers
+from convexlift.checks import check_finite, check_samples
+
+# Rows of the standard normal sample on which "principled" calibrates a new network.
+_CALIBRATION_ROWS = 256
+_POOLINGS = ("mean", "none")
+
+
+@final
+class ConvICNN(nn.Module):
+    """A convolutional input-convex network on images, with its derivatives in closed form.
+
+    u_1 = A_1 * x + b_1,  u_{l+1} = W_l * s(u_l) + A_{l+1} * x + b_{l+1},
+
+    f(x) = w . pool(s(u_L)) + a . x + (alpha/2) |x|^2,
+
+    where * is a convolution, padded by zeros, and b_l has one entry a channel. It is convex in x because s is
+    convex and non-decreasing and every W_l and w is non-negative (``nonnegative``): a convolution is a linear
+    map whose entries are those of its kernel and zeros, and pooling takes means. How the weights are kept
+    non-negative is the weight source's affair, as with an ``ICNN``.
+
+    Points are flat rows, (N, d) with d = channels * height * width, as everywhere in the library; they are
+    read as images (N, channels, height, width) inside.
+
+    A layer of stride t divides height and width by t, rounding up. The kernels A_l then move by the strides
+    up to there, and a kernel grows to 2 t - 1 where that is larger, so that no pixel goes unseen. Kernels are
+    stored as matrices, one row an output channel: fan-in is the number of columns, as in an ``ICNN``.
+
+    Value, gradient and Hessian-vector product cost a few convolutions. Hessian, Laplacian and the exact
+    log-determinant cost d times as much: for d up to a few hundred. Above, a potential's log-determinant is
+    estimated from products; see ``Potential.gradient_and_logdet``.
+
+    Args:
+        shape: channels, height and width of a point.
+        channels: of the hidden layers, at least one.
+        kernel: side of the kernels, odd.
+        strides: of the hidden layers, or one number for all.
+        pooling: "mean" over positions, w with one entry a channel; or "none", w with one entry a unit.
+        activation: "softplus", "smooth_squared_relu", "relu" (value and gradient only), or an ``Activation``.
+        sharpness: sharpness of a named smooth activation (1 when omitted).
+        strong_convexity: alpha > 0, or 0 for none (then there is no log-determinant, inverse or conjugate).
+        learn_strong_convexity: learn alpha (kept positive), or hold it. A zero alpha is always held.
+        skip: whether later layers and the output read x too (A_2 ..., a).
+        init: initial weights by fan-in: "principled", "fan_in", "folded_normal" or "identity"; see
+            ``initial_tensors``.
+        seed: seed of the initial weights; torch's global generator when omitted.
+
+    Shapes: x (N, d) -> f(x) (N,).
+
+    Raises:
+        ValueError: a size is not positive, a kernel is even, the strides are not one for each layer, alpha is
+            negative, an option is unknown, or "identity" without a learned alpha of 1.
+
+    Source: Amos, Xu and Kolter, "Input convex neural networks", ICML 2017; Huang, Chen, Tsirigotis and
+        Courville, "Convex potential flows", ICLR 2021, for convolutions.
+
+    Example:
+        >>> net = ConvICNN((1, 8, 8), channels=(4, 8), strides=(1, 2), seed=0)
+        >>> net.dim, net(torch.zeros(3, 64)).shape
+        (64, torch.Size([3]))
+        >>> net.nonnegative
+        ('inner.0', 'outer')
+        >>> f, x = net.emit(), torch.zeros(3, 64)
+        >>> f.gradient(x).shape, f.hvp(x, torch.ones(3, 64)).shape, f.logdet(x).shape
+        (torch.Size([3, 64]), torch.Size([3, 64]), torch.Size([3]))
+        >>> net(torch.zeros(3, 1, 8, 8))
+        Traceback (most recent call last):
+        ...
+        ValueError: expected (N, 64) samples; got (3, 1, 8, 8)
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        channels: Sequence[int] = (16, 16, 16),
+        *,
+        kernel: int = 3,
+        strides: int | Sequence[int] = 1,
+        pooling: str = "mean",
+        activation: str | activations.Activation = "softplus",
+        sharpness: float | None = None,
+        strong_convexity: float = 0.1,
+        learn_strong_convexity: bool = True,
+        skip: bool = True,
+        init: str = "principled",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape = _shape(shape)
+        self.dim = math.prod(self.shape)
+        self.channels = _positive("channels", channels)
+        self.strides = _strides(strides, len(self.channels))
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd and positive; got {kernel}")
+        if pooling not in _POOLINGS:
+            raise ValueError(f"unknown pooling {pooling!r}; known: {', '.join(_POOLINGS)}")
+        if not (strong_convexity >= 0 and math.isfinite(strong_convexity)):
+            raise ValueError(f"strong_convexity must be >= 0; got {strong_convexity}")
+        if init == "identity" and not (learn_strong_convexity and strong_convexity == 1):
+            raise ValueError('init="identity" needs strong_convexity=1 and learn_strong_convexity=True')
+        self.kernel, self.pooling, self.skip = int(kernel), pooling, skip
+        self.activation = activations.activation(activation, sharpness)
+        self.strong_convexity = float(strong_convexity)
+        self.learn_strong_convexity = learn_strong_convexity and strong_convexity > 0
+
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        dtype = torch.get_default_dtype()
+        tensors = {name: nn.Parameter(t.to(dtype)) for name, t in self._initial(init, generator).items()}
+        depth = len(self.channels)
+        self.inner = nn.ParameterList([tensors[f"inner.{level}"] for level in range(depth - 1)])
+        self.outer = tensors["outer"]
+        self.skips = nn.ParameterList([tensors[f"skips.{level}"] for level in range(depth if skip else 1)])
+        self.biases = nn.ParameterList([tensors[f"biases.{level}"] for level in range(depth)])
+        self.linear = tensors.get("linear")
+        if self.learn_strong_convexity:
+            self.raw_alpha = nn.Parameter(torch.tensor(math.log(math.expm1(strong_convexity)), dtype=dtype))
+        elif strong_convexity > 0:
+            self.register_buffer("fixed_alpha", torch.tensor(strong_convexity, dtype=dtype))
+        if init == "principled":
+            sample = torch.randn(_CALIBRATION_ROWS, self.dim, generator=generator, dtype=torch.float64)
+            self.calibrate(sample.to(dtype))
+
+    @property
+    def nonnegative(self) -> tuple[str, ...]:
+        """Names of the parameters that must be >= 0: W_1 ... W_{L-1} and w."""
+        return (*(f"inner.{level}" for level in range(len(self.channels) - 1)), "outer")
+
+    def emit(self, batch: Tensor | None = None) -> Potential:
+        """The potential with this network's own tensors; the batch is not read."""
+        return self.potential({**dict(self.named_parameters()), **dict(self.named_buffers())})
+
+    def potential(self, tensors: Mapping[str, Tensor]) -> Potential:
+        """The potential of this architecture with other tensors, by parameter and buffer name."""
+        return Potential(self, tensors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f(x), (N,)."""
+        return self.emit().value(x)
+
+    def freeze(self, data: Tensor | None = None) -> ConvICNN:
+        """A copy that asks for no gradient; the data are not read.
+
+        Raises:
+            ValueError: a constrained weight is negative or not finite.
+        """
+        frozen = copy.deepcopy(self).requires_grad_(False).eval()
+        check_nonnegative_tensors(frozen.nonnegative, dict(frozen.named_parameters()))
+        return frozen
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> ConvICNN:
+        """Rescale every channel's weights by a positive factor and set its bias, for mean 0 and variance 1.
+
+        Both are over rows and positions. The last layer is rescaled so that w . pool(s(u_L)) has variance 1.
+
+        Args:
+            x: (N, d), N >= 2.
+
+        Raises:
+            ValueError: fewer than two rows, a wrong width, or a non-finite entry.
+        """
+        check_finite(check_samples(x, self.dim))
+        if len(x) < 2:
+            raise ValueError(f"calibrate needs at least 2 rows; got {len(x)}")
+        s = self.activation
+        for level, bias in enumerate(self.biases):
+            bias.zero_()
+            u = convolution.preactivations(x, self.layers(self.emit().tensors, level + 1), s)[-1]
+            deviation = u.std((0, 2, 3)).clamp_min(torch.finfo(u.dtype).tiny)
+            bias.copy_(-u.mean((0, 2, 3)) / deviation)
+            for weights in (self.inner[level - 1 : level] if level else (), self.skips[level : level + 1]):
+                for weight in weights:
+                    weight.div_(deviation[:, None])
+        layers = self.layers(self.emit().tensors)
+        top = (s.value(convolution.preactivations(x, layers, s)[-1]) * layers.outer).sum((1, 2, 3))
+        self.outer.div_(top.std().clamp_min(torch.finfo(top.dtype).tiny))
+        return self
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild this architecture (not its weights).
+
+        Raises:
+            ValueError: the activation is a user's own object, which a file cannot hold.
+        """
+        if self.activation.name not in activations.NAMED:
+            raise ValueError(
+                f"activation {self.activation.name!r} is a user's own: "
+                "save the state_dict and rebuild the network in code"
+            )
+        return {
+            "shape": list(self.shape),
+            "channels": list(self.channels),
+            "kernel": self.kernel,
+            "strides": list(self.strides),
+            "pooling": self.pooling,
+            "activation": self.activation.name,
+            "sharpness": self.activation.sharpness,
+            "strong_convexity": self.strong_convexity,
+            "learn_strong_convexity": self.learn_strong_convexity,
+            "skip": self.skip,
+        }
+
+    def extra_repr(self) -> str:
+        return (
+            f"shape={self.shape}, channels={self.channels}, kernel={self.kernel}, strides={self.strides}, "
+            f"pooling={self.pooling!r}, activation={self.activation.name!r}, "
+            f"strong_convexity={self.strong_convexity:g}, skip={self.skip}"
+        )
+
+    # The closed forms, as functions of tensors (what a ``Potential`` calls).
+
+    def layers(self, tensors: Mapping[str, Tensor], depth: int | None = None) -> ConvLayers:
+        """The named tensors as the sweeps read them, kernels as (out, in, side, side); the first ``depth``
+        layers when given."""
+        depth = len(self.channels) if depth is None else depth
+        outer, (height, width) = tensors["outer"], self.sizes[-1]
+        if self.pooling == "mean":
+            outer = (outer / (height * width))[:, None, None]
+        else:
+            outer = outer.view(self.channels[-1], height, width)
+        skips = (tensors.get(f"skips.{level}") for level in range(depth))
+        return ConvLayers(
+            shape=self.shape,
+            strides=self.strides[:depth],
+            inner=tuple(
+                _kernel(tensors[f"inner.{level}"], self.channels[level]) for level in range(depth - 1)
+            ),
+            outer=outer,
+            skips=tuple(None if skip is None else _kernel(skip, self.shape[0]) for skip in skips),
+            biases=tuple(tensors[f"biases.{level}"] for level in range(depth)),
+            linear=tensors.get("linear"),
+            alpha=self.alpha(tensors),
+        )
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of every hidden layer."""
+        return convolution.sizes(self.shape, self.strides)
+
+    def alpha(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """The strong convexity, a scalar; ``None`` for zero."""
+        if self.learn_strong_convexity:
+            return F.softplus(tensors["raw_alpha"])
+        return tensors.get("fixed_alpha")
+
+    def value(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """f(x), (N,)."""
+        return convolution.value(x, self.layers(tensors), self.activation)
+
+    def gradient(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """grad f(x), (N, d)."""
+        return convolution.gradient(x, self.layers(tensors), self.activation)
+
+    def hessian(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """The Hessian at x, (N, d, d), by d tangent sweeps."""
+        return convolution.hessian(x, self.layers(tensors), self.activation)
+
+    def laplacian(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """The trace of the Hessian at x, (N,), by d tangent sweeps."""
+        return convolution.laplacian(x, self.layers(tensors), self.activation)
+
+    def hvp(self, tensors: Mapping[str, Tensor], x: Tensor, v: Tensor) -> Tensor:
+        """The Hessian at x times v, (N, d), by one tangent and one reverse sweep."""
+        return convolution.hvp(x, v, self.layers(tensors), self.activation)
+
+    def gradient_and_logdet(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """grad f(x), (N, d), and log det of the Hessian, (N,), exact."""
+        return convolution.gradient_and_logdet(x, self.layers(tensors), self.activation)
+
+    def linearise(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, ConvHessianOperator]:
+        """grad f(x), (N, d), and the Hessians at x as a linear map of vectors (..., N, d)."""
+        return convolution.linearise(x, self.layers(tensors), self.activation)
+
+    def _initial(self, init: str, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """The tensors by name in float64: a convolution starts as a dense layer on its patches."""
+        out: dict[str, Tensor] = {}
+        for level, width in enumerate(self.channels):
+            stride = self.strides[level]
+            seen = self.shape[0] * self._side(math.prod(self.strides[: level + 1])) ** 2
+            if level:
+                fan_in = self.channels[level - 1] * self._side(stride) ** 2
+                drawn = initial_tensors(init, seen, (fan_in, width), self.skip, generator)
+                out[f"inner.{level - 1}"] = drawn["inner.0"]
+            else:
+                drawn = initial_tensors(init, seen, (width,), self.skip, generator)
+            place = min(level, 1)
+            out[f"biases.{level}"] = drawn[f"biases.{place}"]
+            if self.skip or not level:
+                out[f"skips.{level}"] = drawn[f"skips.{place}"]
+        units = self.channels[-1] * (1 if self.pooling == "mean" else math.prod(self.sizes[-1]))
+        out["outer"] = initial_tensors(init, 1, (units,), False, generator)["outer"]
+        if self.skip:
+            out["linear"] = initial_tensors(init, self.dim, (1,), True, generator)["linear"]
+        return out
+
+    def _side(self, stride: int) -> int:
+        """The side of a kernel that moves by this stride."""
+        return max(self.kernel, 2 * stride - 1)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        loaded = {name: state_dict[prefix + name] for name in self.nonnegative if prefix + name in state_dict}
+        check_nonnegative_tensors(tuple(loaded), loaded)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _kernel(weight: Tensor, channels: int) -> Tensor:
+    """The matrix (out, channels * side * side) as a kernel (out, channels, side, side)."""
+    side = math.isqrt(weight.shape[1] // channels)
+    return weight.unflatten(1, (channels, side, side))
+
+
+def _shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    sizes = _positive("shape", shape)
+    if len(sizes) != 3:
+        raise ValueError(f"shape must be (channels, height, width); got {sizes}")
+    return sizes
+
+
+def _positive(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
+    whole = tuple(int(size) for size in sizes)
+    if not whole or min(whole) < 1:
+        raise ValueError(f"{name} must be a non-empty sequence of positive numbers; got {tuple(sizes)}")
+    return whole
+
+
+def _strides(strides: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    given = _positive("strides", (strides,) * depth if isinstance(strides, int) else strides)
+    if len(given) != depth:
+        raise ValueError(f"expected {depth} strides, one for each hidden layer; got {len(given)}")
+    return given
