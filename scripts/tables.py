@@ -227,12 +227,16 @@ def lift_step(name: str) -> str:
 
 def flow_inverse(name: str) -> str:
     """The table of benchmarks/flow_inverse.py."""
-    result = json.loads((ROOT / "results" / name).read_text())
+    result = stored(name)
     rows = [
-        [side, f"{row['ms']:.0f}", f"{row['ratio']:.1f}", f"{row['converged']} of {result['shape']['rows']}"]
-        for side, row in result["rows"].items()
+        [
+            *(str(dim), side, f"{row['ms']:.0f}", f"{row['ratio']:.1f}"),
+            f"{row['converged']} of {result['shape']['rows']}",
+        ]
+        for dim, part in ((21, "rows"), (256, "rows_256"))
+        for side, row in result[part].items()
     ]
-    return markdown(("inverse of a trained block", "ms", "times ours", "rows within 1e-8"), rows)
+    return markdown(("d", "inverse of a trained block", "ms", "times ours", "rows within 1e-8"), rows)
 
 
 def ablation(name: str) -> str:
