@@ -191,13 +191,15 @@ Trial = dict[str, Any]
 def select(plan: Plan, side: Side) -> tuple[Recipe, list[Trial]]:
     """The recipe that the validation loss of the selection seed chooses, and everything that was tried.
 
-    The rate first; then the fields of ``choices`` in turn, each with what was chosen before it.
+    The rate first; then the fields of ``choices`` in turn, each with what was chosen before it; then, after
+    such choices, the rates on both sides once more.
     """
     by_rate = rates(plan, side)
     trials: list[Trial] = [{"lr": lr, "validation": finite(loss)} for lr, loss in by_rate.items()]
     best = min(by_rate, key=lambda lr: by_rate[lr])
     recipe = dataclasses.replace(side.recipe, lr=best)
-    for name, values in side.choices:
+    again = (("lr", (best / FACTOR, best, best * FACTOR)),) if side.choices else ()
+    for name, values in (*side.choices, *again):
         found = {}
         for value in values:
             outcome = plan.cell(dataclasses.replace(recipe, **{name: value}), SELECTION_SEED, scored=False)

@@ -9,7 +9,16 @@ from torch.autograd import gradcheck
 from torch.distributions import Independent, Normal, TransformedDistribution, constraints, kl_divergence
 from torch.distributions.transforms import ComposeTransform
 
-from convexlift import ICNN, ConvexPotentialFlow, FlowDistribution, FlowTransform, Lift, Potential, Softplus
+from convexlift import (
+    ICNN,
+    Centred,
+    ConvexPotentialFlow,
+    FlowDistribution,
+    FlowTransform,
+    Lift,
+    Potential,
+    Softplus,
+)
 
 
 def data(n: int = 500) -> Tensor:
@@ -241,3 +250,19 @@ def test_reparametrised_draws_train_a_flow():
         optimizer.step()
         divergences.append(divergence.item())
     assert sum(divergences[:5]) / 5 > 1.0 and sum(divergences[-5:]) / 5 < 0.25, divergences
+
+
+def test_a_flow_in_training_is_one_map_and_is_left_as_it_was():
+    x = torch.randn(50, 2)
+    flow = ConvexPotentialFlow([Centred(Softplus(ICNN(2, hidden=(4, 4), seed=0)))], logdet="estimated")
+    flow.initialise(x)
+    flow.train()
+    before = copy.deepcopy(flow.state_dict())
+    transform, p = FlowTransform(flow), FlowDistribution(flow)
+    z = transform(x + 1)
+    first, second = (transform.log_abs_det_jacobian(x + 1, z) for _ in range(2))
+    assert torch.equal(first, second)
+    p.rsample((3,))
+    assert flow.training and flow.blocks[0].training
+    for name, value in flow.state_dict().items():
+        assert torch.equal(value, before[name]), name

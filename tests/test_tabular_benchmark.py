@@ -202,7 +202,22 @@ def test_fields_are_chosen_in_turn_after_the_rate(script: Any, small: Problem) -
     side = tabular.Side(tabular.Recipe(), (0.01, 0.04, 0.16), choices)
     recipe, trials = tabular.select(Known(small, None, (0,), 2), side)
     assert (recipe.lr, recipe.jitter, recipe.sharpness) == (0.04, 0.0, None)
-    assert {"jitter": 0.2, "validation": None} in trials and len(trials) == 8
+    assert {"jitter": 0.2, "validation": None} in trials
+    assert [next(iter(trial)) for trial in trials] == ["lr"] * 3 + ["jitter"] * 3 + ["sharpness"] * 2 + [
+        "lr"
+    ] * 3
+
+
+def test_the_rate_is_chosen_again_after_the_rest(script: Any, small: Problem) -> None:
+    tabular = script("tabular")
+
+    class Known(tabular.Plan):
+        def cell(self, recipe: Any, seed: int, *, scored: bool) -> dict[str, Any]:
+            return {"validation": [abs(recipe.lr - (0.16 if recipe.jitter else 0.04)) - recipe.jitter]}
+
+    side = tabular.Side(tabular.Recipe(), (0.01, 0.04, 0.16), (("jitter", (0.0, 0.5)),))
+    recipe, _ = tabular.select(Known(small, None, (0,), 2), side)
+    assert (recipe.lr, recipe.jitter) == (0.16, 0.5)
 
 
 def test_the_study_runs_and_goes_on(
@@ -236,3 +251,16 @@ def test_the_study_runs_and_goes_on(
     assert pair["rows_ci95"][0] <= pair["mean"] <= pair["rows_ci95"][1]
     assert written["gaussian"]["parameters"] == 5 and math.isfinite(written["gaussian"]["test"])
     assert written["rows_per_cpu_second"]["flow"] > 0 and written["peak_mib"] > 0
+
+
+def test_the_cost_of_many_rows_is_extrapolated_from_steps(script: Any, tmp_path: Path) -> None:
+    out = tmp_path / "tabular-full.json"
+    options = ["--rows", "300", "--batches", "16", "32", "--steps", "2", "--out", str(out)]
+    script("tabular_full").main(options)
+    written = json.loads(out.read_text())
+    assert [row["batch_size"] for row in written["batches"]] == [16, 32]
+    for row in written["batches"]:
+        expected = 300 / row["rows_per_second"]
+        assert row["seconds_per_epoch"] == pytest.approx(expected, rel=1e-9)
+        hours = 100 * (expected + row["seconds_per_validation"]) / 3600
+        assert row["hours_extrapolated"] == pytest.approx(hours, rel=1e-9)

@@ -78,13 +78,14 @@ def check_draws(n: Any) -> int:
     return count
 
 
-def may_branch(x: Tensor) -> bool:
-    """Whether Python may look at values of x here: not under ``torch.compile``, ``export`` or ``torch.func``.
+def may_branch(*tensors: Tensor) -> bool:
+    """Whether Python may look at values here: not under ``torch.compile``, ``export`` or ``torch.func``.
 
     >>> may_branch(torch.zeros(2))
     True
     """
-    return not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return not torch.compiler.is_compiling() and not any(map(wrapped, tensors))
 
 
 def name_rows(failed: Tensor) -> str:

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Transform, constraints
 
 from convexlift.sources import is_lifted
 from convexlift.tasks import ConvexPotentialFlow
+from convexlift.tasks.task import evaluating
 
 
 @final
@@ -153,10 +154,10 @@ class FlowTransform(Transform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """log det DT(x), of the shape of x without its last axis; y is not read."""
-        return self.flow(_flat(x, self.flow.dim))[1].reshape(x.shape[:-1])
+        return _mapped(self.flow, _flat(x, self.flow.dim))[1].reshape(x.shape[:-1])
 
     def _call(self, x: Tensor) -> Tensor:
-        return self.flow(_flat(x, self.flow.dim))[0].reshape(x.shape)
+        return _mapped(self.flow, _flat(x, self.flow.dim))[0].reshape(x.shape)
 
     def _inverse(self, y: Tensor) -> Tensor:
         z = _flat(y, self.flow.dim)
@@ -177,6 +178,13 @@ def _flat(x: Tensor, dim: int) -> Tensor:
     return x.reshape(-1, dim)
 
 
+def _mapped(flow: ConvexPotentialFlow, x: Tensor) -> tuple[Tensor, Tensor]:
+    """T(x) and its log-determinant, the same in train mode as in eval mode; changes no state."""
+    with evaluating(flow):
+        out: tuple[Tensor, Tensor] = flow(x)
+        return out
+
+
 def _differentiable(flow: ConvexPotentialFlow, z: Tensor, x: Tensor) -> Tensor:
     """x = T^{-1}(z) with its gradient in z and in the flow's parameters, where one is asked for."""
     inputs = [z, *flow.parameters()]
@@ -184,7 +192,7 @@ def _differentiable(flow: ConvexPotentialFlow, z: Tensor, x: Tensor) -> Tensor:
         return x
     with torch.no_grad():
         jacobian = flow.jacobian(x)
-    out: Tensor = _Implicit.apply(x, z - flow(x)[0], jacobian)
+    out: Tensor = _Implicit.apply(x, z - _mapped(flow, x)[0], jacobian)
     return out
 
 

@@ -166,6 +166,10 @@ def test_rows_worked_on_in_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch)
         results.append([out, *torch.autograd.grad(out.sum(), [leaf, net.inner[0], net.skips[1]])])
     for whole, parts in zip(*results, strict=True):
         close(parts, whole, 1e-12)
+    tensors = {name: t.detach() for name, t in net.emit().tensors.items()}
+    at = torch.func.grad(lambda w: net.potential({**tensors, "inner.0": w}).laplacian(x).sum())
+    (known,) = torch.autograd.grad(net.emit().laplacian(x).sum(), net.inner[0])
+    close(at(tensors["inner.0"]), known)
 
 
 def test_the_operator_takes_many_vectors_a_point() -> None:

@@ -139,6 +139,16 @@ def test_closed_forms_compose_with_vmap_and_grad(name: str, activation: str, dep
     close(torch.func.vmap(torch.func.grad(lambda row: one(row).sum()))(x), through_batch)
 
 
+@pytest.mark.parametrize("name", ["hessian", "laplacian"])
+def test_forward_mode_alone_and_over_reverse_mode(name: str) -> None:
+    form = closed_form(net(2).emit(), name)
+    x, v = torch.randn(2, 4, 4, dtype=torch.float64)
+    _, along = torch.func.jvp(form, (x,), (v,))
+    close(along, torch.autograd.functional.jvp(form, x, v)[1])
+    second = torch.func.hessian(lambda row: form(row[None]).sum())(x[0])
+    close(second, torch.autograd.functional.hessian(lambda row: form(row[None]).sum(), x[0]))
+
+
 # Raised by dynamo itself when it meets an autograd.Function.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("name", CLOSED_FORMS)

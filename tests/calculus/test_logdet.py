@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -70,6 +72,24 @@ def test_chunks_do_not_write_over_each_other_when_two_backwards_share_a_forward(
     out = net.emit().logdet(x)
     first, again = (torch.autograd.grad(out.sum(), net.skips[0], retain_graph=True)[0] for _ in range(2))
     assert torch.equal(first, again)
+
+
+def test_many_chunks_under_vmap_and_jacrev(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = ICNN(3, hidden=(8, 6), seed=0).double()
+    tensors = {name: t.detach() for name, t in net.emit().tensors.items()}
+    x = torch.randn(20, 3, dtype=torch.float64)
+    monkeypatch.setattr(logdet, "_CHUNK_BYTES", {"cpu": 5000})
+
+    def at(name: str) -> Callable[[Tensor], Tensor]:
+        return lambda t: net.potential({**tensors, name: t}).logdet(x)
+
+    alphas = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
+    known = torch.stack([at("raw_alpha")(alpha) for alpha in alphas])
+    torch.testing.assert_close(torch.func.vmap(at("raw_alpha"))(alphas), known)
+    jacobian = torch.func.jacrev(at("biases.0"))(tensors["biases.0"])
+    torch.testing.assert_close(
+        jacobian, torch.autograd.functional.jacobian(at("biases.0"), tensors["biases.0"])
+    )
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 3.0])

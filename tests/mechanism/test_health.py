@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from convexlift import ICNN, ConvexPotentialFlow, Lift, Projected, Softplus
+from convexlift import ICNN, Centred, ConvexPotentialFlow, Lift, Projected, Softplus
+from convexlift.calculus.derivatives import preactivations
 from convexlift.mechanism import gradient_health
 
 
@@ -87,6 +88,24 @@ def test_a_flow_of_lifts_and_a_module_of_ones_own(linear):
     assert all(0 < layer.attenuation <= 1 and layer.gradient > 0 for layer in found.values())
     lift = Lift(linear(2))
     assert gradient_health(lift, square(lift), x.double())["0.weight"].correlation is None
+
+
+def test_a_centred_source_is_read_as_the_network_it_emits():
+    x = torch.randn(200, 2)
+    centred = Centred(Softplus(ICNN(2, hidden=(8, 8, 8), seed=0)), slopes=True)
+    centred.initialise(x)
+    with torch.no_grad():
+        for latent in centred.source.parameters():
+            latent.add_(0.1 * torch.randn_like(latent))
+    found = gradient_health(centred, square(centred), x)
+    known = _correlations(centred.freeze(), x)
+    assert [layer.correlation for layer in found.values()] == pytest.approx(known, abs=1e-5)
+
+
+def _correlations(net, x):
+    units = preactivations(x, net.layers(net.emit().tensors), net.activation)
+    pairs = [torch.corrcoef(u.T)[*torch.triu_indices(8, 8, 1)] for u in units]
+    return [pair.mean().item() for pair in pairs]
 
 
 def test_errors(linear):

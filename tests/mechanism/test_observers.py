@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convexlift import ICNN, ConvexPotentialFlow, ConvexRegression, Lift, LogConcaveDensity, Projected, fit
+from convexlift import (
+    ICNN,
+    Centred,
+    ConvexPotentialFlow,
+    ConvexRegression,
+    Lift,
+    LogConcaveDensity,
+    Projected,
+    fit,
+)
 from convexlift.mechanism import ShoulderTrace, coupling, gradient_health, update_diffusion
 
 X = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)).exp()
@@ -27,6 +36,10 @@ def density():
 
 def projected():
     return ConvexRegression(Projected(ICNN(2, hidden=(8, 8), seed=0)))
+
+
+def centred():
+    return ConvexRegression(Centred(Lift(ICNN(2, hidden=(8, 8), seed=0), seed=0)))
 
 
 def rows_of(task):
@@ -51,7 +64,7 @@ def instruments(task, rows):
     ]
 
 
-@pytest.mark.parametrize("make", [flow, regression, density, projected])
+@pytest.mark.parametrize("make", [flow, regression, density, projected, centred])
 def test_training_is_the_same_to_the_bit(make):
     ends = []
     for watched in (False, True):
@@ -79,7 +92,7 @@ def test_training_is_the_same_to_the_bit(make):
     )
 
 
-@pytest.mark.parametrize("make", [flow, regression, density, projected])
+@pytest.mark.parametrize("make", [flow, regression, density, projected, centred])
 def test_modes_gradients_and_random_state_come_back(make):
     task = make()
     rows = rows_of(task)

@@ -126,6 +126,24 @@ def test_the_gradient_of_good_rows_is_not_spoilt_by_a_row_done_again(monkeypatch
     assert torch.isfinite(slope).all()
 
 
+def test_an_estimate_does_not_depend_on_a_row_beside_it_that_fails(monkeypatch):
+    flow = ConvexPotentialFlow([ICNN(20, hidden=(16, 16), seed=0)], logdet="estimated").freeze()
+    x = torch.randn(9, 20)
+    known = flow.log_prob(x)
+    original = cl.Potential.gradient_and_logdet
+
+    def fails_far_out(self, x, **options):
+        if bool((x[:, 0] > 50).any()):
+            raise FloatingPointError
+        return original(self, x, **options)
+
+    monkeypatch.setattr(cl.Potential, "gradient_and_logdet", fails_far_out)
+    far = torch.full((1, 20), 60.0)
+    found = flow.log_prob(torch.cat([x[:4], far, x[4:]]))
+    torch.testing.assert_close(found[[0, 1, 2, 3, 5, 6, 7, 8, 9]], known)
+    torch.testing.assert_close(found[4:5], log_prob_by_cholesky(flow, far))
+
+
 def test_the_second_way_to_the_log_density_agrees_with_the_first():
     for source in (Softplus, Lift):
         frozen = flow(source, torch.float64).freeze(data(dtype=torch.float64))

@@ -179,6 +179,8 @@ def test_bad_input_is_refused():
         regression.loss((x, y[1:]))
     with pytest.raises(TypeError, match="^expected float32 targets; got float64$"):
         regression.loss((x, y.double()))
+    with pytest.raises(ValueError, match="^a mean over no samples is not defined: the batch is empty$"):
+        regression.loss((x[:0], y[:0]))
     bad = y.clone()
     bad[4] = math.nan
     with pytest.raises(ValueError, match="^targets have NaN at row 4, column 0$"):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Elementwise = Callable[[Tensor], Tensor]
 Jet = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -76,7 +77,10 @@ class Activation:
                 f"{self.name} has no second derivative: ask for value or gradient only, "
                 "or use activation='softplus'"
             )
-        return self.joint(u) if self.joint else (self.value(u), self.slope(u), self.curvature(u))
+        # Functions with a backward of their own know no forward mode, which may lie under other transforms.
+        if self.joint is None or forward_ad._current_level >= 0:
+            return self.value(u), self.slope(u), self.curvature(u)
+        return self.joint(u)
 
     def __copy__(self) -> Activation:
         return self

@@ -335,6 +335,12 @@ def _by_rows(function: Callable[[Tensor], Tensor], x: Tensor, layers: ConvLayers
         for bias, (height, width) in zip(layers.biases, sizes(layers.shape, layers.strides), strict=True)
     )
     count = max(1, _CHUNK_ENTRIES // (pixels * math.prod(layers.shape)))
-    if len(x) <= count or not may_branch(x):
+    tensors = (
+        layers.outer,
+        *layers.inner,
+        *layers.biases,
+        *(skip for skip in layers.skips if skip is not None),
+    )
+    if len(x) <= count or not may_branch(x, *tensors):
         return function(x)
     return torch.cat([checkpoint(function, rows, use_reentrant=False) for rows in x.split(count)])

@@ -107,31 +107,6 @@ def linearise(x: Tensor, layers: Layers, s: Activation) -> tuple[Tensor, Hessian
 
 @final
 @dataclass(frozen=True, eq=False)
-class HvpOperator:
-    """Hessians at fixed points through a function (x, v) -> Hv of rows, for networks without a faster way.
-
-    Shapes: v (..., N, d) -> Hv (..., N, d).
-
-    Example:
-        >>> operator = HvpOperator(lambda x, v: 2 * v, torch.zeros(5, 3))
-        >>> operator(torch.ones(4, 5, 3)).shape
-        torch.Size([4, 5, 3])
-    """
-
-    hvp: Callable[[Tensor, Tensor], Tensor]
-    x: Tensor
-
-    def __call__(self, v: Tensor) -> Tensor:
-        if v.ndim == 2:
-            return self.hvp(self.x, v)
-        return self.hvp(self.x.expand_as(v).flatten(0, -2), v.flatten(0, -2)).view_as(v)
-
-    def rows(self, rows: slice) -> HvpOperator:
-        """The same at some of the points."""
-        return HvpOperator(self.hvp, self.x[rows])
-
-
-@dataclass(frozen=True, eq=False)
 class LogdetEstimate:
     """Estimated log-determinants, row by row.
 
@@ -278,7 +253,8 @@ def lanczos_logdet(matvec: Matvec, probes: Tensor, steps: int) -> LogdetEstimate
         FloatingPointError: an A is not positive definite (rows are named).
 
     Source: Ubaru, Chen and Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM J.
-    Matrix Anal. Appl. 2017. The factor 1 - K/d in the variance is that of drawing without replacement.
+    Matrix Anal. Appl. 2017. The factor 1 - K/d in the variance is that of drawing without replacement; of
+    K > d probes only those beyond whole groups of d have an error.
 
     Example:
         >>> probes = orthogonal_probes(2, 3, rows=1, generator=torch.Generator().manual_seed(0))
@@ -286,13 +262,8 @@ def lanczos_logdet(matvec: Matvec, probes: Tensor, steps: int) -> LogdetEstimate
         >>> round(estimate.value.item(), 4), round(estimate.standard_error.item(), 4)   # 3 log 2
         (2.0794, 0.0)
     """
-    count, dim = _check(probes, steps)
-    run = lanczos(matvec, probes, min(steps, dim))
-    each = _quadrature(run)
-    scatter = (each - each.mean(0)).square().sum(0)
-    variance = scatter / (count - 1) / count * max(0.0, 1 - count / dim)
-    error = (variance + _truncation(run, each).square()).sqrt()
-    return LogdetEstimate(each.mean(0).to(probes.dtype), error.to(probes.dtype))
+    _check(probes, steps)
+    return _with_error(matvec, probes, steps)
 
 
 def orthogonal_probes(
@@ -412,20 +383,30 @@ def estimate_with_error(
     """
     _check(probes, steps)
     parts = [
-        lanczos_logdet(reference.matvec(operator.rows(rows)), probes[:, rows], steps)
+        _with_error(reference.matvec(operator.rows(rows)), probes[:, rows], steps, rows.start)
         for rows in _chunks(probes, steps)
     ]
     value = torch.cat([part.value for part in parts]) + reference.logdet
     return LogdetEstimate(value.to(probes.dtype), torch.cat([part.standard_error for part in parts]))
 
 
-def _check(probes: Tensor, steps: int) -> tuple[int, int]:
-    """K and d, if there are probes and steps enough."""
+def _with_error(matvec: Matvec, probes: Tensor, steps: int, first_row: int = 0) -> LogdetEstimate:
+    count, _, dim = probes.shape
+    run = lanczos(matvec, probes, min(steps, dim))
+    each = _quadrature(run, first_row)
+    scatter = (each - each.mean(0)).square().sum(0)
+    odd = count % dim  # the traces of whole groups of d are exact
+    variance = scatter / (count - 1) * odd * (1 - odd / dim) / count**2
+    error = (variance + _truncation(run, each).square()).sqrt()
+    return LogdetEstimate(each.mean(0).to(probes.dtype), error.to(probes.dtype))
+
+
+def _check(probes: Tensor, steps: int) -> None:
+    """Raise where probes or steps are too few."""
     if len(probes) < 2:
         raise ValueError(f"an error needs at least 2 probes; got {len(probes)}")
     if steps < 1:
         raise ValueError(f"Lanczos needs at least 1 step; got {steps}")
-    return len(probes), probes.shape[-1]
 
 
 def _chunks(probes: Tensor, steps: int) -> list[slice]:

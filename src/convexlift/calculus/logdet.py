@@ -63,7 +63,7 @@ class _HessianLogdet(torch.autograd.Function):
 
     @staticmethod
     def forward(depth: int, training: bool, base: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        chunks = _chunks(depth, tensors)
+        chunks = _chunks(depth, tensors, base)
         if training and len(chunks) > 1:
             factor, *kept = _factor_and_gradients(depth, base, tensors, chunks)
         else:
@@ -87,14 +87,14 @@ class _HessianLogdet(torch.autograd.Function):
         if grads[0] is None:
             return (None,) * (given + 3)
         if len(kept) > given:  # gradients for equal weights
-            if bool((grads[0] == grads[0][0]).all()):
+            if may_branch(grads[0]) and bool((grads[0] == grads[0][0]).all()):
                 return None, None, *(grads[0][0] * gradient for gradient in kept)
             kept = []
         weighted = _inverse(factor, grads[0])
         if kept or ctx.depth == 1:
             upper = _gradients(ctx.depth, weighted, tensors, kept, None)
         else:
-            chunks = _chunks(ctx.depth, tensors)
+            chunks = _chunks(ctx.depth, tensors, weighted)
             room = _room(2 * ctx.depth + 1, ctx.depth, tensors, chunks)
             parts = []
             for rows in chunks:
@@ -258,11 +258,12 @@ def _split(depth: int, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...],
     return tensors[:a], tensors[a:b], tensors[b:c], tensors[c:]
 
 
-def _chunks(depth: int, tensors: tuple[Tensor, ...]) -> list[slice]:
-    """The rows in chunks whose Jacobians take at most `_CHUNK_BYTES`; all at once where that is better."""
+def _chunks(depth: int, tensors: tuple[Tensor, ...], other: Tensor) -> list[slice]:
+    """The rows in chunks whose Jacobians take at most `_CHUNK_BYTES`; all at once where values of a tensor
+    cannot be looked at."""
     _, bends, _, skips = _split(depth, tensors)
     count = len(bends[0])
-    if not may_branch(bends[0]):
+    if not may_branch(bends[0], other):
         return [slice(0, count)]
     row = (2 * depth + 1) * skips[0].shape[1] * max(c.shape[1] for c in bends) * bends[0].element_size()
     kind = bends[0].device.type

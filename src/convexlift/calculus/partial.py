@@ -22,6 +22,7 @@ from torch import Tensor
 from convexlift.calculus import derivatives
 from convexlift.calculus.activations import Activation
 from convexlift.calculus.derivatives import Layers
+from convexlift.checks import may_branch, name_rows
 
 
 class PartialLayers(NamedTuple):
@@ -143,7 +144,7 @@ def gradient_and_logdet(x: Tensor, partial: PartialLayers, s: Activation) -> tup
     hessian = _hessian(x, partial, slopes, _bends(us, partial, outers, s))
     factor, info = torch.linalg.cholesky_ex(hessian)
     logdet = _logdet(factor)
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(info):
+    if not may_branch(info):
         logdet = torch.where(info > 0, torch.nan, logdet)  # values cannot be looked at there
     elif bool(info.any()):
         rows = torch.nonzero(info).flatten()
@@ -159,10 +160,9 @@ def _logdet(factor: Tensor) -> Tensor:
 def _logdet_in_float64(x: Tensor, partial: PartialLayers, s: Activation, rows: Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(hessian(x[rows].double(), _in_float64(pick(partial, rows)), s))
     if bool(info.any()):
-        bad = rows[info > 0].tolist()
-        shown = ", ".join(str(row) for row in bad[:5]) + (", ..." if len(bad) > 5 else "")
+        failed = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill(0, rows[info > 0], True)
         raise FloatingPointError(
-            f"the Hessian is not positive definite in float64 at {len(bad)} of {len(x)} rows ({shown}): "
+            f"the Hessian is not positive definite in float64 at {name_rows(failed)}: "
             "raise strong_convexity or look for non-finite inputs"
         )
     return _logdet(factor)

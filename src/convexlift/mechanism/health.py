@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 
 from convexlift.architectures import ICNN
 from convexlift.calculus.derivatives import preactivations
-from convexlift.mechanism.observing import Loss, binding, blocks, gradients, observing
+from convexlift.mechanism.observing import Loss, binding, blocks, emitters, gradients, observing
 from convexlift.mechanism.shoulder import speed
-from convexlift.sources import WeightSource
+from convexlift.sources import Centred, WeightSource
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def gradient_health(model: nn.Module, loss: Loss, batch: Any) -> dict[str, Layer
         with torch.no_grad():
             seen = list(blocks(model, batch))
             bound = {source: dict(source.weights(points)) for source, points in seen}
-            correlations = [_correlations(source, bound[source], points) for source, points in seen]
+            correlations = [_correlations(block, points) for block, points in emitters(model, batch)]
         if not seen:
             raise ValueError("gradient_health needs a model with a weight source")
         for source, weights in bound.items():
@@ -110,15 +109,12 @@ def _perron_ratio(weight: Tensor) -> float | None:
     return first / second if second else float("inf")
 
 
-def _correlations(
-    source: WeightSource, weights: Mapping[str, Tensor], points: Tensor | None
-) -> dict[str, float | None]:
+def _correlations(block: WeightSource | Centred, points: Tensor | None) -> dict[str, float | None]:
     """Mean correlation of the units that each constrained tensor of an ICNN reads, at these points."""
-    net = source.architecture
+    net = block.architecture
     if not isinstance(net, ICNN) or points is None:
         return {}
-    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers()), **weights}
-    units = preactivations(points, net.layers(tensors), net.activation)
+    units = preactivations(points, net.layers(block.emit(points).tensors), net.activation)
     return dict(zip(net.nonnegative, map(_mean_correlation, units), strict=True))
 
 

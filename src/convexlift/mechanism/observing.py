@@ -10,14 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from convexlift.checks import check_finite
-from convexlift.sources import Lift, WeightSource
+from convexlift.sources import Centred, Lift, WeightSource
 
 Loss = Callable[..., Tensor]
 
 
 def blocks(model: nn.Module, batch: Any) -> Iterator[tuple[WeightSource, Tensor | None]]:
     """Each weight source of a model, with the points it sees when the model is given this batch."""
-    if isinstance(model, WeightSource):
+    for block, points in emitters(model, batch):
+        yield block.source if isinstance(block, Centred) else block, points
+
+
+def emitters(model: nn.Module, batch: Any) -> Iterator[tuple[WeightSource | Centred, Tensor | None]]:
+    """The same, with centred sources as they are: what emits the potentials."""
+    if isinstance(model, WeightSource | Centred):
         yield model, batch
         return
     inputs: Callable[[Any], list[Tensor]] | None = getattr(model, "block_inputs", None)
@@ -26,7 +32,7 @@ def blocks(model: nn.Module, batch: Any) -> Iterator[tuple[WeightSource, Tensor 
     parts: list[nn.Module] = list(getattr(model, "blocks", ()) or [model.block])
     seen = [None] * len(parts) if batch is None else inputs(batch)
     for block, points in zip(parts, seen, strict=True):
-        if isinstance(block, WeightSource):
+        if isinstance(block, WeightSource | Centred):
             yield block, points
 
 
@@ -55,12 +61,15 @@ def observing(model: nn.Module) -> Iterator[None]:
     tensors = [*model.parameters(), *model.buffers()]
     kept = [(tensor, tensor.detach().clone(), tensor.requires_grad) for tensor in tensors]
     modes = [(part, part.training) for part in model.modules()]
+    buffers = [(part, dict(part._buffers)) for part in model.modules()]  # some are replaced, not written to
     try:
         with torch.random.fork_rng(devices={tensor.device for tensor in tensors if tensor.is_cuda}):
             yield
     finally:
         for part, training in modes:
             part.training = training
+        for part, held in buffers:
+            part._buffers.update(held)
         with torch.no_grad():
             for tensor, value, requires_grad in kept:
                 if not torch.equal(tensor, value):  # an untouched tensor may belong to a graph in use

@@ -397,10 +397,13 @@ class ConvexPotentialFlow(nn.Module):
         return logdet + _standard_normal(z)
 
     def _try_log_prob(self, x: Tensor, batch: Tensor | None) -> Tensor:
-        """log p(x); NaN on every row where a Hessian of one fails."""
+        """log p(x); NaN on every row where a Hessian of one fails, with estimates on the row itself."""
         try:
             return self._log_prob(x, batch)
         except FloatingPointError:
+            # The others are not to become exact: an estimate would depend on the rows beside it.
+            if len(x) > 1 and any(p.estimates(self.logdet_method) for p in self._potentials(batch)):
+                return torch.cat([self._try_log_prob(part, batch) for part in x.chunk(2)])
             return x.new_full((len(x),), torch.nan)
 
     def _again_in_float64(self, out: Tensor, x: Tensor, batch: Tensor | None) -> Tensor:

@@ -83,8 +83,13 @@ class ConvexRegression(nn.Module):
         """Mean squared error over the batch (x, y), in units of y squared.
 
         A lift emits from the inputs of the batch itself, or from those of ``emit_from``.
+
+        Raises:
+            ValueError: the batch is empty.
         """
         x, y = self._check_pair(batch)
+        if not len(x):
+            raise ValueError("a mean over no samples is not defined: the batch is empty")
         x = self.standardiser(x)
         potential = emit(self.block, (x if emit_from is None else self._inputs(emit_from)).detach())
         f = potential.value(x)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convexlift.architectures import ICNN, ConvICNN, PartialPotential, Potential
-from convexlift.checks import check_finite, check_samples
+from convexlift.checks import check_finite, check_samples, may_branch
 from convexlift.sources import is_lifted
 
 P = TypeVar("P", Potential, PartialPotential)
@@ -44,7 +44,7 @@ def check_block(block: nn.Module) -> ICNN | ConvICNN:
 def check_rows(x: Tensor, dim: int, dtype: torch.dtype, name: str = "samples") -> Tensor:
     """x if it is an (N, dim) tensor of that dtype with finite entries; see ``convexlift.checks``."""
     check_samples(x, dim, dtype, name=name)
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if not may_branch(x):
         return x  # entries cannot be looked at there
     return check_finite(x, name=name)
 

@@ -78,7 +78,8 @@ def fit(
         progress: show a progress bar where stderr is a terminal.
         callbacks: called with a `FitEvent` at each evaluation, before its checkpoint.
         compile: run the loss through ``torch.compile``: the same numbers up to rounding, after a minute or so
-            of compilation. Needs a C++ compiler, on a GPU Triton.
+            of compilation. Random numbers drawn inside the loss (estimated log-determinants, a lift's matched
+            noise) are others. Needs a C++ compiler, on a GPU Triton.
 
     Raises:
         TypeError, ValueError: an argument, the data or the checkpoint is unfit; the message says how.
@@ -195,11 +196,14 @@ def _config(
     """Return what a run must have in common with the checkpoint it resumes from."""
     shapes = [f"{name} {tuple(p.shape)}" for name, p in module.named_parameters()]
     digest = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
+    about = settings.to_dict()
+    if not settings.compile:  # as runs were described before there was a choice
+        del about["compile"]
     return {
         "module": f"{type(module).__name__} with {len(shapes)} parameter tensors {digest}",
         "data": describe(data),
         "validation": None if validation is None else describe(validation),
-        **settings.to_dict(),
+        **about,
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
     }
