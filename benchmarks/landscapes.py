@@ -37,6 +37,7 @@ OWN_START = ("lift-reference", "softplus-scattered")  # they start elsewhere: no
 STARTS = ("principled", "folded_normal")
 RATES = {"fixed": {"density": 0.001, "flow": 0.001}, "default": {"density": 0.064, "flow": 0.032}}
 EVALUATIONS = 50
+LINE = 13  # places on a straight line
 
 
 def chosen(name: str, start: str) -> Problem:
@@ -108,7 +109,7 @@ def around(
         frozen, history, path = run(known, arm, lr, 0, steps)
         if history is not None and bool(path.isfinite().all()):
             paths[arm] = path
-            lines[arm] = landscape(frozen, frozen.loss, known.validation, path, points=points).line_loss
+            lines[arm] = landscape(frozen, frozen.loss, known.validation, path, points=LINE).line_loss
     plane = landscape(frozen, frozen.loss, known.validation, torch.cat(list(paths.values())), points=points)
     said = {
         arm: {
@@ -181,9 +182,8 @@ def draw(
         title=f"Plane with {plane.explained:.0%} of the paths' variance",
     )
     for arm, line in lines.items():
-        right.plot(
-            plane.line, line - min(float(v.min()) for v in lines.values()) + 1e-3, color=colours[arm], lw=1.6
-        )
+        height = line - min(float(v.min()) for v in lines.values()) + 1e-3
+        right.plot(torch.linspace(0, 1, LINE), height, color=colours[arm], lw=1.6)
     right.set(
         yscale="log",
         xlabel="place on the straight line from start (0) to end (1)",
@@ -251,9 +251,11 @@ def main() -> None:
                     title = f"{name}, start {start}, rate {lr:g}, seed 0"
                     file = options.figures / f"landscape-{name}-{start}-{label}.png"
                     draw(file, title, {arm: curves[arm] for arm in ARMS if curves[arm]}, plane, drawn)
+    starts = " ".join(options.starts)
     timing.write(
         options.out,
-        "python benchmarks/landscapes.py",
+        f"python benchmarks/landscapes.py --problems {' '.join(options.problems)} --starts {starts} "
+        f"--steps {options.steps} --seeds {options.seeds} --points {options.points}",
         {"steps": options.steps, "seeds": options.seeds, "rows": rows, "landscapes": planes},
     )
 

@@ -34,6 +34,17 @@ from convexlift.experiments.verdicts import (
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- (\w+): ([\w ./-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
+# The sides of benchmarks/tabular.py, in the order of the table.
+TABULAR = {
+    "maf": "MAF",
+    "maf-chosen": "MAF, chosen",
+    "nsf": "NSF",
+    "nsf-chosen": "NSF, chosen",
+    "flow-softplus": "flow, softplus",
+    "flow": "flow",
+    "flow-chosen": "flow, chosen",
+}
+
 
 def comparison(name: str) -> str:
     """The main table of one comparison."""
@@ -174,6 +185,83 @@ def high_dimension(name: str) -> str:
     return markdown(("density", "test log-likelihood (nats)", "bits a dimension", "ms a training step"), rows)
 
 
+def tabular(names: str) -> str:
+    """Test losses of the tabular benchmark, a problem a line; the mixture of the seeds' models beneath."""
+    rows = []
+    for name in names.split():
+        found = stored(name)
+        gaussian, sides = found["gaussian"], found["sides"]
+        lone = {"mean": gaussian["test"], "sem": gaussian["rows_sem"]}
+        cells = [score_text(sides[side]["test"]) if side in sides else "" for side in TABULAR]
+        rows.append([found["problem"], score_text(lone), *cells])
+        mixed = [short(sides[s]["ensemble"]["test"], 5) if has_mixture(sides.get(s)) else "" for s in TABULAR]
+        rows.append([f"mixture of {len(found['setting']['seeds'])}", "", *mixed])
+    return markdown(("problem", "Gaussian", *TABULAR.values()), rows)
+
+
+def tabular_pairs(names: str) -> str:
+    """Differences of the tabular benchmark, single models and mixtures."""
+    pairs = ("flow - nsf", "flow-chosen - nsf-chosen", "flow-chosen - flow")
+    rows = []
+    for name in names.split():
+        found = stored(name)
+        for pair in pairs:
+            row = found["pairs"][pair]
+            first, second = (TABULAR[side] for side in pair.split(" - "))
+            by_rows = [f"{bound:.3f}".replace("-", "−") for bound in row["rows_ci95"] or ()]
+            mixed = row["ensemble"]
+            rows.append(
+                [
+                    found["problem"],
+                    f"({first}) − ({second})",
+                    interval_text(row) if row["mean"] is not None else "diverged",
+                    " to ".join(by_rows),
+                    interval_text({"mean": mixed["mean"], "ci95": mixed["rows_ci95"]}) if mixed else "",
+                ]
+            )
+    heads = ("problem", "difference", "single models (95 %, seeds)", "(95 %, rows)", "mixtures (95 %, rows)")
+    return markdown(heads, rows)
+
+
+def tabular_recipes(names: str) -> str:
+    """What each side of the tabular benchmark chose, and its cost."""
+    rows = []
+    for name in names.split():
+        found = stored(name)
+        for side, title in TABULAR.items():
+            if side not in found["sides"]:
+                continue
+            row = found["sides"][side]
+            recipe = row["recipe"]
+            said = {
+                "normal marginals": recipe["front"] == "marginals",
+                f"noise {recipe['jitter']:g}": recipe["jitter"],
+                f"decay {recipe['weight_decay']:g}": recipe["weight_decay"],
+                f"sharpness {recipe['sharpness']}": recipe["sharpness"],
+                "width 128": recipe["hidden"] == [128, 128],
+            }
+            rows.append(
+                [
+                    *(found["problem"], title, f"{recipe['lr']:g}"),
+                    ", ".join(what for what, chosen in said.items() if chosen),
+                    *(f"{row['parameters']:,}", short(row["cpu_seconds"])),
+                    *(score_text(row["train"]), score_text(row["validation"]), score_text(row["test"])),
+                ]
+            )
+    heads = (
+        "problem",
+        "side",
+        "rate",
+        "and",
+        "parameters",
+        "seconds a run",
+        "training",
+        "validation",
+        "test",
+    )
+    return markdown(heads, rows)
+
+
 def plateaus(name: str) -> str:
     """Plateaus of the validation curves, by benchmarks/landscapes.py."""
     rows = [
@@ -182,7 +270,7 @@ def plateaus(name: str) -> str:
             f"{row['with_plateau']} of {row['runs']}",
             f"{100 * row['share']:.0f} %",
             short(row["depth"]) if row["depth"] else "",
-            "diverged" if row["mean"] is None else f"{short(row['mean'])} ± {short(row['error'], 1)}",
+            "diverged" if row["mean"] is None else f"{row['mean']:.4g} ± {row['error']:.1g}",
         ]
         for row in stored(name)["rows"]
     ]
@@ -195,9 +283,10 @@ def landscapes(name: str) -> str:
     rows = [
         [
             *(plane["problem"], plane["start"], plane["rate"], arm),
-            *(short(found[key]) for key in ("start", "end")),
+            *(f"{found[key]:.3f}" for key in ("start", "end")),
             short(found["barrier"]) if found["barrier"] > 0 else "none",
             "yes" if found["monotone"] else "no",
+            f"{found['distance']:.1f}",
             f"{found['path_length'] / found['distance']:.1f}",
         ]
         for plane in stored(name)["landscapes"]
@@ -212,7 +301,7 @@ def landscapes(name: str) -> str:
         "at the end",
         "barrier on the line",
     )
-    return markdown((*head, "falls all along it", "path / distance"), rows)
+    return markdown((*head, "falls all along it", "distance", "path / distance"), rows)
 
 
 def lift_step(name: str) -> str:
@@ -622,12 +711,18 @@ KINDS: dict[str, Callable[[str], str]] = {
     function.__name__: function
     for function in (
         *(comparison, common, overview, common_overview, verdict, variation, rates),
-        *(flow_step, flow_steps, flow_inverse, lift_step, high_dimension, plateaus, landscapes),
+        *(flow_step, flow_steps, flow_inverse, lift_step, high_dimension),
+        *(tabular, tabular_pairs, tabular_recipes, plateaus, landscapes),
         *(ablation, ablation_common, prediction, fluctuation, settings, lift_variants, lead_lost),
         *(rate_bands, flow_bands, depth, width, depth_logsumexp, recipe, beyond_icnn),
         *(densities, log_z, density_sample, exact, alpha, image_latents),
     )
 }
+
+
+def has_mixture(side: Result | None) -> bool:
+    """Whether every seed of a side ended with a model."""
+    return side is not None and side["ensemble"] is not None
 
 
 def over_seeds(values: Sequence[float]) -> Result:
