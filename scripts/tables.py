@@ -262,6 +262,32 @@ def tabular_recipes(names: str) -> str:
     return markdown(heads, rows)
 
 
+def tabular_full(name: str) -> str:
+    """What the full HEPMASS would take, by benchmarks/tabular_full.py."""
+    result = stored(name)
+    rows = [
+        [
+            str(row["batch_size"]),
+            f"{row['ms_per_step']:.1f}",
+            f"{row['rows_per_second']:,.0f}",
+            f"{row['seconds_per_epoch']:.0f}",
+            f"{row['hours_extrapolated']:.2f}",
+            f"{row['peak_mib'] / 1024:.1f}",
+        ]
+        for row in result["batches"]
+    ]
+    hours = f"hours for {result['setting']['epochs']} epochs (extrapolated)"
+    head = (
+        "batch",
+        "ms a step",
+        "rows a second",
+        "seconds an epoch",
+        hours,
+        "peak memory of the process, GiB",
+    )
+    return markdown(head, rows)
+
+
 def plateaus(name: str) -> str:
     """Plateaus of the validation curves, by benchmarks/landscapes.py."""
     rows = [
@@ -712,7 +738,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     for function in (
         *(comparison, common, overview, common_overview, verdict, variation, rates),
         *(flow_step, flow_steps, flow_inverse, lift_step, high_dimension),
-        *(tabular, tabular_pairs, tabular_recipes, plateaus, landscapes),
+        *(tabular, tabular_pairs, tabular_recipes, tabular_full, plateaus, landscapes),
         *(ablation, ablation_common, prediction, fluctuation, settings, lift_variants, lead_lost),
         *(rate_bands, flow_bands, depth, width, depth_logsumexp, recipe, beyond_icnn),
         *(densities, log_z, density_sample, exact, alpha, image_latents),
