@@ -5,7 +5,13 @@ from convexlift.distribution import FlowDistribution, FlowTransform
 from convexlift.freezing import freeze
 from convexlift.saving import load, save
 from convexlift.sources import Centred, Lift, Projected, Softplus, Squared
-from convexlift.tasks import ConditionalDensity, ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
+from convexlift.tasks import (
+    ConditionalDensity,
+    ConvexPotentialFlow,
+    ConvexRegression,
+    Ensemble,
+    LogConcaveDensity,
+)
 from convexlift.training import History, Sampler, TrainingDiverged, Unpaired, fit
 
 __version__ = "0.1.0"
@@ -18,6 +24,7 @@ __all__ = [
     "ConvICNN",
     "ConvexPotentialFlow",
     "ConvexRegression",
+    "Ensemble",
     "FlowDistribution",
     "FlowTransform",
     "History",

@@ -3,6 +3,7 @@
 from convexlift.integration.line import Normaliser
 from convexlift.tasks.conditional import ConditionalDensity, ConditionalNormaliser
 from convexlift.tasks.density import LogConcaveDensity
+from convexlift.tasks.ensemble import Ensemble
 from convexlift.tasks.flow import ConvexPotentialFlow
 from convexlift.tasks.region import CredibleRegion
 from convexlift.tasks.regression import ConvexRegression
@@ -14,6 +15,7 @@ __all__ = [
     "ConvexPotentialFlow",
     "ConvexRegression",
     "CredibleRegion",
+    "Ensemble",
     "LogConcaveDensity",
     "Normaliser",
     "Standardiser",
