@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from convexlift.calculus.activations import Activation
+from convexlift.calculus.cholesky import check_factored, check_strongly_convex, logdet_of
 from convexlift.calculus.derivatives import curvature, outer_products
-from convexlift.checks import may_branch, name_rows
+from convexlift.checks import may_branch
 
 # Entries of all Jacobians of the rows worked on at a time.
 _CHUNK_ENTRIES = 2**24
@@ -178,10 +179,7 @@ def hvp(x: Tensor, v: Tensor, layers: ConvLayers, s: Activation) -> Tensor:
 
 def linearise(x: Tensor, layers: ConvLayers, s: Activation) -> tuple[Tensor, ConvHessianOperator]:
     """The gradient at x (N, d), and the Hessians there as a linear map, sharing the sweeps."""
-    us = preactivations(x, layers, s)
-    slopes = [s.slope(u) for u in us]
-    outers = _reverse_sweep(layers, slopes)
-    bends = [outer * curvature(s, u) for outer, u in zip(outers, us, strict=True)]
+    slopes, outers, bends = _sweeps(preactivations(x, layers, s), layers, s)
     return _assemble_gradient(x, layers, slopes, outers), ConvHessianOperator(layers, slopes, bends)
 
 
@@ -202,25 +200,19 @@ def gradient_and_logdet(x: Tensor, layers: ConvLayers, s: Activation) -> tuple[T
         ValueError: alpha is zero: the Hessian may be singular.
         FloatingPointError: a Hessian is not positive definite even in float64 (rows are named).
     """
-    if layers.alpha is None:
-        raise ValueError("logdet needs strong_convexity > 0: with alpha = 0 the Hessian may be singular")
+    check_strongly_convex(layers.alpha)
     matrix = hessian(x, layers, s)
     factor, info = torch.linalg.cholesky_ex(matrix)
     if not may_branch(info):
-        return gradient(x, layers, s), _logdet(torch.where((info > 0)[:, None, None], torch.nan, factor))
+        return gradient(x, layers, s), logdet_of(torch.where((info > 0)[:, None, None], torch.nan, factor))
     if not bool(info.any()):
-        return gradient(x, layers, s), _logdet(factor)
+        return gradient(x, layers, s), logdet_of(factor)
     # The rows that failed again in float64; in their place an identity, so that no NaN gets into a backward.
     rows, eye = torch.nonzero(info).flatten(), torch.eye(matrix.shape[1], dtype=x.dtype, device=x.device)
-    fine = _logdet(torch.linalg.cholesky(torch.where((info > 0)[:, None, None], eye, matrix)))
+    fine = logdet_of(torch.linalg.cholesky(torch.where((info > 0)[:, None, None], eye, matrix)))
     again, still = torch.linalg.cholesky_ex(hessian(x[rows].double(), layers.double(), s))
-    if bool(still.any()):
-        failed = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill(0, rows[still > 0], True)
-        raise FloatingPointError(
-            f"the Hessian is not positive definite in float64 at {name_rows(failed)}: "
-            "raise strong_convexity or look for non-finite inputs"
-        )
-    return gradient(x, layers, s), fine.index_copy(0, rows, _logdet(again).to(x.dtype))
+    check_factored(still, rows, len(x))
+    return gradient(x, layers, s), fine.index_copy(0, rows, logdet_of(again).to(x.dtype))
 
 
 def convolve(z: Tensor, kernel: Tensor, stride: int, bias: Tensor | None = None) -> Tensor:
@@ -265,11 +257,13 @@ def _assemble_gradient(
     return out if layers.alpha is None else out + layers.alpha * x
 
 
-def _bends(us: Sequence[Tensor], layers: ConvLayers, s: Activation) -> tuple[list[Tensor], list[Tensor]]:
-    """c_l = g_l s''(u_l) and s'(u_l), layer by layer."""
+def _sweeps(
+    us: Sequence[Tensor], layers: ConvLayers, s: Activation
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """s'(u_l), g_l and c_l = g_l s''(u_l), layer by layer."""
     slopes = [s.slope(u) for u in us]
     outers = _reverse_sweep(layers, slopes)
-    return [outer * curvature(s, u) for outer, u in zip(outers, us, strict=True)], slopes
+    return slopes, outers, [outer * curvature(s, u) for outer, u in zip(outers, us, strict=True)]
 
 
 def _jacobians(slopes: Sequence[Tensor], layers: ConvLayers) -> list[Tensor]:
@@ -290,7 +284,7 @@ def _jacobians(slopes: Sequence[Tensor], layers: ConvLayers) -> list[Tensor]:
 
 
 def _hessian(us: Sequence[Tensor], layers: ConvLayers, s: Activation) -> Tensor:
-    bends, slopes = _bends(us, layers, s)
+    slopes, _, bends = _sweeps(us, layers, s)
     dim = math.prod(layers.shape)
     eye = torch.eye(dim, dtype=us[0].dtype, device=us[0].device)
     out = _first_term(bends[0], layers)
@@ -314,17 +308,13 @@ def _first_term(bend: Tensor, layers: ConvLayers) -> Tensor:
 
 
 def _laplacian(us: Sequence[Tensor], layers: ConvLayers, s: Activation) -> Tensor:
-    bends, slopes = _bends(us, layers, s)
+    slopes, _, bends = _sweeps(us, layers, s)
     out = torch.zeros_like(us[0][:, 0, 0, 0])
     if layers.alpha is not None:
         out = out + layers.alpha * math.prod(layers.shape)
     for jacobian, bend in zip(_jacobians(slopes, layers), bends, strict=True):
         out = out + (jacobian.square().sum(1) * bend.flatten(1)).sum(1)
     return out
-
-
-def _logdet(factor: Tensor) -> Tensor:
-    return 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
 
 
 def _by_rows(function: Callable[[Tensor], Tensor], x: Tensor, layers: ConvLayers) -> Tensor:

@@ -76,17 +76,22 @@ def hvp(x: Tensor, v: Tensor, layers: Layers, s: Activation) -> Tensor:
     """The Hessian at x times v by one tangent and one reverse sweep, shape (N, d)."""
     us = preactivations(x, layers, s)
     slopes = [s.slope(u) for u in us]
-    outers = reverse_sweep(layers, slopes)
-    curvatures = [curvature(s, u) for u in us]
+    bends = [outer * curvature(s, u) for outer, u in zip(reverse_sweep(layers, slopes), us, strict=True)]
+    return products(v, layers, slopes, bends)
+
+
+def products(v: Tensor, layers: Layers, slopes: Sequence[Tensor], bends: Sequence[Tensor]) -> Tensor:
+    """The Hessians with these slopes and bends (N, h_l) times v (..., N, d)."""
     tangents = [v @ layers.first.T]
     for weight, skip, slope in zip(layers.inner, layers.skips[1:], slopes[:-1], strict=True):
         tangent = (slope * tangents[-1]) @ weight.T
-        tangents.append(tangent if skip is None else torch.addmm(tangent, v, skip.T))
+        tangents.append(tangent if skip is None else tangent + v @ skip.T)
     out = _quadratic(v, layers)
-    change = None  # of df/dz_l along v
-    for level in reversed(range(len(us))):
-        bend = curvatures[level] * tangents[level] * outers[level]
-        reverse = bend if change is None else bend + slopes[level] * change
+    change: Tensor | None = None  # of df/dz_l along v
+    for level in reversed(range(len(bends))):
+        reverse = bends[level] * tangents[level]
+        if change is not None:
+            reverse = torch.addcmul(reverse, slopes[level], change)
         skip = layers.skips[level]
         if skip is not None:
             out = out + reverse @ skip

@@ -74,25 +74,7 @@ class HessianOperator:
     bends: Sequence[Tensor]
 
     def __call__(self, v: Tensor) -> Tensor:
-        layers = self.layers
-        tangents = [v @ layers.first.T]
-        for weight, skip, slope in zip(layers.inner, layers.skips[1:], self.slopes[:-1], strict=True):
-            tangent = (slope * tangents[-1]) @ weight.T
-            tangents.append(tangent if skip is None else tangent + v @ skip.T)
-        out = torch.zeros_like(v) if layers.alpha is None else layers.alpha * v
-        if layers.root is not None:
-            out = out + (v @ layers.root.T) @ layers.root
-        change: Tensor | None = None  # of df/dz_l along v
-        for level in reversed(range(len(self.bends))):
-            reverse = self.bends[level] * tangents[level]
-            if change is not None:
-                reverse = torch.addcmul(reverse, self.slopes[level], change)
-            skip = layers.skips[level]
-            if skip is not None:
-                out = out + reverse @ skip
-            if level:
-                change = reverse @ layers.inner[level - 1]
-        return out
+        return derivatives.products(v, self.layers, self.slopes, self.bends)
 
     def rows(self, rows: slice) -> HessianOperator:
         """The same at some of the points."""

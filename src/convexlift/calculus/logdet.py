@@ -26,8 +26,9 @@ from torch.autograd.function import once_differentiable
 
 from convexlift.calculus import derivatives
 from convexlift.calculus.activations import Activation
+from convexlift.calculus.cholesky import check_factored, check_strongly_convex, logdet_of
 from convexlift.calculus.derivatives import Layers
-from convexlift.checks import may_branch, name_rows
+from convexlift.checks import may_branch
 
 # All Jacobians of a chunk of rows, for each thread: they fit the cache; an accelerator wants large products.
 _CHUNK_BYTES = {"cpu": 7_500_000, "cuda": 2_000_000_000}
@@ -46,8 +47,7 @@ def gradient_and_logdet(x: Tensor, layers: Layers, s: Activation) -> tuple[Tenso
 
 def hessian_logdet(x: Tensor, layers: Layers, slopes: list[Tensor], bends: list[Tensor]) -> Tensor:
     """log det of B + sum_l T_l diag(c_l) T_l' from the slopes s'(u_l) and bends c_l; shape (N,)."""
-    if layers.alpha is None:
-        raise ValueError("logdet needs strong_convexity > 0: with alpha = 0 the Hessian may be singular")
+    check_strongly_convex(layers.alpha)
     skips = [torch.empty(0, dtype=x.dtype, device=x.device) if a is None else a for a in layers.skips]
     base = derivatives.base(x, layers)
     tensors = (base, *slopes[:-1], *bends, *layers.inner, *skips)
@@ -68,7 +68,7 @@ class _HessianLogdet(torch.autograd.Function):
             factor, *kept = _factor_and_gradients(depth, base, tensors, chunks)
         else:
             factor, *kept = _factor(depth, base, tensors, chunks)
-        return 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1), factor, *kept
+        return logdet_of(factor), factor, *kept
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -324,11 +324,5 @@ def _refactor(factor: Tensor, info: Tensor, depth: int, base: Tensor, tensors: t
     slopes, bends, inner, skips = _split(depth, tensors)
     picked = [t[rows].double() for t in (*slopes, *bends)] + [t.double() for t in (*inner, *skips)]
     again, still = torch.linalg.cholesky_ex(_hessian(depth, base.double(), tuple(picked), [slice(None)])[0])
-    if bool((still > 0).any()):
-        failed = torch.zeros_like(info, dtype=torch.bool)
-        failed[rows[still > 0]] = True
-        raise FloatingPointError(
-            f"the Hessian is not positive definite in float64 at {name_rows(failed)}: "
-            "raise strong_convexity or look for non-finite inputs"
-        )
+    check_factored(still, rows, len(info))
     return factor.index_copy(0, rows, again.to(factor.dtype))

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from convexlift.calculus import derivatives
 from convexlift.calculus.activations import Activation
+from convexlift.calculus.cholesky import check_factored, check_strongly_convex, logdet_of
 from convexlift.calculus.derivatives import Layers
-from convexlift.checks import may_branch, name_rows
+from convexlift.checks import may_branch
 
 
 class PartialLayers(NamedTuple):
@@ -136,14 +137,13 @@ def gradient_and_logdet(x: Tensor, partial: PartialLayers, s: Activation) -> tup
         ValueError: alpha is zero: the Hessian may be singular.
         FloatingPointError: a Hessian is not positive definite even in float64 (rows are named).
     """
-    if partial.layers.alpha is None:
-        raise ValueError("logdet needs strong_convexity > 0: with alpha = 0 the Hessian may be singular")
+    check_strongly_convex(partial.layers.alpha)
     us = _preactivations(x, partial, s)
     slopes = _slopes(us, partial, s)
     outers = derivatives.reverse_sweep(partial.layers, slopes)
     hessian = _hessian(x, partial, slopes, _bends(us, partial, outers, s))
     factor, info = torch.linalg.cholesky_ex(hessian)
-    logdet = _logdet(factor)
+    logdet = logdet_of(factor)
     if not may_branch(info):
         logdet = torch.where(info > 0, torch.nan, logdet)  # values cannot be looked at there
     elif bool(info.any()):
@@ -153,19 +153,10 @@ def gradient_and_logdet(x: Tensor, partial: PartialLayers, s: Activation) -> tup
     return _assemble_gradient(x, partial, slopes, outers), logdet
 
 
-def _logdet(factor: Tensor) -> Tensor:
-    return 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-
-
 def _logdet_in_float64(x: Tensor, partial: PartialLayers, s: Activation, rows: Tensor) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(hessian(x[rows].double(), _in_float64(pick(partial, rows)), s))
-    if bool(info.any()):
-        failed = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill(0, rows[info > 0], True)
-        raise FloatingPointError(
-            f"the Hessian is not positive definite in float64 at {name_rows(failed)}: "
-            "raise strong_convexity or look for non-finite inputs"
-        )
-    return _logdet(factor)
+    check_factored(info, rows, len(x))
+    return logdet_of(factor)
 
 
 def _in_float64(partial: PartialLayers) -> PartialLayers:

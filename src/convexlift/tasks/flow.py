@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from convexlift.architectures import Potential
 from convexlift.architectures.potential import Method, check_method
+from convexlift.calculus.cholesky import logdet_of
 from convexlift.calculus.estimation import LogdetEstimate
 from convexlift.calculus.solve import Solution, default_tolerance
 from convexlift.checks import check_draws, check_samples, may_branch, name_rows
@@ -514,8 +515,7 @@ def log_prob_by_cholesky(
     for (norm, _), potential in zip(flow._layers(), potentials, strict=True):
         z = norm(z)
         factor, info = torch.linalg.cholesky_ex(potential.hessian(z))
-        half = factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        logdet = logdet + norm.logdet + torch.where(info > 0, torch.nan, 2 * half)
+        logdet = logdet + norm.logdet + torch.where(info > 0, torch.nan, logdet_of(factor))
         z = potential.gradient(z)
     return logdet + flow._last_norm.logdet + _standard_normal(flow._last_norm(z))
 

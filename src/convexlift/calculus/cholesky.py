@@ -1,0 +1,47 @@
+"""What exact log-determinants share: when they exist, their value from a factor, and what a failure says."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from convexlift.checks import name_rows
+
+
+def check_strongly_convex(alpha: Tensor | None) -> None:
+    """Raise a ValueError where alpha is fixed at zero.
+
+    >>> check_strongly_convex(None)
+    Traceback (most recent call last):
+    ...
+    ValueError: logdet needs strong_convexity > 0: with alpha = 0 the Hessian may be singular
+    """
+    if alpha is None:
+        raise ValueError("logdet needs strong_convexity > 0: with alpha = 0 the Hessian may be singular")
+
+
+def logdet_of(factor: Tensor) -> Tensor:
+    """log det of L L', (N,), from Cholesky factors L (N, d, d).
+
+    >>> logdet_of(2 * torch.eye(3).unsqueeze(0)) / torch.tensor(2.0).log()
+    tensor([6.])
+    """
+    return 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+
+
+def check_factored(info: Tensor, rows: Tensor, count: int) -> None:
+    """Raise a FloatingPointError that names those of ``rows``, out of ``count``, that have no factor.
+
+    ``info`` is that of ``cholesky_ex`` in float64.
+
+    >>> check_factored(torch.tensor([0, 2]), torch.tensor([1, 4]), 5)
+    Traceback (most recent call last):
+    ...
+    FloatingPointError: the Hessian is not positive definite in float64 at 1 of 5 rows (4): raise ...
+    """
+    if bool((info > 0).any()):
+        failed = torch.zeros(count, dtype=torch.bool, device=rows.device).index_fill(0, rows[info > 0], True)
+        raise FloatingPointError(
+            f"the Hessian is not positive definite in float64 at {name_rows(failed)}: "
+            "raise strong_convexity or look for non-finite inputs"
+        )
