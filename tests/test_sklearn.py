@@ -249,6 +249,30 @@ def test_a_grid_search_in_a_pipeline() -> None:
     assert search.best_estimator_.score_samples(x).shape == (90,)
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_weight_decay_is_a_parameter_and_shrinks_the_skips(estimator: type) -> None:
+    assert estimator().get_params()["weight_decay"] == 0.0
+    x, y = rows(estimator)
+    plain = estimator(**TINY).fit(x, y)
+    decayed = clone(plain).set_params(weight_decay=10.0).fit(x, y)
+    assert clone(decayed).weight_decay == 10.0
+
+    def skips(fitted: object) -> float:
+        shapes = fitted.model_.named_parameters()
+        return sum(p.square().sum().item() for name, p in shapes if ".skips." in name)
+
+    assert 0 < skips(decayed) < 0.999 * skips(plain)
+    assert not np.array_equal(outputs(decayed, x), outputs(plain, x))
+
+
+def test_weight_decay_is_searched() -> None:
+    x, y = rows(ConvexRegressor)
+    grid = {"weight_decay": np.array([0.0, 1.0])}
+    search = GridSearchCV(ConvexRegressor(**TINY), grid, cv=2, error_score="raise").fit(x, y)
+    scores = search.cv_results_["mean_test_score"]
+    assert np.isfinite(scores).all() and scores[0] != scores[1]
+
+
 def test_cross_validation_of_a_regressor() -> None:
     x, y = rows(ConvexRegressor)
     assert cross_val_score(ConvexRegressor(**TINY), x, y, cv=3, error_score="raise").shape == (3,)
@@ -288,6 +312,7 @@ CONSTANT = np.column_stack([X[:, 0], np.full(20, 2.5)])
         ({"blocks": 0}, X, "^a flow needs at least one block$"),
         ({"strong_convexity": 0}, X, "^the blocks of a flow need strong_convexity > 0"),
         ({"learning_rate": -1.0}, X, "^lr must be a positive number; got -1.0$"),
+        ({"weight_decay": -1.0}, X, "^weight_decay must be a finite number of at least 0; got -1.0$"),
         ({"steps": 0}, X, "^steps must be at least 1; got 0$"),
     ],
 )

@@ -52,6 +52,7 @@ class _Estimator(BaseEstimator):
     steps: int = 1000
     batch_size: int = 256
     learning_rate: float = 0.032
+    weight_decay: float = 0.0
     validation_fraction: float = 0.1
     patience: int | None = None
     random_state: Randomness = None
@@ -89,6 +90,7 @@ class _Estimator(BaseEstimator):
             steps=_plain(self.steps),
             batch_size=_plain(self.batch_size),
             lr=_plain(self.learning_rate),
+            weight_decay=_plain(self.weight_decay),
             patience=_plain(self.patience),
             seed=seed,
             device=self.device,
@@ -169,6 +171,8 @@ class ConvexPotentialFlow(_Density):
         batch_size: rows of a step.
         learning_rate: where the rate starts; a cosine lowers it to 0. The default is, for squared weights and
             each kind of estimator, the rate that did best over eight problems, see docs/mechanism.md.
+        weight_decay: decoupled decay of the unconstrained matrices: first layer and skips lose the share rate
+            * weight_decay of their size at each step. Try some where rows are few or noisy.
         validation_fraction: share of the rows by which the best step is chosen; with 0 the last step is kept.
         patience: stop after this many evaluations, of 25 a run, without a better validation loss.
         random_state: of the split, the initial weights, the batches and the samples; the same number gives

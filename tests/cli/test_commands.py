@@ -107,6 +107,20 @@ def test_a_finished_run_resumes_to_itself(trained: Path) -> None:
     assert files_of(trained)["model.safetensors"] == before
 
 
+@pytest.mark.parametrize("kind", ["flow", "density"])
+def test_weight_decay_is_passed_on_and_kept(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["train", kind, "--data", write_rows(columns=1), *SMALL]
+    assert main([*call, "--out", "plain"]) == 0
+    assert main([*call, "--out", "decayed", "--weight-decay", "3"]) == 0
+    plain, decayed = (json.loads(Path(out, "config.json").read_text()) for out in ("plain", "decayed"))
+    assert decayed == {**plain, "weight_decay": 3.0} and "weight_decay" not in plain
+    assert Path("plain/model.safetensors").read_bytes() != Path("decayed/model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert main([*call, "--out", "decayed", "--weight-decay", "2", "--resume"]) == 1
+    assert "weight_decay was 3.0 and is now 2.0" in capsys.readouterr().err
+    assert main([*call, "--out", "decayed", "--weight-decay", "3", "--resume"]) == 0
+
+
 def test_train_density_on_one_of_several_columns(capsys: pytest.CaptureFixture[str]) -> None:
     data = write_rows(columns=3)
     call = f"train density --data {data} --columns b --out run --source softplus --steps 2 --hidden 4".split()
@@ -498,6 +512,21 @@ BAD_CALLS: dict[str, tuple[str, int, str]] = {
     ),
     "source": ("train flow --data rows.csv --out out --source lfit", 1, "unknown source 'lfit'; known: "),
     "lr": ("train flow --data rows.csv --out out --lr -1", 1, "--lr must be positive; got -1"),
+    "negative decay": (
+        "train flow --data rows.csv --out out --weight-decay -1",
+        1,
+        "--weight-decay must be at least 0 and below 1 / lr = 31.25; got -1.0",
+    ),
+    "large decay": (
+        "train density --data rows.csv --out out --lr 0.1 --weight-decay 10",
+        1,
+        "--weight-decay must be at least 0 and below 1 / lr = 10; got 10.0",
+    ),
+    "decay": (
+        "train flow --data rows.csv --out out --weight-decay nan",
+        1,
+        "--weight-decay must be at least 0 and below 1 / lr = 31.25; got nan",
+    ),
     "steps": ("train flow --data rows.csv --out out --steps 0", 2, "Invalid value for '--steps'"),
     "fraction": (
         "train flow --data rows.csv --out out --validation-fraction 1.5",

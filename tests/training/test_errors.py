@@ -116,6 +116,26 @@ TABLE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"lr": 0.0}, ValueError, "lr must be a positive number; got 0.0"),
     ({"lr": float("nan")}, ValueError, "lr must be a positive number; got nan"),
     ({"lr": "fast"}, ValueError, "lr must be a positive number; got 'fast'"),
+    ({"weight_decay": -1.0}, ValueError, "weight_decay must be a finite number of at least 0; got -1.0"),
+    (
+        {"weight_decay": float("nan")},
+        ValueError,
+        "weight_decay must be a finite number of at least 0; got nan",
+    ),
+    (
+        {"weight_decay": float("inf")},
+        ValueError,
+        "weight_decay must be a finite number of at least 0; got inf",
+    ),
+    ({"weight_decay": "some"}, ValueError, "weight_decay must be a finite number of at least 0; got 'some'"),
+    ({"weight_decay": None}, ValueError, "weight_decay must be a finite number of at least 0; got None"),
+    ({"weight_decay": True}, ValueError, "weight_decay must be a finite number of at least 0; got True"),
+    ({"lr": 0.5, "weight_decay": 2}, ValueError, "lr * weight_decay must be below 1; got 0.5 * 2"),
+    (
+        {"optimizer": lambda groups: torch.optim.SGD(groups, lr=0.1), "weight_decay": 0.1},
+        ValueError,
+        "weight_decay is for 'adam' and 'sgd'; an optimizer function sets its own",
+    ),
     ({"clip": -1.0}, ValueError, "clip must be a positive number; got -1.0"),
     (
         {"schedule": "linear"},

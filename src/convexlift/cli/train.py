@@ -43,6 +43,11 @@ Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps.")]
 Rate = Annotated[float, typer.Option(help="Learning rate of Adam; a cosine lowers it to 0.")]
 # For squared weights and each kind of task the rate that did best over eight problems, see docs/mechanism.md.
 FLOW_RATE, DENSITY_RATE = 0.032, 0.064
+Decay = Annotated[
+    float,
+    typer.Option(help="Decoupled decay of the unconstrained matrices; more for few or noisy rows."),
+]
+WEIGHT_DECAY = 0.0
 # Twice as sharp units helped flows, see docs/potential-search.md.
 FLOW_SHARPNESS, DENSITY_SHARPNESS = 2.0, 1.0
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows of a step.")]
@@ -86,6 +91,7 @@ class Order:
     source: str
     steps: int
     lr: float
+    weight_decay: float
     batch_size: int
     validation_fraction: float
     seed: int
@@ -106,6 +112,7 @@ def flow(
     blocks: Blocks = 1,
     steps: Steps = 2000,
     lr: Rate = FLOW_RATE,
+    weight_decay: Decay = WEIGHT_DECAY,
     batch_size: BatchSize = 256,
     validation_fraction: Fraction = 0.1,
     seed: Seed = 0,
@@ -134,7 +141,19 @@ def flow(
         return ConvexPotentialFlow([ARMS[source](net) for net in nets])
 
     order = Order(
-        data, out, source, steps, lr, batch_size, validation_fraction, seed, device, key, columns, resume
+        data,
+        out,
+        source,
+        steps,
+        lr,
+        weight_decay,
+        batch_size,
+        validation_fraction,
+        seed,
+        device,
+        key,
+        columns,
+        resume,
     )
     _train("flow", order, build, tensorboard)
 
@@ -149,6 +168,7 @@ def density(
     sharpness: Sharpness = DENSITY_SHARPNESS,
     steps: Steps = 2000,
     lr: Rate = DENSITY_RATE,
+    weight_decay: Decay = WEIGHT_DECAY,
     batch_size: BatchSize = 256,
     validation_fraction: Fraction = 0.1,
     seed: Seed = 0,
@@ -176,7 +196,19 @@ def density(
         return LogConcaveDensity(block, objective)
 
     order = Order(
-        data, out, source, steps, lr, batch_size, validation_fraction, seed, device, key, columns, resume
+        data,
+        out,
+        source,
+        steps,
+        lr,
+        weight_decay,
+        batch_size,
+        validation_fraction,
+        seed,
+        device,
+        key,
+        columns,
+        resume,
     )
     _train("density", order, build, tensorboard)
 
@@ -187,6 +219,10 @@ def _train(kind: str, order: Order, build: Callable[[int], nn.Module], board: Pa
         raise ValueError(f"unknown source '{order.source}'; known: {', '.join(ARMS)}")
     if not (order.lr > 0 and math.isfinite(order.lr)):
         raise ValueError(f"--lr must be positive; got {order.lr}")
+    if not (order.weight_decay >= 0 and order.lr * order.weight_decay < 1):
+        raise ValueError(
+            f"--weight-decay must be at least 0 and below 1 / lr = {1 / order.lr:g}; got {order.weight_decay}"
+        )
     check_device(order.device)
     rows, names = read_table(order.data, order.key, order.columns)
     check_training_table(rows, names, order.data)
@@ -206,6 +242,7 @@ def _train(kind: str, order: Order, build: Callable[[int], nn.Module], board: Pa
             steps=order.steps,
             batch_size=order.batch_size,
             lr=order.lr,
+            weight_decay=order.weight_decay,
             seed=order.seed,
             device=order.device,
             run_dir=order.out,

@@ -33,6 +33,7 @@ def fit(
     batch_size: int = 512,
     optimizer: OptimizerChoice = "adam",
     lr: float = 1e-3,
+    weight_decay: float = 0.0,
     schedule: Schedule = "cosine",
     clip: float | None = None,
     patience: int | None = None,
@@ -64,8 +65,14 @@ def fit(
         epochs: passes through the data.
         batch_size: rows of a step.
         optimizer: "adam", "sgd" (momentum 0.9), or a function that makes an optimiser of the parameter groups
-            ``{"name": "source" or "free", "params": [...]}`` and sets their rates itself. No weight decay.
+            ``{"name": "source" or "free", "params": [...]}`` and sets rates and weight decay itself.
         lr: learning rate of "adam" and "sgd".
+        weight_decay: of "adam" and "sgd", decoupled: W <- W (1 - rate * weight_decay) before each step, with
+            the scheduled rate. Free matrices alone decay: first layer and skips of every ``ICNN`` (kernels of
+            a ``ConvICNN``), those of a proposal too, and what reads the context in a ``PICNN``. Left alone
+            are non-negative weights and all else that a weight source owns (latents, a lift's body), vectors
+            (biases, the linear term), alpha and a learned quadratic. Of modules that are not of this library
+            every tensor of two or more dimensions decays, but for those declared ``nonnegative``.
         schedule: "cosine" (to 0 at the end), "constant", or a function of t returning a factor of the rates.
         clip: largest gradient norm, of each parameter group by itself.
         patience: stop after this many evaluations without a better validation loss.
@@ -87,6 +94,8 @@ def fit(
         FileExistsError: ``run_dir`` holds a run and ``resume`` is False.
         OSError: ``run_dir`` cannot be written; its last checkpoint stands.
         RuntimeError: ``compile=True`` where there is no compiler.
+
+    Source: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019 (``weight_decay``).
 
     Example:
         >>> class Mean(nn.Module):
@@ -113,7 +122,9 @@ def fit(
         raise ValueError("resume=True needs run_dir")
     steps = _steps(steps, epochs, data, batch_size)
     every = max(1, steps // 25) if evaluate_every is None else evaluate_every
-    settings = Settings(steps, batch_size, optimizer, lr, schedule, clip, patience, every, seed, compile)
+    settings = Settings(
+        steps, batch_size, optimizer, lr, schedule, clip, patience, every, seed, compile, weight_decay
+    )
 
     if compile:
         check_compiler(place)
@@ -197,8 +208,9 @@ def _config(
     shapes = [f"{name} {tuple(p.shape)}" for name, p in module.named_parameters()]
     digest = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
     about = settings.to_dict()
-    if not settings.compile:  # as runs were described before there was a choice
-        del about["compile"]
+    for name in ("compile", "weight_decay"):
+        if not about[name]:  # as runs were described before there was a choice
+            del about[name]
     return {
         "module": f"{type(module).__name__} with {len(shapes)} parameter tensors {digest}",
         "data": describe(data),

@@ -1,4 +1,4 @@
-"""Parameter groups, optimisers, learning-rate schedules and clipping, as `fit` uses them."""
+"""Parameter groups, optimisers, weight decay, learning-rate schedules and clipping, as `fit` uses them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from convexlift.architectures import ICNN, PICNN
 from convexlift.sources import WeightSource
 
 Group = dict[str, Any]
@@ -54,6 +55,56 @@ def make_optimizer(choice: OptimizerChoice, groups: list[Group], lr: float) -> t
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer(groups) must return a torch optimiser; got {type(optimizer).__name__}")
     return optimizer
+
+
+def decayed_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Return what weight decay falls on: the matrices of the group "free" whose entries may have any sign.
+
+    That is every trainable tensor of two or more dimensions, less these: what weight sources own, so latents,
+    non-negative weights and a lift's body; weights that a network without a source declares ``nonnegative``;
+    the factor Q of an ICNN's learned quadratic, which like alpha is curvature; and a PICNN's ``level``, a
+    vector that is stored as one row. Of a ``Centred`` source the skips decay as they are before folding.
+    """
+    left: set[int] = set()
+    for part in module.modules():
+        names: Any = getattr(part, "nonnegative", ())
+        names = [*names] if isinstance(names, list | tuple) else []
+        names += ["root"] if isinstance(part, ICNN) else ["level"] if isinstance(part, PICNN) else []
+        own = dict(part.named_parameters()) if names else {}
+        left |= {id(own[name]) for name in names if name in own}
+    free = [p for group in parameter_groups(module) if group["name"] == "free" for p in group["params"]]
+    return [p for p in free if p.ndim >= 2 and id(p) not in left]
+
+
+def attach_weight_decay(optimizer: torch.optim.Optimizer, module: nn.Module, weight_decay: float) -> None:
+    """Multiply each of ``decayed_matrices`` by 1 - rate * weight_decay before every step.
+
+    The rate is that of the matrix's group at the moment. As in torch's own optimisers, a matrix without a
+    gradient stays as it is. Nothing is attached for a weight decay of 0.
+
+    Raises:
+        ValueError: from the step, when rate * weight_decay is 1 or more.
+
+    Source: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
+    """
+    if not weight_decay:
+        return
+    decayed = {id(p) for p in decayed_matrices(module)}
+
+    @torch.no_grad()
+    def hook(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            kept = 1.0 - group["lr"] * weight_decay
+            if kept <= 0.0:
+                raise ValueError(
+                    "the scheduled rate times weight_decay must be below 1; "
+                    f"got {group['lr']:g} * {weight_decay:g}"
+                )
+            for p in group["params"]:
+                if id(p) in decayed and p.grad is not None:
+                    p.mul_(kept)
+
+    optimizer.register_step_pre_hook(hook)
 
 
 @final

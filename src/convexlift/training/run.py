@@ -18,6 +18,7 @@ from convexlift.training.environment import environment
 from convexlift.training.history import History
 from convexlift.training.optimisation import (
     Rates,
+    attach_weight_decay,
     clip_gradients,
     make_optimizer,
     parameter_groups,
@@ -113,6 +114,7 @@ class Run:
         self._seed("initialise")
         self._call("initialise", self.rows)
         self.optimizer = make_optimizer(settings.optimizer, parameter_groups(module), settings.lr)
+        attach_weight_decay(self.optimizer, module, settings.weight_decay)
         self.rates = Rates(self.optimizer, settings.schedule)
         for part in module.modules():
             if hasattr(part, "attach"):

@@ -110,9 +110,8 @@ class RunFolder:
             raise ValueError(f"{path} is not the configuration of a run")
         for key in [*config, *before]:
             if before.get(key) != config.get(key):
-                raise ValueError(
-                    f"cannot resume {self.path}: {key} was {before.get(key)!r} and is now {config.get(key)!r}"
-                )
+                was, now = _value(before, key), _value(config, key)
+                raise ValueError(f"cannot resume {self.path}: {key} was {was} and is now {now}")
 
     def _write_json(self, name: str, value: dict[str, Any]) -> None:
         self._replace(name, (json.dumps(value, indent=2) + "\n").encode())
@@ -149,3 +148,7 @@ def _cannot_write(path: Path, error: OSError) -> OSError:
     reason = error.strerror or str(error)
     # The class is chosen by the number, so that a PermissionError stays one.
     return OSError(error.errno, f"cannot write {path}: {reason}; the last complete checkpoint stands")
+
+
+def _value(config: dict[str, Any], key: str) -> str:
+    return repr(config[key]) if key in config else "not set"

@@ -25,6 +25,7 @@ class Settings:
     evaluate_every: int
     seed: int
     compile: bool = False
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "patience", "evaluate_every", "seed"):
@@ -38,6 +39,7 @@ class Settings:
         if not callable(self.optimizer) and self.optimizer not in ("adam", "sgd"):
             wanted = "'adam', 'sgd' or a function of the parameter groups"
             raise ValueError(f"optimizer must be {wanted}; got {self.optimizer!r}")
+        self._check_weight_decay()
         if not callable(self.schedule) and self.schedule not in SCHEDULES:
             wanted = "'cosine', 'constant' or a function of t"
             raise ValueError(f"schedule must be {wanted}; got {self.schedule!r}")
@@ -45,6 +47,15 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; a function becomes its name."""
         return {k: _name(v) if callable(v) else v for k, v in asdict(self).items()}
+
+    def _check_weight_decay(self) -> None:
+        decay = self.weight_decay
+        if not (_is_number(decay) and 0.0 <= decay < math.inf):
+            raise ValueError(f"weight_decay must be a finite number of at least 0; got {decay!r}")
+        if decay and callable(self.optimizer):
+            raise ValueError("weight_decay is for 'adam' and 'sgd'; an optimizer function sets its own")
+        if decay and self.lr * decay >= 1.0:
+            raise ValueError(f"lr * weight_decay must be below 1; got {self.lr:g} * {decay:g}")
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
