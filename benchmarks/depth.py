@@ -3,10 +3,11 @@
     python benchmarks/depth.py [--steps 500 --seeds 3] --out results/depth.json
 
 No strong convexity and no quadratic term, so that nothing is built in. Depths 2 to 16 at width 64 and
-widths 16 and 256 at depth 4; 5,000 noisy rows, batches of 1,000, 500 steps (100 epochs); the score is the
-squared distance to the noiseless truth. Every arm at the published rate 0.01 and at the best of three,
-chosen on validation, and the recipes of docs/recipe-log.md. Finished cells are kept beside --out: run it
-again to go on. Figures that --out already holds stay, unless they are made again.
+widths 16 to 512 at depth 4, with skips and without; 5,000 noisy rows, batches of 1,000, 500 steps (100
+epochs); the score is the squared distance to the noiseless truth. Every arm at the published rate 0.01, at
+the best of three rates and at the best of these with and without weight decay, chosen on validation by the
+first seed, and the recipes of docs/recipe-log.md. Finished cells are kept beside --out: run it again to go
+on. Figures that --out already holds stay, unless they are made again.
 """
 
 from __future__ import annotations
@@ -38,9 +39,12 @@ from convexlift.training.run import TrainingDiverged
 
 ARMS = ("projected", "softplus", "softplus-fan-in", "squared", "lift")
 RATES = (0.0025, 0.01, 0.04)
+DECAYS = (0.0, 1.0)
 PUBLISHED_RATE = 0.01
-DEPTHS, WIDTHS, WIDTH, DEPTH = (2, 4, 8, 16), (16, 256), 64, 4
+DEPTHS, WIDTHS, WIDTH, DEPTH = (2, 4, 8, 16), (16, 256, 512), 64, 4
 PROBLEMS = ("regression-square", "regression-logsumexp")
+
+Choice = tuple[float, float]  # rate and weight decay
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,11 @@ RECIPES = {
     "centred": Recipe(centred="slopes"),
     "centred, sharpness 0.5": Recipe(centred="slopes", sharpness=0.5),
     "Muon on all matrices": Recipe(optimizer="muon", lr=0.04),
+    "smooth": Recipe(centred="slopes", sharpness=0.5, weight_decay=4.0),
+    "kinked": Recipe(lr=0.04, weight_decay=1.0),
 }
+# Of these two the one with the lower validation loss, seed by seed.
+EITHER, EITHER_TITLE = ("smooth", "kinked"), "smooth or kinked"
 
 
 def optimiser(recipe: Recipe, groups: list[Group]) -> torch.optim.Optimizer:
@@ -205,18 +213,27 @@ def train(name: str, hidden: Sequence[int], recipe: Recipe, seed: int) -> Outcom
     }
 
 
-def tuned(name: str, hidden: Sequence[int], arm: str, plan: Plan) -> dict[str, Any]:
-    """One arm at the published rate and at the best of three, chosen by the first seed's validation loss."""
+def tuned(name: str, shape: Shape, arm: str, plan: Plan) -> dict[str, Any]:
+    """One arm at the published rate, at the best of all rates, and at the best with and without decay; the
+    first seed's validation loss chooses."""
 
-    def losses(lr: float, seeds: Sequence[int]) -> list[Outcome]:
-        return [plan.cell(name, hidden, Recipe(arm=arm, lr=lr), seed) for seed in seeds]
+    def losses(choice: Choice, seeds: Sequence[int]) -> list[Outcome]:
+        lr, decay = choice
+        return [plan.cell(name, shape, Recipe(arm=arm, lr=lr, weight_decay=decay), seed) for seed in seeds]
 
-    first = {lr: losses(lr, plan.seeds[:1])[0]["validation"] for lr in plan.rates}
-    chosen = min(plan.rates, key=lambda lr: math.inf if first[lr] is None else first[lr])
+    choices = [(lr, decay) for decay in plan.decays for lr in plan.rates]
+    first = {choice: _or_inf(losses(choice, plan.seeds[:1])[0]["validation"]) for choice in choices}
+    plain = min((choice for choice in choices if not choice[1]), key=lambda choice: first[choice])
+    free = min(choices, key=lambda choice: first[choice])
     return {
-        "published": _figures(losses(PUBLISHED_RATE, plan.seeds)),
-        "tuned": {"lr": chosen, **_figures(losses(chosen, plan.seeds))},
+        "published": _figures(losses((PUBLISHED_RATE, 0.0), plan.seeds)),
+        "tuned": {"lr": plain[0], **_figures(losses(plain, plan.seeds))},
+        "decayed": {"lr": free[0], "weight_decay": free[1], **_figures(losses(free, plan.seeds))},
     }
+
+
+def _or_inf(loss: float | None) -> float:
+    return math.inf if loss is None else loss
 
 
 def _figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -227,52 +244,78 @@ def _figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "standard_error": standard_error(tests),
         "seeds": tests,
         "train": [outcome["train"] for outcome in outcomes],
+        "validation": [outcome["validation"] for outcome in outcomes],
     }
 
 
 @dataclass(frozen=True)
+class Shape:
+    """The widths of a network, and whether x enters every layer."""
+
+    hidden: tuple[int, ...]
+    skip: bool
+
+    def __str__(self) -> str:
+        return f"{len(self.hidden)} x {self.hidden[0]}{'' if self.skip else ', no skips'}"
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What to run: seeds, rates and steps, and where finished cells are kept."""
+    """What to run: seeds, rates, decays and steps, and where finished cells are kept."""
 
     ledger: Ledger
     seeds: Sequence[int]
     rates: Sequence[float]
+    decays: Sequence[float]
     steps: int
 
-    def cell(self, name: str, hidden: Sequence[int], recipe: Recipe, seed: int) -> Outcome:
+    def cell(self, name: str, shape: Shape, recipe: Recipe, seed: int) -> Outcome:
         """Run one cell, unless it is kept."""
-        recipe = dataclasses.replace(recipe, steps=self.steps)
-        cell = {"problem": name, "hidden": list(hidden), "seed": seed, **dataclasses.asdict(recipe)}
-        return self.ledger.run(cell, lambda: train(name, hidden, recipe, seed))
+        recipe = dataclasses.replace(recipe, steps=self.steps, skip=shape.skip)
+        cell = {"problem": name, "hidden": list(shape.hidden), "seed": seed, **dataclasses.asdict(recipe)}
+        return self.ledger.run(cell, lambda: train(name, shape.hidden, recipe, seed))
 
 
 def sizes(
-    plan: Plan, arms: Sequence[str], problems: Sequence[str], shapes: Sequence[Sequence[int]]
+    plan: Plan, arms: Sequence[str], problems: Sequence[str], shapes: Sequence[Shape]
 ) -> dict[str, Any]:
     """These arms at every shape of every problem."""
     found: dict[str, Any] = {}
     for name in problems if arms else ():
-        for hidden in shapes:
-            rows = {arm: tuned(name, hidden, arm, plan) for arm in arms}
-            found.setdefault(name, {})[shape(hidden)] = rows
-            print(f"{name}, {shape(hidden)}", flush=True)
+        for shape in shapes:
+            rows = {arm: tuned(name, shape, arm, plan) for arm in arms}
+            found.setdefault(name, {})[str(shape)] = rows
+            print(f"{name}, {shape}", flush=True)
             for arm, row in rows.items():
-                print(f"  {arm:18}{told(row['published'])}   at {row['tuned']['lr']:<7g}{told(row['tuned'])}")
+                best, free = row["tuned"], row["decayed"]
+                print(
+                    f"  {arm:18}{told(row['published'])}   at {best['lr']:<7g}{told(best)}"
+                    f"   at {free['lr']:g}, decay {free['weight_decay']:<4g}{told(free)}",
+                    flush=True,
+                )
     return found
 
 
 def recipes(
-    plan: Plan, titles: Sequence[str], problems: Sequence[str], shapes: Sequence[Sequence[int]]
+    plan: Plan, titles: Sequence[str], problems: Sequence[str], shapes: Sequence[Shape]
 ) -> dict[str, Any]:
     """The recipes of the log at every shape of every problem."""
     found: dict[str, Any] = {}
     for name in problems:
-        for title in titles:
-            for hidden in shapes:
-                outcomes = [plan.cell(name, hidden, RECIPES[title], seed) for seed in plan.seeds]
-                figures = _figures(outcomes)
-                found.setdefault(name, {}).setdefault(title, {})[shape(hidden)] = figures
-                print(f"{name}, {title:34}{shape(hidden):10}{told(figures)}", flush=True)
+        for shape in shapes:
+            outcomes = {
+                title: [plan.cell(name, shape, RECIPES[title], seed) for seed in plan.seeds]
+                for title in titles
+            }
+            if set(EITHER) <= outcomes.keys():
+                outcomes[EITHER_TITLE] = [
+                    min(pair, key=lambda outcome: _or_inf(outcome["validation"]))
+                    for pair in zip(*(outcomes[title] for title in EITHER), strict=True)
+                ]
+            for title, runs in outcomes.items():
+                figures = _figures(runs)
+                found.setdefault(name, {}).setdefault(title, {})[str(shape)] = figures
+                print(f"{name}, {title:34}{shape!s:20}{told(figures)}", flush=True)
     return found
 
 
@@ -291,11 +334,6 @@ def write(path: Path | None, made_by: str, result: Mapping[str, Any]) -> None:
     timing.write(path, made_by, {key: value for key, value in result.items() if key != "command"})
 
 
-def shape(hidden: Sequence[int]) -> str:
-    """The widths of a network in short."""
-    return f"{len(hidden)} x {hidden[0]}"
-
-
 def told(figures: Mapping[str, Any]) -> str:
     """A mean and its standard error as text."""
     if figures["test"] is None:
@@ -308,8 +346,9 @@ def command(options: argparse.Namespace) -> str:
     """The command that runs these cells again."""
     lists = (
         f"--{key} {' '.join(shlex.quote(str(item)) for item in getattr(options, key))}".strip()
-        for key in ("problems", "depths", "widths", "arms", "recipes", "rates")
+        for key in ("problems", "depths", "widths", "arms", "recipes", "rates", "decays")
     )
+    lists = (*lists, *(["--no-skips"] if options.no_skips else []))
     return f"python benchmarks/depth.py {' '.join(lists)} --seeds {options.seeds} --steps {options.steps}"
 
 
@@ -321,16 +360,22 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--arms", nargs="*", default=ARMS)
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
+    parser.add_argument("--decays", nargs="+", type=float, default=DECAYS, help="0 among them")
+    parser.add_argument("--no-skips", action="store_true", help="x enters the first layer alone")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write, or to add to")
     options = parser.parse_args(arguments)
+    if 0.0 not in options.decays:
+        parser.error("--decays must have 0 among them")
     torch.set_num_threads(1)
-    plan = Plan(Ledger(beside(options.out)), range(options.seeds), options.rates, options.steps)
-    shapes = [(WIDTH,) * depth for depth in options.depths]
-    shapes += [(width,) * DEPTH for width in options.widths]
+    plan = Plan(
+        Ledger(beside(options.out)), range(options.seeds), options.rates, options.decays, options.steps
+    )
+    sides = [(WIDTH,) * depth for depth in options.depths] + [(width,) * DEPTH for width in options.widths]
+    shapes = [Shape(hidden, not options.no_skips) for hidden in sides]
     result = {
-        "setting": {"rates": list(options.rates)},
+        "setting": {"rates": list(options.rates), "decays": list(options.decays)},
         "recipes": recipes(plan, options.recipes, options.problems, shapes),
         "recipes_are": {title: dataclasses.asdict(recipe) for title, recipe in RECIPES.items()},
         "sizes": sizes(plan, options.arms, options.problems, shapes),

@@ -281,7 +281,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "margin": MARGIN,
         "batch_size": BATCH_SIZE,
     }
-    timing.write(options.out, "python benchmarks/rates.py", {"setting": setting, **result})
+    command = f"python benchmarks/rates.py --problems {' '.join(options.problems)}"
+    command += f" --seeds {options.seeds} --steps {options.steps} --results {options.results}"
+    timing.write(options.out, command, {"setting": setting, **result})
     return result
 
 

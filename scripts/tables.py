@@ -657,25 +657,42 @@ def flow_bands(name: str) -> str:
 
 def depth(name: str) -> str:
     """Regression of |x|^2 by depth, every arm and recipe of benchmarks/depth.py."""
-    return by_shape(stored(name), "regression-square", lambda depth, width: width == 64)
+    return by_shape(stored(name), "regression-square", lambda depth, width, skip: width == 64 and skip)
 
 
 def width(name: str) -> str:
     """The same at depth 4, by width."""
-    return by_shape(stored(name), "regression-square", lambda depth, width: depth == 4, "width")
+    return by_shape(
+        stored(name), "regression-square", lambda depth, width, skip: depth == 4 and skip, "width"
+    )
+
+
+def without_skips(name: str) -> str:
+    """The same by depth, in networks whose first layer alone reads x."""
+    return by_shape(stored(name), "regression-square", lambda depth, width, skip: not skip)
 
 
 def depth_logsumexp(name: str) -> str:
     """Regression of the log-sum-exp by depth, every arm and recipe of benchmarks/depth.py."""
-    return by_shape(stored(name), "regression-logsumexp", lambda depth, width: width == 64)
+    return by_shape(stored(name), "regression-logsumexp", lambda depth, width, skip: width == 64 and skip)
 
 
-def by_shape(found: Result, problem: str, shown: Callable[[int, int], bool], by: str = "depth") -> str:
+def width_logsumexp(name: str) -> str:
+    """The same at depth 4, by width."""
+    return by_shape(
+        stored(name), "regression-logsumexp", lambda depth, width, skip: depth == 4 and skip, "width"
+    )
+
+
+def without_skips_logsumexp(name: str) -> str:
+    """The same by depth, in networks whose first layer alone reads x."""
+    return by_shape(stored(name), "regression-logsumexp", lambda depth, width, skip: not skip)
+
+
+def by_shape(found: Result, problem: str, shown: Callable[[int, int, bool], bool], by: str = "depth") -> str:
     """What was run of one problem, a row for every arm and recipe, a column for every depth or width."""
     sizes, recipes = found["sizes"].get(problem, {}), found["recipes"].get(problem, {})
-    known = {
-        shape: tuple(map(int, shape.split(" x "))) for rows in (sizes, *recipes.values()) for shape in rows
-    }
+    known = {shape: read_shape(shape) for rows in (sizes, *recipes.values()) for shape in rows}
     shapes = sorted((shape for shape in known if shown(*known[shape])), key=lambda shape: known[shape])
 
     def text(figures: Result | None, note: str = "") -> str:
@@ -683,18 +700,42 @@ def by_shape(found: Result, problem: str, shown: Callable[[int, int], bool], by:
             return "" if figures is None else "diverged"
         return f"{figures['test']:.2f} ± {figures['standard_error']:.2f}{note}"
 
+    def note(figures: Result | None, key: str) -> str:
+        if figures is None or key == "published":
+            return ""
+        return f" ({figures['lr']:g}{', decay' if figures.get('weight_decay') else ''})"
+
     arms = list(dict.fromkeys(arm for rows in sizes.values() for arm in rows))
     rows = []
-    for key, said in (("published", "rate 0.01"), ("tuned", "best rate")):
+    for key, said in (("published", "rate 0.01"), ("tuned", "best rate"), ("decayed", "best rate and decay")):
         for arm in arms:
             cells = [sizes.get(shape, {}).get(arm, {}).get(key) for shape in shapes]
-            notes = [f" ({cell['lr']:g})" if cell and key == "tuned" else "" for cell in cells]
-            rows.append([f"{arm}, {said}", *map(text, cells, notes)])
+            rows.append([f"{arm}, {said}", *(text(cell, note(cell, key)) for cell in cells)])
     for title, figures in recipes.items():
-        rows.append([f"squared, {title}", *(text(figures.get(shape)) for shape in shapes)])
+        rows.append([title, *(text(figures.get(shape)) for shape in shapes)])
     heads = [f"{by} {known[shape][by == 'width']}" for shape in shapes]
-    enough = all if by == "width" else any
-    return markdown(("trained by", *heads), [row for row in rows if enough(row[1:])])
+    return markdown(("trained by", *heads), [row for row in rows if any(row[1:])])
+
+
+def read_shape(shape: str) -> tuple[int, int, bool]:
+    """Depth, width and whether there are skips, of "4 x 64" or "4 x 64, no skips"."""
+    widths, _, rest = shape.partition(", ")
+    layers, units = widths.split(" x ")
+    return int(layers), int(units), not rest
+
+
+def regression_defaults(name: str) -> str:
+    """Ways to train a convex regression, over the 16 problems of benchmarks/regression_defaults.py."""
+    rows = [
+        [
+            title,
+            f"{row['geometric_mean']:.2f}",
+            f"{row['worst']:.1f} ({row['worst_problem']})",
+            str(row["best_on"]),
+        ]
+        for title, row in stored(name)["ratios"].items()
+    ]
+    return markdown(("trained by", "error / least error", "at worst", "least on"), rows)
 
 
 def recipe(name: str) -> str:
@@ -718,8 +759,9 @@ def recipe(name: str) -> str:
                     cells.append("as squared")
                     continue
                 gap = f"{row['difference']['mean']:+.{decimals}f}".replace("-", "−")
-                arm, lr = row["choice"]
-                cells.append(f"{arm} {lr:g}: {gap}{' ✓' if row['near'] else ''}")
+                arm, lr, decay = row["choice"]
+                step = f"{lr:g}{f', decay {decay:g}' if decay else ''}"
+                cells.append(f"{arm} {step}: {gap}{' ✓' if row['near'] else ''}")
             said = problem if part == "searched" else f"{problem} (not searched)"
             rows.append([said, f"{rival} {rate:g}: {loss:.{decimals}f}", *cells])
     counted = len(rows)
@@ -740,7 +782,8 @@ KINDS: dict[str, Callable[[str], str]] = {
         *(flow_step, flow_steps, flow_inverse, lift_step, high_dimension),
         *(tabular, tabular_pairs, tabular_recipes, tabular_full, plateaus, landscapes),
         *(ablation, ablation_common, prediction, fluctuation, settings, lift_variants, lead_lost),
-        *(rate_bands, flow_bands, depth, width, depth_logsumexp, recipe, beyond_icnn),
+        *(rate_bands, flow_bands, recipe, regression_defaults, beyond_icnn),
+        *(depth, width, without_skips, depth_logsumexp, width_logsumexp, without_skips_logsumexp),
         *(densities, log_z, density_sample, exact, alpha, image_latents),
     )
 }

@@ -62,14 +62,61 @@ def test_depth(study: Any, tmp_path: Path) -> None:
     options = ["--problems", "regression-square", "--depths", "2", "--widths", "--rates", "0.01", "0.02"]
     found = study("depth").main([*options, "--seeds", "1", "--steps", "1", "--out", str(out)])
     assert list(found["sizes"]["regression-square"]) == ["2 x 64"]
-    titles = study("depth").RECIPES.keys()
-    assert json.loads(out.read_text())["recipes"]["regression-square"].keys() == titles
+    recipes = json.loads(out.read_text())["recipes"]["regression-square"]
+    assert recipes.keys() == {*study("depth").RECIPES, "smooth or kinked"}
+    both = [recipes[title]["2 x 64"] for title in ("smooth", "kinked")]
+    chosen = min(both, key=lambda figures: figures["validation"])
+    assert recipes["smooth or kinked"]["2 x 64"]["test"] == chosen["test"]
     again = ["--problems", "regression-square", "--depths", "1", "--widths", "--recipes", "centred", "--arms"]
     study("depth").main([*again, "--seeds", "1", "--steps", "1", "--out", str(out)])
     kept = json.loads(out.read_text())
     assert list(kept["recipes"]["regression-square"]["centred"]) == ["2 x 64", "1 x 64"]
     assert kept["sizes"] == json.loads(json.dumps(found["sizes"]))
     assert kept["command"].count("python benchmarks/depth.py") == 2
+
+
+def test_depth_chooses_rate_and_decay_on_validation(study: Any) -> None:
+    depth = study("depth")
+
+    class Known(depth.Plan):
+        def cell(self, name: str, shape: Any, recipe: Any, seed: int) -> dict[str, Any]:
+            loss = abs(recipe.lr - 0.01) - 0.5 * recipe.weight_decay * (recipe.lr == 0.04)
+            return {"validation": loss, "train": 0.0, "test": seed + loss}
+
+    plan = Known(depth.Ledger(None), (0, 1), (0.0025, 0.01, 0.04), (0.0, 1.0), 1)
+    row = depth.tuned("regression-square", depth.Shape((4, 4), False), "lift", plan)
+    assert row["tuned"]["lr"] == 0.01 and row["tuned"]["seeds"] == [0.0, 1.0]
+    assert (row["decayed"]["lr"], row["decayed"]["weight_decay"]) == (0.04, 1.0)
+    assert row["decayed"]["test"] == pytest.approx(0.5 - 0.47)
+    assert str(depth.Shape((4, 4), False)) == "2 x 4, no skips"
+
+
+def test_depth_without_skips_trains_networks_without_skips(study: Any, tmp_path: Path) -> None:
+    out = tmp_path / "depth.json"
+    options = ["--problems", "regression-square", "--depths", "2", "--widths", "--recipes", "smooth"]
+    options += ["--arms", "--no-skips", "--seeds", "1", "--steps", "1", "--out", str(out)]
+    found = study("depth").main(options)
+    assert list(found["recipes"]["regression-square"]["smooth"]) == ["2 x 64, no skips"]
+    cell = json.loads(finished(out)[-1])["cell"]
+    assert cell["skip"] is False
+    assert " --no-skips " in json.loads(out.read_text())["command"]
+
+
+def test_regression_defaults(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, out = study("regression_defaults"), tmp_path / "defaults.json"
+    monkeypatch.setattr(script, "SIZES", ((1, 20, 0.0),))
+    monkeypatch.setattr(script, "WAYS", {"plain": script.Way(0.01), "means": script.Way(0.01, "means", 0.1)})
+    options = ["--steps", "2", "--seeds", "1", "--out", str(out)]
+    first = script.main(options)
+    assert script.main(options) == first and len(finished(out)) == 1 + 2 * 4
+    assert len(first["errors"]) == 4
+
+
+def test_ratios_are_to_the_best_way_of_each_problem(study: Any) -> None:
+    found = {"a": {"x": [1.0, 3.0], "y": [4.0, 4.0]}, "b": {"x": [8.0, 8.0], "y": [1.0, 1.0]}}
+    ratios = study("regression_defaults").ratios(found)
+    assert ratios["x"]["worst"] == 8 and ratios["x"]["worst_problem"] == "b" and ratios["x"]["best_on"] == 1
+    assert ratios["y"]["geometric_mean"] == pytest.approx(2**0.5)
 
 
 def test_averaged_weights_freeze_to_the_mean_of_the_steps(study: Any) -> None:
@@ -139,16 +186,16 @@ def test_recipe_chooses_on_validation_and_compares_on_test(study: Any, tmp_path:
     options = ["--results", str(tmp_path), "--searched", "logistic", "--confirmed", "--seeds", "1"]
     found = recipe.main([*options, "--out", str(tmp_path / "recipe.json")])
     row = found["figures"]["lift throughout"]["searched"]["logistic"]
-    assert row["choice"] == ["lift", 0.04] and not row["near"]
+    assert row["choice"] == ["lift", 0.04, 0.0] and not row["near"]
     # The candidates are run for regressions alone, and chosen on validation losses of their own runs.
     result = {**result, "task": "regression"}
     (tmp_path / "regression-square").mkdir()
     (tmp_path / "regression-square" / "result.json").write_text(json.dumps(result))
     options = ["--results", str(tmp_path), "--searched", "logistic", "regression-square", "--confirmed"]
     found = recipe.main([*options, "--seeds", "1", "--recipes", "centred"])
-    rates = {row["arm"]: row["lr"] for row in found["ranked"]["regression"]}
-    assert rates["centred"] in recipe.TRIED["regression"]
+    steps = {row["arm"]: (row["lr"], row["weight_decay"]) for row in found["ranked"]["regression"]}
+    assert steps["centred"] in recipe.CANDIDATES["centred"]["regression"]
     rows = found["figures"]["squared, centred for regressions"]["searched"]
     assert list(rows) == ["regression-square"]
-    assert rows["regression-square"]["choice"] == ["centred", rates["centred"]]
+    assert rows["regression-square"]["choice"] == ["centred", *steps["centred"]]
     assert rows["regression-square"]["test"] > 0
