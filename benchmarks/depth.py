@@ -13,7 +13,6 @@ on. Figures that --out already holds stay, unless they are made again.
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import json
 import math
@@ -26,7 +25,7 @@ from typing import Any, cast
 import timing
 import torch
 from rates import Ledger, Outcome, beside, mean, standard_error
-from torch import Tensor, nn
+from torch import nn
 
 from convexlift.experiments.arms import ARMS as ARMS_BY_NAME
 from convexlift.experiments.arms import build
@@ -51,11 +50,11 @@ Choice = tuple[float, float]  # rate and weight decay
 class Recipe:
     """One way to train: what the trials of docs/recipe-log.md vary.
 
-    ``averaging`` is the decay of the scored, averaged weights (0: the last ones); ``centred`` takes "means",
-    or means and "slopes", out of the activations (``convexlift.Centred``); ``source_factor`` multiplies the
-    rate of the constrained weights; ``optimizer`` is "adam", or "muon" or "muon-source" for orthogonalised
-    steps on all matrices or on the constrained ones; ``weight_decay`` is decoupled and falls on the free
-    matrices alone.
+    ``averaging`` is that of ``fit``, the decay of averaged weights (0: the last ones); ``centred`` takes
+    "means", or means and "slopes", out of the activations (``convexlift.Centred``); ``source_factor``
+    multiplies the rate of the constrained weights; ``optimizer`` is "adam", or "muon" or "muon-source" for
+    orthogonalised steps on all matrices or on the constrained ones; ``weight_decay`` is decoupled and falls
+    on the free matrices alone.
     """
 
     arm: str = "squared"
@@ -72,54 +71,6 @@ class Recipe:
     optimizer: str = "adam"
     weight_decay: float = 0.0
     schedule: str = "cosine"
-
-
-class Averaged(nn.Module):
-    """A task whose frozen model is the moving average of the frozen models of all steps.
-
-    The tensors of plain networks are averaged, means and slopes folded in, every ``EVERY`` steps.
-    """
-
-    EVERY = 5
-
-    def __init__(self, task: nn.Module, decay: float) -> None:
-        super().__init__()
-        self.task: Any = task
-        self.average: Any = None
-        self.decay = decay
-        self.steps = 0
-
-    def initialise(self, rows: Any) -> None:
-        self.task.initialise(rows)
-
-    def loss(self, batch: Any) -> Tensor:
-        if self.training and torch.is_grad_enabled():
-            if self.steps % self.EVERY == 0:
-                self._update(batch)
-            self.steps += 1
-        return cast(Tensor, self.task.loss(batch))
-
-    @torch.no_grad()
-    def _update(self, batch: Any) -> None:
-        frozen = self.task.freeze(batch)
-        if self.average is None:
-            self.average = frozen
-        weight = max(1 - self.decay**self.EVERY, 9 / (self.steps + 9))
-        for mine, theirs in zip(self.average.parameters(), frozen.parameters(), strict=True):
-            mine.lerp_(theirs, weight)
-
-    def freeze(self, rows: Any) -> nn.Module:
-        return copy.deepcopy(self.task.freeze(rows) if self.average is None else self.average)
-
-    def settle(self, rows: Any) -> None:
-        self.task.settle(rows)
-
-    def set_progress(self, t: float) -> None:
-        self.task.set_progress(t)
-
-    @property
-    def settle_at(self) -> float | None:
-        return cast("float | None", self.task.settle_at)
 
 
 class Mixed(torch.optim.Optimizer):
@@ -146,6 +97,7 @@ RECIPES = {
     "Muon on all matrices": Recipe(optimizer="muon", lr=0.04),
     "smooth": Recipe(centred="slopes", sharpness=0.5, weight_decay=4.0),
     "kinked": Recipe(lr=0.04, weight_decay=1.0),
+    "kinked, averaged": Recipe(lr=0.04, weight_decay=1.0, schedule="constant", averaging=0.98),
 }
 # Of these two the one with the lower validation loss, seed by seed.
 EITHER, EITHER_TITLE = ("smooth", "kinked"), "smooth or kinked"
@@ -174,8 +126,7 @@ def task_of(chosen: Problem, recipe: Recipe, seed: int) -> nn.Module:
         source = cast(WeightSource, ARMS_BY_NAME[recipe.arm](network))
         return Centred(source, slopes=recipe.centred == "slopes") if recipe.centred else source
 
-    task = build(chosen, recipe.arm, seed, {recipe.arm: make})
-    return Averaged(task, recipe.averaging) if recipe.averaging else task
+    return build(chosen, recipe.arm, seed, {recipe.arm: make})
 
 
 def train(name: str, hidden: Sequence[int], recipe: Recipe, seed: int) -> Outcome:
@@ -195,6 +146,7 @@ def train(name: str, hidden: Sequence[int], recipe: Recipe, seed: int) -> Outcom
             steps=recipe.steps,
             batch_size=recipe.batch_size,
             optimizer=lambda groups: optimiser(recipe, groups),
+            averaging=recipe.averaging,
             schedule=recipe.schedule,
             evaluate_every=max(1, recipe.steps // 20),
             seed=seed,

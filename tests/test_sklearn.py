@@ -273,6 +273,30 @@ def test_weight_decay_is_searched() -> None:
     assert np.isfinite(scores).all() and scores[0] != scores[1]
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_averaging_and_the_schedule_are_parameters(estimator: type) -> None:
+    parameters = estimator().get_params()
+    assert (parameters["averaging"], parameters["schedule"]) == (0.0, "cosine")
+    x, y = rows(estimator)
+    found = [estimator(**TINY, validation_fraction=0).fit(x, y)]
+    found.append(clone(found[0]).set_params(schedule="constant").fit(x, y))
+    found.append(clone(found[1]).set_params(averaging=0.9).fit(x, y))
+    assert clone(found[2]).averaging == 0.9 and clone(found[2]).schedule == "constant"
+    # Averages are not trained on: the losses of the steps stay.
+    assert found[1].history_.loss == found[2].history_.loss != found[0].history_.loss
+    a, b, c = (outputs(fitted, x) for fitted in found)
+    assert not np.array_equal(a, b) and not np.array_equal(b, c) and np.isfinite(c).all()
+
+
+def test_averaging_and_the_schedule_are_searched() -> None:
+    x, y = rows(ConvexRegressor)
+    grid = {"averaging": np.array([0.0, 0.9]), "schedule": np.array(["cosine", "constant"])}
+    regressor = ConvexRegressor(**TINY, validation_fraction=0)
+    search = GridSearchCV(regressor, grid, cv=2, error_score="raise").fit(x, y)
+    scores = search.cv_results_["mean_test_score"]
+    assert np.isfinite(scores).all() and len(set(scores)) == 4
+
+
 def test_cross_validation_of_a_regressor() -> None:
     x, y = rows(ConvexRegressor)
     assert cross_val_score(ConvexRegressor(**TINY), x, y, cv=3, error_score="raise").shape == (3,)
@@ -313,6 +337,12 @@ CONSTANT = np.column_stack([X[:, 0], np.full(20, 2.5)])
         ({"strong_convexity": 0}, X, "^the blocks of a flow need strong_convexity > 0"),
         ({"learning_rate": -1.0}, X, "^lr must be a positive number; got -1.0$"),
         ({"weight_decay": -1.0}, X, "^weight_decay must be a finite number of at least 0; got -1.0$"),
+        ({"averaging": 1.0}, X, "^averaging must be a number of at least 0 and below 1; got 1.0$"),
+        (
+            {"schedule": "linear"},
+            X,
+            "^schedule must be 'cosine', 'constant' or a function of t; got 'linear'$",
+        ),
         ({"steps": 0}, X, "^steps must be at least 1; got 0$"),
     ],
 )

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import convexlift as cl
-from convexlift.problems import problem
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -117,18 +116,6 @@ def test_ratios_are_to_the_best_way_of_each_problem(study: Any) -> None:
     ratios = study("regression_defaults").ratios(found)
     assert ratios["x"]["worst"] == 8 and ratios["x"]["worst_problem"] == "b" and ratios["x"]["best_on"] == 1
     assert ratios["y"]["geometric_mean"] == pytest.approx(2**0.5)
-
-
-def test_averaged_weights_freeze_to_the_mean_of_the_steps(study: Any) -> None:
-    depth, regression = study("depth"), problem("regression-square")
-    rows = regression.train[0][:64], regression.train[1][:64]
-    task = cl.ConvexRegression(cl.Centred(cl.Softplus(cl.ICNN(50, hidden=(4, 4), seed=0))))
-    averaged = depth.Averaged(task, decay=0.5)
-    averaged.initialise(rows)
-    start = averaged.freeze(rows).block.outer.clone()
-    cl.fit(averaged, rows, steps=11, batch_size=64, lr=0.1, progress=False)
-    end, mean = task.freeze(rows).block.outer, averaged.freeze(rows).block.outer
-    assert 0 < (mean - start).norm() < (end - start).norm()
 
 
 @pytest.mark.parametrize("subject", ["monotone", "factorisation"])

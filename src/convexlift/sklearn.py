@@ -53,6 +53,8 @@ class _Estimator(BaseEstimator):
     batch_size: int = 256
     learning_rate: float = 0.032
     weight_decay: float = 0.0
+    averaging: float = 0.0
+    schedule: str = "cosine"
     validation_fraction: float = 0.1
     patience: int | None = None
     random_state: Randomness = None
@@ -91,6 +93,8 @@ class _Estimator(BaseEstimator):
             batch_size=_plain(self.batch_size),
             lr=_plain(self.learning_rate),
             weight_decay=_plain(self.weight_decay),
+            averaging=_plain(self.averaging),
+            schedule=_plain(self.schedule),
             patience=_plain(self.patience),
             seed=seed,
             device=self.device,
@@ -169,10 +173,13 @@ class ConvexPotentialFlow(_Density):
         strong_convexity: where the learned alpha of (alpha/2) |x|^2 starts, positive.
         steps: optimiser steps, of Adam.
         batch_size: rows of a step.
-        learning_rate: where the rate starts; a cosine lowers it to 0. The default is, for squared weights and
-            each kind of estimator, the rate that did best over eight problems, see docs/mechanism.md.
+        learning_rate: where the rate starts. The default is, for squared weights, a cosine and each kind of
+            estimator, the rate that did best over eight problems, see docs/mechanism.md.
         weight_decay: decoupled decay of the unconstrained matrices: first layer and skips lose the share rate
             * weight_decay of their size at each step. Try some where rows are few or noisy.
+        averaging: decay of a moving average of the parameters, in [0, 1), say 0.99; the model is that of the
+            averages. Try some with a constant rate; a cosine averages by itself.
+        schedule: "cosine", which lowers the rate to 0 at the end, or "constant".
         validation_fraction: share of the rows by which the best step is chosen; with 0 the last step is kept.
         patience: stop after this many evaluations, of 25 a run, without a better validation loss.
         random_state: of the split, the initial weights, the batches and the samples; the same number gives

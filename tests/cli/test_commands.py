@@ -121,6 +121,29 @@ def test_weight_decay_is_passed_on_and_kept(kind: str, capsys: pytest.CaptureFix
     assert main([*call, "--out", "decayed", "--weight-decay", "3", "--resume"]) == 0
 
 
+@pytest.mark.parametrize("kind", ["flow", "density"])
+def test_averaging_and_the_schedule_are_passed_on_and_kept(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["train", kind, "--data", write_rows(columns=1), *SMALL]
+    more = {
+        "plain": [],
+        "constant": ["--schedule", "constant"],
+        "averaged": ["--schedule", "constant", "--averaging", "0.9"],
+    }
+    for out, options in more.items():
+        assert main([*call, "--out", out, *options]) == 0
+    plain, constant, averaged = (json.loads(Path(out, "config.json").read_text()) for out in more)
+    assert plain["schedule"] == "cosine" and "averaging" not in plain
+    assert constant == {**plain, "schedule": "constant"}
+    assert averaged == {**constant, "averaging": 0.9}
+    assert len({Path(out, "model.safetensors").read_bytes() for out in more}) == 3
+    capsys.readouterr()
+    assert main([*call, "--out", "averaged", "--schedule", "constant", "--resume"]) == 1
+    assert "averaging was 0.9 and is now not set" in capsys.readouterr().err
+    assert main([*call, "--out", "averaged", *more["averaged"], "--resume"]) == 0
+
+
 def test_train_density_on_one_of_several_columns(capsys: pytest.CaptureFixture[str]) -> None:
     data = write_rows(columns=3)
     call = f"train density --data {data} --columns b --out run --source softplus --steps 2 --hidden 4".split()
@@ -526,6 +549,21 @@ BAD_CALLS: dict[str, tuple[str, int, str]] = {
         "train flow --data rows.csv --out out --weight-decay nan",
         1,
         "--weight-decay must be at least 0 and below 1 / lr = 31.25; got nan",
+    ),
+    "averaging": (
+        "train flow --data rows.csv --out out --averaging 1",
+        1,
+        "--averaging must be at least 0 and below 1; got 1.0",
+    ),
+    "averaging that is no number": (
+        "train density --data rows.csv --out out --averaging nan",
+        1,
+        "--averaging must be at least 0 and below 1; got nan",
+    ),
+    "schedule": (
+        "train density --data rows.csv --out out --schedule linear",
+        1,
+        "unknown schedule 'linear'; known: constant, cosine",
     ),
     "steps": ("train flow --data rows.csv --out out --steps 0", 2, "Invalid value for '--steps'"),
     "fraction": (

@@ -136,6 +136,22 @@ TABLE: list[tuple[dict[str, Any], type[Exception], str]] = [
         ValueError,
         "weight_decay is for 'adam' and 'sgd'; an optimizer function sets its own",
     ),
+    ({"averaging": 1.0}, ValueError, "averaging must be a number of at least 0 and below 1; got 1.0"),
+    ({"averaging": -0.1}, ValueError, "averaging must be a number of at least 0 and below 1; got -0.1"),
+    (
+        {"averaging": float("nan")},
+        ValueError,
+        "averaging must be a number of at least 0 and below 1; got nan",
+    ),
+    ({"averaging": True}, ValueError, "averaging must be a number of at least 0 and below 1; got True"),
+    ({"averaging": False}, ValueError, "averaging must be a number of at least 0 and below 1; got False"),
+    ({"averaging": None}, ValueError, "averaging must be a number of at least 0 and below 1; got None"),
+    ({"averaging": "some"}, ValueError, "averaging must be a number of at least 0 and below 1; got 'some'"),
+    (
+        {"averaging": torch.tensor(0.9)},
+        ValueError,
+        "averaging must be a number of at least 0 and below 1; got tensor(0.9000)",
+    ),
     ({"clip": -1.0}, ValueError, "clip must be a positive number; got -1.0"),
     (
         {"schedule": "linear"},

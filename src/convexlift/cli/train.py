@@ -29,6 +29,7 @@ from convexlift.tasks.density import check_outliers
 from convexlift.tasks.standardise import Standardiser, Whitener
 from convexlift.tensorboard import TensorBoard
 from convexlift.training import History, fit
+from convexlift.training.optimisation import SCHEDULES
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -40,7 +41,7 @@ Depth = Annotated[int, typer.Option(min=1, help="Number of hidden layers.")]
 Sharpness = Annotated[float, typer.Option(help="k of the activation softplus(k u) / k.")]
 Blocks = Annotated[int, typer.Option(min=1, help="Number of convex potentials, one after another.")]
 Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps.")]
-Rate = Annotated[float, typer.Option(help="Learning rate of Adam; a cosine lowers it to 0.")]
+Rate = Annotated[float, typer.Option(help="Learning rate of Adam, to begin with.")]
 # For squared weights and each kind of task the rate that did best over eight problems, see docs/mechanism.md.
 FLOW_RATE, DENSITY_RATE = 0.032, 0.064
 Decay = Annotated[
@@ -48,6 +49,15 @@ Decay = Annotated[
     typer.Option(help="Decoupled decay of the unconstrained matrices; more for few or noisy rows."),
 ]
 WEIGHT_DECAY = 0.0
+Averaging = Annotated[
+    float,
+    typer.Option(help="Decay of a moving average of the parameters, say 0.99; for a constant schedule."),
+]
+AVERAGING = 0.0
+RateSchedule = Annotated[
+    str, typer.Option("--schedule", help="What the rate does: cosine, which lowers it to 0, or constant.")
+]
+SCHEDULE = "cosine"
 # Twice as sharp units helped flows, see docs/potential-search.md.
 FLOW_SHARPNESS, DENSITY_SHARPNESS = 2.0, 1.0
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows of a step.")]
@@ -82,7 +92,7 @@ def train_command(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Order:
     """What a call of ``train`` asks for, whatever the model."""
 
@@ -92,6 +102,8 @@ class Order:
     steps: int
     lr: float
     weight_decay: float
+    averaging: float
+    schedule: str
     batch_size: int
     validation_fraction: float
     seed: int
@@ -113,6 +125,8 @@ def flow(
     steps: Steps = 2000,
     lr: Rate = FLOW_RATE,
     weight_decay: Decay = WEIGHT_DECAY,
+    averaging: Averaging = AVERAGING,
+    schedule: RateSchedule = SCHEDULE,
     batch_size: BatchSize = 256,
     validation_fraction: Fraction = 0.1,
     seed: Seed = 0,
@@ -141,19 +155,21 @@ def flow(
         return ConvexPotentialFlow([ARMS[source](net) for net in nets])
 
     order = Order(
-        data,
-        out,
-        source,
-        steps,
-        lr,
-        weight_decay,
-        batch_size,
-        validation_fraction,
-        seed,
-        device,
-        key,
-        columns,
-        resume,
+        data=data,
+        out=out,
+        source=source,
+        steps=steps,
+        lr=lr,
+        weight_decay=weight_decay,
+        averaging=averaging,
+        schedule=schedule,
+        batch_size=batch_size,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        device=device,
+        key=key,
+        columns=columns,
+        resume=resume,
     )
     _train("flow", order, build, tensorboard)
 
@@ -169,6 +185,8 @@ def density(
     steps: Steps = 2000,
     lr: Rate = DENSITY_RATE,
     weight_decay: Decay = WEIGHT_DECAY,
+    averaging: Averaging = AVERAGING,
+    schedule: RateSchedule = SCHEDULE,
     batch_size: BatchSize = 256,
     validation_fraction: Fraction = 0.1,
     seed: Seed = 0,
@@ -196,19 +214,21 @@ def density(
         return LogConcaveDensity(block, objective)
 
     order = Order(
-        data,
-        out,
-        source,
-        steps,
-        lr,
-        weight_decay,
-        batch_size,
-        validation_fraction,
-        seed,
-        device,
-        key,
-        columns,
-        resume,
+        data=data,
+        out=out,
+        source=source,
+        steps=steps,
+        lr=lr,
+        weight_decay=weight_decay,
+        averaging=averaging,
+        schedule=schedule,
+        batch_size=batch_size,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        device=device,
+        key=key,
+        columns=columns,
+        resume=resume,
     )
     _train("density", order, build, tensorboard)
 
@@ -223,6 +243,10 @@ def _train(kind: str, order: Order, build: Callable[[int], nn.Module], board: Pa
         raise ValueError(
             f"--weight-decay must be at least 0 and below 1 / lr = {1 / order.lr:g}; got {order.weight_decay}"
         )
+    if not 0 <= order.averaging < 1:
+        raise ValueError(f"--averaging must be at least 0 and below 1; got {order.averaging}")
+    if order.schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule '{order.schedule}'; known: {', '.join(sorted(SCHEDULES))}")
     check_device(order.device)
     rows, names = read_table(order.data, order.key, order.columns)
     check_training_table(rows, names, order.data)
@@ -243,6 +267,8 @@ def _train(kind: str, order: Order, build: Callable[[int], nn.Module], board: Pa
             batch_size=order.batch_size,
             lr=order.lr,
             weight_decay=order.weight_decay,
+            averaging=order.averaging,
+            schedule=order.schedule,
             seed=order.seed,
             device=order.device,
             run_dir=order.out,

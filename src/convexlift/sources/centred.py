@@ -88,6 +88,12 @@ class Centred(nn.Module):
         return self.source.dim
 
     @property
+    def averaged(self) -> list[str]:
+        """The buffers that belong to the weights of the moment, and are averaged where these are."""
+        levels = range(len(self.architecture.hidden))
+        return [f"{kind}_{level}" for kind in ("mean", "slope") for level in levels]
+
+    @property
     def settle_at(self) -> float | None:
         """The fraction of training at which ``settle`` is due; None without a lift."""
         return getattr(self.source, "settle_at", None)

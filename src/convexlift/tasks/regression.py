@@ -75,6 +75,11 @@ class ConvexRegression(nn.Module):
         self.register_buffer("level", level)
 
     @property
+    def averaged(self) -> list[str]:
+        """The buffers that belong to the weights of the moment, and are averaged where these are."""
+        return [] if self.level is None else ["level"]
+
+    @property
     def dtype(self) -> torch.dtype:
         """The floating dtype of inputs, targets and predictions."""
         return self.standardiser.mean.dtype

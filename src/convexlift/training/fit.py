@@ -34,6 +34,7 @@ def fit(
     optimizer: OptimizerChoice = "adam",
     lr: float = 1e-3,
     weight_decay: float = 0.0,
+    averaging: float = 0.0,
     schedule: Schedule = "cosine",
     clip: float | None = None,
     patience: int | None = None,
@@ -73,6 +74,13 @@ def fit(
             are non-negative weights and all else that a weight source owns (latents, a lift's body), vectors
             (biases, the linear term), alpha and a learned quadratic. Of modules that are not of this library
             every tensor of two or more dimensions decays, but for those declared ``nonnegative``.
+        averaging: decay of an exponential moving average of the trainable parameters p, in [0, 1); 0 for
+            none. After each step a <- a + w (p - a), w = max(1 - averaging, 9 / (step + 9)). Training goes on
+            with p, bit for bit as without. The averages are what is frozen, validated, given to callbacks,
+            written as the model and left in the module (after an error other than divergence it holds p).
+            Means of `Centred` are averaged with the weights that they belong to; other buffers are those of
+            the moment. Useful with a constant rate, whose noise it takes out; a cosine to 0 averages by
+            itself.
         schedule: "cosine" (to 0 at the end), "constant", or a function of t returning a factor of the rates.
         clip: largest gradient norm, of each parameter group by itself.
         patience: stop after this many evaluations without a better validation loss.
@@ -95,7 +103,8 @@ def fit(
         OSError: ``run_dir`` cannot be written; its last checkpoint stands.
         RuntimeError: ``compile=True`` where there is no compiler.
 
-    Source: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019 (``weight_decay``).
+    Source: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019 (``weight_decay``);
+    Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992 (``averaging``).
 
     Example:
         >>> class Mean(nn.Module):
@@ -123,7 +132,18 @@ def fit(
     steps = _steps(steps, epochs, data, batch_size)
     every = max(1, steps // 25) if evaluate_every is None else evaluate_every
     settings = Settings(
-        steps, batch_size, optimizer, lr, schedule, clip, patience, every, seed, compile, weight_decay
+        steps=steps,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        lr=lr,
+        schedule=schedule,
+        clip=clip,
+        patience=patience,
+        evaluate_every=every,
+        seed=seed,
+        compile=compile,
+        weight_decay=weight_decay,
+        averaging=averaging,
     )
 
     if compile:
@@ -208,7 +228,7 @@ def _config(
     shapes = [f"{name} {tuple(p.shape)}" for name, p in module.named_parameters()]
     digest = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
     about = settings.to_dict()
-    for name in ("compile", "weight_decay"):
+    for name in ("compile", "weight_decay", "averaging"):
         if not about[name]:  # as runs were described before there was a choice
             del about[name]
     return {

@@ -12,6 +12,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from convexlift.training.averaging import Average
 from convexlift.training.batches import Batch, Batches, Data, Rows, mean_loss, seed_of, seed_torch, whole
 from convexlift.training.compilation import compiled
 from convexlift.training.environment import environment
@@ -56,7 +57,16 @@ class TrainingDiverged(FloatingPointError):
 @final
 @dataclass(frozen=True)
 class FitEvent:
-    """What a callback of `fit` receives at each evaluation."""
+    """What a callback of `fit` receives at each evaluation.
+
+    Attributes:
+        step: optimiser steps done.
+        loss: mean training loss since the evaluation before.
+        validation: mean validation loss of the frozen model, None without validation data.
+        module: the module in training. With ``averaging`` it holds the averaged parameters during the
+            callback and those of the last step again after it: what a callback writes to them is lost.
+        frozen: the frozen model, of the averaged parameters where there are any.
+    """
 
     step: int
     loss: float
@@ -115,6 +125,7 @@ class Run:
         self._call("initialise", self.rows)
         self.optimizer = make_optimizer(settings.optimizer, parameter_groups(module), settings.lr)
         attach_weight_decay(self.optimizer, module, settings.weight_decay)
+        self.average = Average(module, settings.averaging)
         self.rates = Rates(self.optimizer, settings.schedule)
         for part in module.modules():
             if hasattr(part, "attach"):
@@ -122,7 +133,8 @@ class Run:
         if saved is not None:
             self._resume(saved)
         # What to go back to on divergence: the module at the last evaluation, or at the start.
-        self.good, self.good_step = snapshot(module), self.at.step
+        with self.average.in_place():
+            self.good, self.good_step = snapshot(module), self.at.step
         if saved is None:
             self.checkpoint()
 
@@ -145,6 +157,7 @@ class Run:
         value = self._backward(batch)
         self.optimizer.step()
         self.at.step += 1
+        self.average.update(self.at.step)
         self.at.loss_sum += value
         self.at.loss_count += 1
         self.durations.append(time.perf_counter() - started)
@@ -152,30 +165,33 @@ class Run:
         return value
 
     def evaluate(self) -> None:
-        """Score the frozen model, keep the best, call the callbacks, write a checkpoint."""
+        """Score the frozen model, keep the best, call the callbacks, write a checkpoint.
+
+        All but the checkpoint see the averaged parameters, if there is an average.
+        """
         self._tell_progress()
-        if not all(bool(p.isfinite().all()) for p in self.module.parameters()):
-            raise self.diverged("a parameter is not finite")
         try:
-            frozen, validation = self._score()
+            with self.average.in_place():
+                frozen, validation = self._score()
         except FloatingPointError as error:
-            raise self.diverged(f"the frozen model fails ({error})") from error
-        if validation is not None and not math.isfinite(validation):
-            raise self.diverged(f"the frozen model's validation loss is {validation}")
-        self.module.train()
-        self.good, self.good_step = snapshot(self.module), self.at.step
-        loss = self.at.loss_sum / self.at.loss_count
-        self.at.loss_sum, self.at.loss_count = 0.0, 0
-        improved = self._record(loss, validation)
-        for callback in self.callbacks:
-            callback(FitEvent(self.at.step, loss, validation, self.module, frozen))
+            raise self.diverged(str(error)) from error
+        with self.average.in_place():
+            self.module.train()
+            self.good, self.good_step = snapshot(self.module), self.at.step
+            loss = self.at.loss_sum / self.at.loss_count
+            self.at.loss_sum, self.at.loss_count = 0.0, 0
+            improved = self._record(loss, validation)
+            for callback in self.callbacks:
+                callback(FitEvent(self.at.step, loss, validation, self.module, frozen))
         self._write(improved)
 
     def finish(self) -> None:
-        """Leave the module at the best state, unless it was interrupted, and write the result."""
+        """Leave the module at the best state, or interrupted at the last one, and write the result."""
         if self.best is not None and self.history.stopped != "interrupted":
             self.module.load_state_dict(self.best)
             self._call("set_progress", self.history.best_step / self.settings.steps)
+        else:
+            self.average.take_place()
         self._write_result()
 
     def checkpoint(self) -> None:
@@ -187,6 +203,7 @@ class Run:
                     "module": snapshot(self.module),
                     "optimizer": self.optimizer.state_dict(),
                     "best": self.best,
+                    **({"average": self.average.state()} if self.settings.averaging else {}),
                 }
             )
 
@@ -220,17 +237,26 @@ class Run:
         return value
 
     def _score(self) -> tuple[nn.Module, float | None]:
+        if not all(bool(p.isfinite().all()) for p in self.module.parameters()):
+            raise FloatingPointError("a parameter is not finite")
         if self.validation is None and not self.callbacks:
             return self.module, None  # nobody looks at the frozen model
         self._seed("freeze", self.at.step)
         frozen: Any
-        if hasattr(self.module, "freeze"):
-            frozen = self.module.freeze(self.rows)
-        else:
-            frozen = copy.deepcopy(self.module).eval()
-        if self.validation is None:
-            return frozen, None
-        return frozen, mean_loss(frozen.loss, self.validation, max(1024, self.settings.batch_size))
+        validation = None
+        try:
+            if hasattr(self.module, "freeze"):
+                frozen = self.module.freeze(self.rows)
+            else:
+                frozen = copy.deepcopy(self.module).eval()
+            if self.validation is not None:
+                size = max(1024, self.settings.batch_size)
+                validation = mean_loss(frozen.loss, self.validation, size)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"the frozen model fails ({error})") from error
+        if validation is not None and not math.isfinite(validation):
+            raise FloatingPointError(f"the frozen model's validation loss is {validation}")
+        return frozen, validation
 
     def _record(self, loss: float, validation: float | None) -> bool:
         history = self.history
@@ -299,6 +325,8 @@ class Run:
             check_state(self.module, module)
             if best is not None:
                 check_state(self.module, best)
+            if self.settings.averaging:
+                self.average.load(saved.get("average"))
             self.optimizer.load_state_dict(optimizer)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             path = "the checkpoint" if self.folder is None else self.folder.path / "state.pt"

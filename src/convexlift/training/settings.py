@@ -26,6 +26,7 @@ class Settings:
     seed: int
     compile: bool = False
     weight_decay: float = 0.0
+    averaging: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "patience", "evaluate_every", "seed"):
@@ -40,6 +41,8 @@ class Settings:
             wanted = "'adam', 'sgd' or a function of the parameter groups"
             raise ValueError(f"optimizer must be {wanted}; got {self.optimizer!r}")
         self._check_weight_decay()
+        if not (_is_number(self.averaging) and 0.0 <= self.averaging < 1.0):
+            raise ValueError(f"averaging must be a number of at least 0 and below 1; got {self.averaging!r}")
         if not callable(self.schedule) and self.schedule not in SCHEDULES:
             wanted = "'cosine', 'constant' or a function of t"
             raise ValueError(f"schedule must be {wanted}; got {self.schedule!r}")
