@@ -99,8 +99,6 @@ RECIPES = {
     "kinked": Recipe(lr=0.04, weight_decay=1.0),
     "kinked, averaged": Recipe(lr=0.04, weight_decay=1.0, schedule="constant", averaging=0.98),
 }
-# Of these two the one with the lower validation loss, seed by seed.
-EITHER, EITHER_TITLE = ("smooth", "kinked"), "smooth or kinked"
 
 
 def optimiser(recipe: Recipe, groups: list[Group]) -> torch.optim.Optimizer:
@@ -255,17 +253,8 @@ def recipes(
     found: dict[str, Any] = {}
     for name in problems:
         for shape in shapes:
-            outcomes = {
-                title: [plan.cell(name, shape, RECIPES[title], seed) for seed in plan.seeds]
-                for title in titles
-            }
-            if set(EITHER) <= outcomes.keys():
-                outcomes[EITHER_TITLE] = [
-                    min(pair, key=lambda outcome: _or_inf(outcome["validation"]))
-                    for pair in zip(*(outcomes[title] for title in EITHER), strict=True)
-                ]
-            for title, runs in outcomes.items():
-                figures = _figures(runs)
+            for title in titles:
+                figures = _figures([plan.cell(name, shape, RECIPES[title], seed) for seed in plan.seeds])
                 found.setdefault(name, {}).setdefault(title, {})[str(shape)] = figures
                 print(f"{name}, {title:34}{shape!s:20}{told(figures)}", flush=True)
     return found

@@ -11,7 +11,9 @@ What is made stands between `<!-- KIND: NAME ... -->` and `<!-- end -->`. The ki
 from __future__ import annotations
 
 import json
+import math
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -689,6 +691,9 @@ def without_skips_logsumexp(name: str) -> str:
     return by_shape(stored(name), "regression-logsumexp", lambda depth, width, skip: not skip)
 
 
+EITHER = ("smooth", "kinked, averaged")
+
+
 def by_shape(found: Result, problem: str, shown: Callable[[int, int, bool], bool], by: str = "depth") -> str:
     """What was run of one problem, a row for every arm and recipe, a column for every depth or width."""
     sizes, recipes = found["sizes"].get(problem, {}), found["recipes"].get(problem, {})
@@ -713,8 +718,20 @@ def by_shape(found: Result, problem: str, shown: Callable[[int, int, bool], bool
             rows.append([f"{arm}, {said}", *(text(cell, note(cell, key)) for cell in cells)])
     for title, figures in recipes.items():
         rows.append([title, *(text(figures.get(shape)) for shape in shapes)])
+    pairs = [[recipes.get(title, {}).get(shape) for title in EITHER] for shape in shapes]
+    rows.append(["the better of these two on validation", *(text(lower(*pair)) for pair in pairs)])
     heads = [f"{by} {known[shape][by == 'width']}" for shape in shapes]
     return markdown(("trained by", *heads), [row for row in rows if any(row[1:])])
+
+
+def lower(one: Result | None, other: Result | None) -> Result | None:
+    """Of two recipes the one with the lower validation loss, seed by seed."""
+    if one is None or other is None:
+        return None
+    sides = [list(zip(side["validation"], side["seeds"], strict=True)) for side in (one, other)]
+    tests = [min(pair)[1] for pair in zip(*sides, strict=False)]
+    error = statistics.stdev(tests) / math.sqrt(len(tests))
+    return {"test": statistics.fmean(tests), "standard_error": error}
 
 
 def read_shape(shape: str) -> tuple[int, int, bool]:

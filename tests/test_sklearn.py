@@ -200,6 +200,18 @@ def test_a_convex_function_is_found_and_a_concave_one_is_not() -> None:
     assert regressor.fit(x, -y).score(x, -y) < 0.1
 
 
+def test_slopes_are_taken_out_on_request() -> None:
+    draws = np.random.default_rng(0)
+    x, points = draws.uniform(-1, 1, (2, 1000, 8))
+    y = (x**2).sum(1) + 0.5 * draws.normal(size=1000)
+    options = {"hidden": (16, 16), "steps": 100, "learning_rate": 0.01, "random_state": 0}
+    without, taken = (
+        ConvexRegressor(**options, slopes=slopes).fit(x, y).score(points, (points**2).sum(1))
+        for slopes in (False, True)
+    )
+    assert taken > without + 0.1  # few steps are enough where curvature is all that units hand on
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_one_random_state_gives_one_model(estimator: type) -> None:
     x, y = rows(estimator)

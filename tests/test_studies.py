@@ -62,10 +62,7 @@ def test_depth(study: Any, tmp_path: Path) -> None:
     found = study("depth").main([*options, "--seeds", "1", "--steps", "1", "--out", str(out)])
     assert list(found["sizes"]["regression-square"]) == ["2 x 64"]
     recipes = json.loads(out.read_text())["recipes"]["regression-square"]
-    assert recipes.keys() == {*study("depth").RECIPES, "smooth or kinked"}
-    both = [recipes[title]["2 x 64"] for title in ("smooth", "kinked")]
-    chosen = min(both, key=lambda figures: figures["validation"])
-    assert recipes["smooth or kinked"]["2 x 64"]["test"] == chosen["test"]
+    assert recipes.keys() == study("depth").RECIPES.keys()
     again = ["--problems", "regression-square", "--depths", "1", "--widths", "--recipes", "centred", "--arms"]
     study("depth").main([*again, "--seeds", "1", "--steps", "1", "--out", str(out)])
     kept = json.loads(out.read_text())
