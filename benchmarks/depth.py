@@ -27,8 +27,7 @@ import torch
 from rates import Ledger, Outcome, beside, mean, standard_error
 from torch import nn
 
-from convexlift.experiments.arms import ARMS as ARMS_BY_NAME
-from convexlift.experiments.arms import build
+from convexlift.experiments.arms import ALL_ARMS, build
 from convexlift.problems import Problem, problem
 from convexlift.sources import Centred, WeightSource
 from convexlift.training import fit
@@ -90,6 +89,7 @@ class Mixed(torch.optim.Optimizer):
             part.step()
 
 
+KINKED = Recipe(lr=0.04, weight_decay=1.0, schedule="constant", averaging=0.98)
 RECIPES = {
     "centred means": Recipe(centred="means"),
     "centred": Recipe(centred="slopes"),
@@ -97,7 +97,9 @@ RECIPES = {
     "Muon on all matrices": Recipe(optimizer="muon", lr=0.04),
     "smooth": Recipe(centred="slopes", sharpness=0.5, weight_decay=4.0),
     "kinked": Recipe(lr=0.04, weight_decay=1.0),
-    "kinked, averaged": Recipe(lr=0.04, weight_decay=1.0, schedule="constant", averaging=0.98),
+    "kinked, averaged": KINKED,
+    # The same with the other weight sources.
+    **{f"kinked, averaged, {arm}": dataclasses.replace(KINKED, arm=arm) for arm in ARMS if arm != "squared"},
 }
 
 
@@ -121,7 +123,7 @@ def task_of(chosen: Problem, recipe: Recipe, seed: int) -> nn.Module:
     """The untrained task of a recipe."""
 
     def make(network: nn.Module) -> nn.Module:
-        source = cast(WeightSource, ARMS_BY_NAME[recipe.arm](network))
+        source = cast(WeightSource, ALL_ARMS[recipe.arm](network))
         return Centred(source, slopes=recipe.centred == "slopes") if recipe.centred else source
 
     return build(chosen, recipe.arm, seed, {recipe.arm: make})
@@ -298,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--problems", nargs="*", default=PROBLEMS)
     parser.add_argument("--depths", nargs="*", type=int, default=DEPTHS, help=f"at width {WIDTH}")
     parser.add_argument("--widths", nargs="*", type=int, default=WIDTHS, help=f"at depth {DEPTH}")
-    parser.add_argument("--arms", nargs="*", default=ARMS)
+    parser.add_argument("--arms", nargs="*", default=ARMS, help=f"of {', '.join(ALL_ARMS)}")
     parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--decays", nargs="+", type=float, default=DECAYS, help="0 among them")
