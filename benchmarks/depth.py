@@ -177,11 +177,14 @@ def tuned(name: str, shape: Shape, arm: str, plan: Plan) -> dict[str, Any]:
     first = {choice: _or_inf(losses(choice, plan.seeds[:1])[0]["validation"]) for choice in choices}
     plain = min((choice for choice in choices if not choice[1]), key=lambda choice: first[choice])
     free = min(choices, key=lambda choice: first[choice])
-    return {
+    rows = {
         "published": _figures(losses((PUBLISHED_RATE, 0.0), plan.seeds)),
         "tuned": {"lr": plain[0], **_figures(losses(plain, plan.seeds))},
-        "decayed": {"lr": free[0], "weight_decay": free[1], **_figures(losses(free, plan.seeds))},
     }
+    if len(plan.decays) > 1:
+        decay = {"lr": free[0], "weight_decay": free[1]}
+        rows["decayed"] = {**decay, **_figures(losses(free, plan.seeds))}
+    return rows
 
 
 def _or_inf(loss: float | None) -> float:
@@ -239,12 +242,10 @@ def sizes(
             found.setdefault(name, {})[str(shape)] = rows
             print(f"{name}, {shape}", flush=True)
             for arm, row in rows.items():
-                best, free = row["tuned"], row["decayed"]
-                print(
-                    f"  {arm:18}{told(row['published'])}   at {best['lr']:<7g}{told(best)}"
-                    f"   at {free['lr']:g}, decay {free['weight_decay']:<4g}{told(free)}",
-                    flush=True,
-                )
+                line = f"  {arm:18}{told(row['published'])}   at {row['tuned']['lr']:<7g}{told(row['tuned'])}"
+                if free := row.get("decayed"):
+                    line += f"   at {free['lr']:g}, decay {free['weight_decay']:<4g}{told(free)}"
+                print(line, flush=True)
     return found
 
 

@@ -1,6 +1,6 @@
 """Convex regression without tuning: centring, rate and weight decay on 16 small problems.
 
-    python benchmarks/regression_defaults.py [--steps 2000 --seeds 2] --out results/regression_defaults.json
+    python benchmarks/regression_defaults.py [--steps 1000 --seeds 2] --out results/regression_defaults.json
 
 Four convex truths on [-1, 1]^d, two smooth and two with kinks, at four sizes: 200 rows in one column without
 noise, 500 in two with much noise, 2,000 in five with little, 1,000 in ten with more. A tenth of the rows
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -101,13 +102,15 @@ def train(name: str, size: tuple[int, int, float], way: Way, seed: int, steps: i
     return {"error": error if math.isfinite(error) else None}
 
 
-def study(steps: int, seeds: int, ledger: Ledger) -> dict[str, dict[str, list[float | None]]]:
+def study(
+    ways: Mapping[str, Way], steps: int, seeds: int, ledger: Ledger
+) -> dict[str, dict[str, list[float | None]]]:
     """Every problem, way and seed: the test errors."""
     found: dict[str, dict[str, list[float | None]]] = {}
     for size in SIZES:
         for name in truths(1):
             rows = found.setdefault(f"{name}, {size[0]} columns, {size[1]} rows, noise {size[2]:g}", {})
-            for title, way in WAYS.items():
+            for title, way in ways.items():
                 for seed in range(seeds):
                     cell = {"truth": name, "size": list(size), "seed": seed, "steps": steps, **asdict(way)}
                     outcome = ledger.run(
@@ -143,12 +146,18 @@ def ratios(found: Mapping[str, Mapping[str, Sequence[float | None]]]) -> dict[st
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2_000)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--steps", type=int, default=1_000)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    found = study(options.steps, options.seeds, Ledger(beside(options.out)))
+    found = study(
+        {title: WAYS[title] for title in options.ways},
+        options.steps,
+        options.seeds,
+        Ledger(beside(options.out)),
+    )
     figures = ratios(found)
     for title, row in figures.items():
         print(
@@ -156,6 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             f"({row['worst_problem']}), best on {row['best_on']}"
         )
     command = f"python benchmarks/regression_defaults.py --steps {options.steps} --seeds {options.seeds}"
+    if options.ways != list(WAYS):
+        command += f" --ways {' '.join(map(shlex.quote, options.ways))}"
     timing.write(options.out, command, {"errors": found, "ratios": figures})
     return {"errors": found, "ratios": figures}
 

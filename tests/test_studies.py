@@ -102,7 +102,7 @@ def test_regression_defaults(study: Any, tmp_path: Path, monkeypatch: pytest.Mon
     script, out = study("regression_defaults"), tmp_path / "defaults.json"
     monkeypatch.setattr(script, "SIZES", ((1, 20, 0.0),))
     monkeypatch.setattr(script, "WAYS", {"plain": script.Way(0.01), "means": script.Way(0.01, "means", 0.1)})
-    options = ["--steps", "2", "--seeds", "1", "--out", str(out)]
+    options = ["--steps", "2", "--seeds", "1", "--ways", "plain", "means", "--out", str(out)]
     first = script.main(options)
     assert script.main(options) == first and len(finished(out)) == 1 + 2 * 4
     assert len(first["errors"]) == 4
