@@ -97,6 +97,9 @@ RECIPES = {
     "Muon on all matrices": Recipe(optimizer="muon", lr=0.04),
     "smooth": Recipe(centred="slopes", sharpness=0.5, weight_decay=4.0),
     "kinked": Recipe(lr=0.04, weight_decay=1.0),
+    # Softplus with the rate of its latents multiplied, as a lift's constant part does.
+    "softplus, latents x 4": Recipe(arm="softplus", source_factor=4.0),
+    "softplus, latents x 10": Recipe(arm="softplus", source_factor=10.0),
     "kinked, averaged": KINKED,
     # The same with the other weight sources.
     **{f"kinked, averaged, {arm}": dataclasses.replace(KINKED, arm=arm) for arm in ARMS if arm != "squared"},

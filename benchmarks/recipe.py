@@ -305,6 +305,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     result = {
         "setting": {"seeds": list(range(options.seeds)), "margin": [MARGIN_NATS, MARGIN_SHARE]},
         "ranked": ranked,
+        "tried": {
+            arm: {
+                name: result["arms"][arm]["rates"]
+                for name, result in searched.items()
+                if arm in result["arms"]
+            }
+            for arm in CANDIDATES
+        },
         "recipes": chosen,
         "figures": figures,
     }
