@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import convexlift as cl
 from convexlift.experiments.compare import compare
 from convexlift.experiments.protocol import Budget
 
@@ -39,7 +40,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_examples_of_the_readme_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ten_lines, search, density = code("README.md")
+    ten_lines, search, regression, density = code("README.md")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(ten_lines.replace("steps=500", "steps=20"), names)
@@ -47,6 +48,8 @@ def test_examples_of_the_readme_run(
     assert "tensor" in capsys.readouterr().out
     exec(search.replace("random_state=0", "random_state=0, steps=3"), names)
     assert names["search"].best_params_["learning_rate"] in (0.01, 0.03, 0.1)  # type: ignore[attr-defined]
+    exec(regression.replace("steps=300", "steps=20"), names)
+    assert isinstance(names["regression"], cl.ConvexRegression)
     exec(density.replace("steps=300", "steps=20"), names)
     assert float(names["density"].log_z.isfinite())  # type: ignore[attr-defined]
 
