@@ -747,7 +747,7 @@ def regression_defaults(name: str) -> str:
         [
             title,
             f"{row['geometric_mean']:.2f}",
-            f"{row['worst']:.1f} ({row['worst_problem']})",
+            f"{row['worst']:,.1f} ({row['worst_problem'].replace(' 1 columns', ' 1 column')})",
             str(row["best_on"]),
         ]
         for title, row in stored(name)["ratios"].items()
