@@ -48,7 +48,7 @@ def test_examples_of_the_readme_run(
     assert "tensor" in capsys.readouterr().out
     exec(search.replace("random_state=0", "random_state=0, steps=3"), names)
     assert names["search"].best_params_["learning_rate"] in (0.01, 0.03, 0.1)  # type: ignore[attr-defined]
-    exec(regression.replace("steps=300", "steps=20"), names)
+    exec(regression.replace("steps=500", "steps=3"), names)
     assert isinstance(names["regression"], cl.ConvexRegression)
     exec(density.replace("steps=300", "steps=20"), names)
     assert float(names["density"].log_z.isfinite())  # type: ignore[attr-defined]

@@ -73,7 +73,8 @@ def fit(
             a ``ConvICNN``), those of a proposal too, and what reads the context in a ``PICNN``. Left alone
             are non-negative weights and all else that a weight source owns (latents, a lift's body), vectors
             (biases, the linear term), alpha and a learned quadratic. Of modules that are not of this library
-            every tensor of two or more dimensions decays, but for those declared ``nonnegative``.
+            every tensor of two or more dimensions decays, but for those declared ``nonnegative``. A lift that
+            emits all tensors, as ``Lift.reference`` does, has none that decays.
         averaging: decay of an exponential moving average of the trainable parameters p, in [0, 1); 0 for
             none. After each step a <- a + w (p - a), w = max(1 - averaging, 9 / (step + 9)). Training goes on
             with p, bit for bit as without. The averages are what is frozen, validated, given to callbacks,
