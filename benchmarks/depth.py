@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import timing
 import torch
-from rates import Ledger, Outcome, beside, mean, standard_error
+from rates import Ledger, Outcome, beside, mean, or_inf, standard_error
 from torch import nn
 
 from convexlift.experiments.arms import ALL_ARMS, build
@@ -177,7 +177,7 @@ def tuned(name: str, shape: Shape, arm: str, plan: Plan) -> dict[str, Any]:
         return [plan.cell(name, shape, Recipe(arm=arm, lr=lr, weight_decay=decay), seed) for seed in seeds]
 
     choices = [(lr, decay) for decay in plan.decays for lr in plan.rates]
-    first = {choice: _or_inf(losses(choice, plan.seeds[:1])[0]["validation"]) for choice in choices}
+    first = {choice: or_inf(losses(choice, plan.seeds[:1])[0]["validation"]) for choice in choices}
     plain = min((choice for choice in choices if not choice[1]), key=lambda choice: first[choice])
     free = min(choices, key=lambda choice: first[choice])
     rows = {
@@ -188,10 +188,6 @@ def tuned(name: str, shape: Shape, arm: str, plan: Plan) -> dict[str, Any]:
         decay = {"lr": free[0], "weight_decay": free[1]}
         rows["decayed"] = {**decay, **_figures(losses(free, plan.seeds))}
     return rows
-
-
-def _or_inf(loss: float | None) -> float:
-    return math.inf if loss is None else loss
 
 
 def _figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:

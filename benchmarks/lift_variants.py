@@ -32,7 +32,7 @@ from typing import Any, final
 
 import timing
 import torch
-from rates import Ledger, Outcome, beside
+from rates import Ledger, Outcome, beside, or_inf
 from torch import Tensor, nn
 
 import convexlift as cl
@@ -301,7 +301,7 @@ def study(
             by_rate, lr = None, rows[arm.removesuffix(INDEPENDENT)]["lr"]
         else:
             by_rate = {
-                rate: sum(_or_inf(run(arm, rate, s, False)["validation"]) for s in selection) / len(selection)
+                rate: sum(or_inf(run(arm, rate, s, False)["validation"]) for s in selection) / len(selection)
                 for rate in setting.rates
             }
             lr = best_rate(by_rate) or setting.rates[0]
@@ -312,7 +312,7 @@ def study(
             "arm": arm,
             "lr": lr,
             "validation": by_rate and {f"{k:g}": v if math.isfinite(v) else None for k, v in by_rate.items()},
-            "test": summary([_or_inf(outcome["test"]) for outcome in runs]),
+            "test": summary([or_inf(outcome["test"]) for outcome in runs]),
             **{
                 key: [outcome.get(key) for outcome in runs]
                 for key in ("emission_noise", "trace", "trace_error", "norm", "p_value")
@@ -328,12 +328,8 @@ def study(
 
 
 def _minus(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    first, second = ([_or_inf(x) for x in row["test"]["per_seed"]] for row in (one, other))
+    first, second = ([or_inf(x) for x in row["test"]["per_seed"]] for row in (one, other))
     return paired_difference(first, second)
-
-
-def _or_inf(loss: float | None) -> float:
-    return math.inf if loss is None else loss
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -79,10 +79,11 @@ def beside(out: Path | None) -> Path | None:
 
 def mean(losses: Iterable[float | None]) -> float:
     """The mean of test losses; inf where a run diverged."""
-    return statistics.fmean(_or_inf(loss) for loss in losses)
+    return statistics.fmean(or_inf(loss) for loss in losses)
 
 
-def _or_inf(loss: float | None) -> float:
+def or_inf(loss: float | None) -> float:
+    """The loss; inf where a run diverged."""
     return math.inf if loss is None else loss
 
 
@@ -223,7 +224,7 @@ def compared(folder: Path) -> dict[str, Any]:
             continue
         found[result["problem"]] = {}
         for arm, figures in result["arms"].items():
-            by_rate = {row["lr"]: _or_inf(row["test"]) for row in figures["rates"]}
+            by_rate = {row["lr"]: or_inf(row["test"]) for row in figures["rates"]}
             lowest = min(by_rate.values())
             own = band(list(by_rate), list(by_rate.values()), lowest + MARGIN)
             found[result["problem"]][arm] = {

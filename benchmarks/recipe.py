@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from depth import write
-from rates import Ledger, beside, mean
+from rates import Ledger, beside, mean, or_inf
 from torch import nn
 
 from convexlift.experiments import Budget, compare
@@ -84,9 +84,7 @@ def best_tuned(result: Result) -> tuple[str, float]:
 def regrets(result: Result) -> dict[Choice, float]:
     """Every arm, rate and decay: its mean validation loss above that of the best tuned arm, in margins."""
     losses = {
-        (arm, row["lr"], row.get("weight_decay", 0.0)): math.inf
-        if row["validation"] is None
-        else row["validation"]
+        (arm, row["lr"], row.get("weight_decay", 0.0)): or_inf(row["validation"])
         for arm, figures in result["arms"].items()
         for row in figures["rates"]
     }
@@ -193,7 +191,7 @@ def against_tuned(
             run(name, choice, seed, protocol["steps"], protocol["batch_size"])["test"]
             for seed in range(len(theirs))
         ]
-    losses = [math.inf if loss is None else loss for loss in mine]
+    losses = [or_inf(loss) for loss in mine]
     difference = paired_difference(losses, theirs)
     near = difference["mean"] is not None and difference["mean"] <= margin(result)
     return {

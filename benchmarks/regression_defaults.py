@@ -22,7 +22,7 @@ from typing import Any
 
 import timing
 import torch
-from rates import Ledger, Outcome, beside
+from rates import Ledger, Outcome, beside, mean
 from torch import Tensor
 
 import convexlift as cl
@@ -118,19 +118,15 @@ def study(
                         lambda n=name, s=size, w=way, k=seed: train(n, s, w, k, steps),  # type: ignore[misc]
                     )
                     rows.setdefault(title, []).append(outcome["error"])
-            print(f"{name}, {size}: {', '.join(f'{k} {_mean(v):.4f}' for k, v in rows.items())}", flush=True)
+            print(f"{name}, {size}: {', '.join(f'{k} {mean(v):.4f}' for k, v in rows.items())}", flush=True)
     return found
-
-
-def _mean(errors: Sequence[float | None]) -> float:
-    return statistics.fmean(math.inf if error is None else error for error in errors)
 
 
 def ratios(found: Mapping[str, Mapping[str, Sequence[float | None]]]) -> dict[str, dict[str, Any]]:
     """Each way's mean error over the least one of the problem: geometric mean and worst over problems."""
-    best = {name: min(map(_mean, rows.values())) for name, rows in found.items()}
+    best = {name: min(map(mean, rows.values())) for name, rows in found.items()}
     by_way = {
-        title: {name: _mean(rows[title]) / best[name] for name, rows in found.items()}
+        title: {name: mean(rows[title]) / best[name] for name, rows in found.items()}
         for title in next(iter(found.values()))
     }
     return {

@@ -16,6 +16,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from convexlift.experiments.ablation import effects_table
@@ -657,48 +658,20 @@ def flow_bands(name: str) -> str:
     return markdown(("flow", *arms), rows)
 
 
-def depth(name: str) -> str:
-    """Regression of |x|^2 by depth, every arm and recipe of benchmarks/depth.py."""
-    return by_shape(stored(name), "regression-square", lambda depth, width, skip: width == 64 and skip)
-
-
-def width(name: str) -> str:
-    """The same at depth 4, by width."""
-    return by_shape(
-        stored(name), "regression-square", lambda depth, width, skip: depth == 4 and skip, "width"
-    )
-
-
-def without_skips(name: str) -> str:
-    """The same by depth, in networks whose first layer alone reads x."""
-    return by_shape(stored(name), "regression-square", lambda depth, width, skip: not skip)
-
-
-def depth_logsumexp(name: str) -> str:
-    """Regression of the log-sum-exp by depth, every arm and recipe of benchmarks/depth.py."""
-    return by_shape(stored(name), "regression-logsumexp", lambda depth, width, skip: width == 64 and skip)
-
-
-def width_logsumexp(name: str) -> str:
-    """The same at depth 4, by width."""
-    return by_shape(
-        stored(name), "regression-logsumexp", lambda depth, width, skip: depth == 4 and skip, "width"
-    )
-
-
-def without_skips_logsumexp(name: str) -> str:
-    """The same by depth, in networks whose first layer alone reads x."""
-    return by_shape(stored(name), "regression-logsumexp", lambda depth, width, skip: not skip)
-
-
 EITHER = ("smooth", "kinked, averaged")
 
 
-def by_shape(found: Result, problem: str, shown: Callable[[int, int, bool], bool], by: str = "depth") -> str:
-    """What was run of one problem, a row for every arm and recipe, a column for every depth or width."""
+def by_shape(problem: str, by: str, skips: bool, name: str) -> str:
+    """What benchmarks/depth.py ran of one problem, a row for every arm and recipe.
+
+    A column for every depth at width 64 or, by "width", for every width at depth 4; of networks with skips
+    or, without, of those whose first layer alone reads x.
+    """
+    found, held = stored(name), {"depth": (1, 64), "width": (0, 4)}[by]
     sizes, recipes = found["sizes"].get(problem, {}), found["recipes"].get(problem, {})
     known = {shape: read_shape(shape) for rows in (sizes, *recipes.values()) for shape in rows}
-    shapes = sorted((shape for shape in known if shown(*known[shape])), key=lambda shape: known[shape])
+    shown = (shape for shape in known if known[shape][held[0]] == held[1] and known[shape][2] == skips)
+    shapes = sorted(shown, key=lambda shape: known[shape])
 
     def text(figures: Result | None, note: str = "") -> str:
         if figures is None or figures["test"] is None:
@@ -800,8 +773,17 @@ KINDS: dict[str, Callable[[str], str]] = {
         *(tabular, tabular_pairs, tabular_recipes, tabular_full, plateaus, landscapes),
         *(ablation, ablation_common, prediction, fluctuation, settings, lift_variants, lead_lost),
         *(rate_bands, flow_bands, recipe, regression_defaults, beyond_icnn),
-        *(depth, width, without_skips, depth_logsumexp, width_logsumexp, without_skips_logsumexp),
         *(densities, log_z, density_sample, exact, alpha, image_latents),
+    )
+}
+# Six views of the study of sizes: depth, width, without_skips, and each with _logsumexp.
+KINDS |= {
+    f"{view}{suffix}": partial(by_shape, problem, by, skips)
+    for suffix, problem in (("", "regression-square"), ("_logsumexp", "regression-logsumexp"))
+    for view, by, skips in (
+        ("depth", "depth", True),
+        ("width", "width", True),
+        ("without_skips", "depth", False),
     )
 }
 
