@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from convexlift import Lift, Projected, Softplus, Squared
-from convexlift.experiments import Budget, compare
-from convexlift.experiments.arms import Arm
 from convexlift.problems import Problem
+from convexlift.study import Budget, compare
+from convexlift.study.arms import Arm
 
 GRID = (0.008, 0.016, 0.032, 0.064, 0.128)
 EXTENSIONS = 6

@@ -27,11 +27,11 @@ import torch
 from rates import Ledger, Outcome, beside, mean, or_inf, standard_error
 from torch import nn
 
-from convexlift.experiments.arms import ALL_ARMS, build
+from convexlift.data import whole
 from convexlift.problems import Problem, problem
 from convexlift.sources import Centred, WeightSource
+from convexlift.study.arms import ALL_ARMS, build
 from convexlift.training import fit
-from convexlift.training.batches import whole
 from convexlift.training.optimisation import Group
 from convexlift.training.run import TrainingDiverged
 

@@ -50,8 +50,8 @@ from scipy.stats import gaussian_kde, t
 from torch import Tensor
 
 import convexlift as cl
-from convexlift.integration.exact import log_concave_mle
-from convexlift.problems.gallery import DENSITIES, distances
+from convexlift.integration.log_concave_mle import log_concave_mle
+from convexlift.problems.simulated.gallery import DENSITIES, distances
 
 LogDensity = Callable[[Tensor], Tensor]
 Cell = dict[str, Any]

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 import convexlift as cl
-from convexlift.experiments.arms import ARMS
-from convexlift.problems import draw_images, gaussian_baseline, latents_of
+from convexlift.plots.images import draw_images
+from convexlift.problems import gaussian_baseline, latents_of
+from convexlift.study.arms import ARMS
 
 HIDDEN = (64, 64, 64)
 COLUMNS = 12

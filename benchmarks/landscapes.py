@@ -25,11 +25,11 @@ from rates import BATCH_SIZE, Ledger, beside
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from convexlift.experiments.arms import ALL_ARMS, build
+from convexlift.data import whole
 from convexlift.mechanism import Landscape, landscape, plateaus
 from convexlift.problems import Problem, problem
+from convexlift.study.arms import ALL_ARMS, build
 from convexlift.training import History, fit
-from convexlift.training.batches import whole
 from convexlift.training.run import TrainingDiverged
 
 ARMS = ("projected", "softplus", "squared", "lift", "lift-fixed-batch")

@@ -38,15 +38,17 @@ from torch import Tensor, nn
 import convexlift as cl
 from convexlift.architectures import Potential
 from convexlift.calculus.derivatives import preactivations
-from convexlift.experiments.arms import Arm, build
-from convexlift.experiments.fixed_batch import FixedBatchLift
-from convexlift.experiments.protocol import best_rate
-from convexlift.experiments.statistics import paired_difference, summary
+from convexlift.data import whole
 from convexlift.mechanism import coupling, emission_noise
 from convexlift.problems import Problem, problem
+from convexlift.seeds import seed_of
 from convexlift.sources.readout import Factored
 from convexlift.sources.summary import DeepSets, pool
-from convexlift.training.batches import Batches, seed_of, whole
+from convexlift.study.arms import Arm, build
+from convexlift.study.fixed_batch import FixedBatchLift
+from convexlift.study.protocol import best_rate
+from convexlift.study.statistics import paired_difference, summary
+from convexlift.training.batches import Batches
 from convexlift.training.run import FitEvent, TrainingDiverged
 
 BODY = (64,)

@@ -31,13 +31,14 @@ from torch import Tensor, nn
 
 from convexlift.architectures import ICNN
 from convexlift.calculus import derivatives
-from convexlift.experiments.statistics import paired_difference, summary
+from convexlift.data import whole
 from convexlift.problems import Problem, problem
+from convexlift.seeds import seed_of
 from convexlift.sources import Squared
+from convexlift.study.statistics import paired_difference, summary
 from convexlift.tasks import ConvexPotentialFlow
 from convexlift.tasks.standardise import Standardiser, Whitener
 from convexlift.training import fit
-from convexlift.training.batches import seed_of, whole
 from convexlift.training.run import TrainingDiverged
 
 PROBLEMS = ("collider", "hepmass")

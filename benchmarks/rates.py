@@ -23,11 +23,11 @@ from typing import Any, cast
 import timing
 import torch
 
-from convexlift.experiments.arms import build
-from convexlift.experiments.cells import code_digest
+from convexlift.data import whole
 from convexlift.problems import problem
+from convexlift.study.arms import build
+from convexlift.study.cells import code_digest
 from convexlift.training import fit
-from convexlift.training.batches import whole
 from convexlift.training.run import TrainingDiverged
 
 RATES = (1e-4, 4e-4, 1.6e-3, 6.4e-3, 0.0256, 0.1024, 0.4096, 1.0)

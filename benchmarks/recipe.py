@@ -28,14 +28,14 @@ from depth import write
 from rates import Ledger, beside, mean, or_inf
 from torch import nn
 
-from convexlift.experiments import Budget, compare
-from convexlift.experiments.arms import build
-from convexlift.experiments.statistics import paired_difference
+from convexlift.data import whole
 from convexlift.problems import Problem, problem
 from convexlift.problems.catalogue import FROM_FILES
 from convexlift.sources import Centred, Squared
+from convexlift.study import Budget, compare
+from convexlift.study.arms import build
+from convexlift.study.statistics import paired_difference
 from convexlift.training import fit
-from convexlift.training.batches import whole
 from convexlift.training.run import TrainingDiverged
 
 Result = dict[str, Any]

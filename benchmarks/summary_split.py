@@ -36,14 +36,16 @@ import torch
 from torch import Tensor, nn
 
 import convexlift as cl
-from convexlift.experiments.arms import build
-from convexlift.experiments.cells import write_json
-from convexlift.experiments.protocol import best_rate
-from convexlift.experiments.statistics import paired_difference, summary
+from convexlift.data import whole
+from convexlift.files import write_json
 from convexlift.mechanism import coupling, emission_noise, step_amplification
 from convexlift.problems import Problem, problem
+from convexlift.seeds import seed_of
 from convexlift.sources.readout import Factored
-from convexlift.training.batches import Batches, seed_of, whole
+from convexlift.study.arms import build
+from convexlift.study.protocol import best_rate
+from convexlift.study.statistics import paired_difference, summary
+from convexlift.training.batches import Batches
 from convexlift.training.environment import environment
 from convexlift.training.optimisation import Group, parameter_groups
 from convexlift.training.run import FitEvent, TrainingDiverged

@@ -29,11 +29,12 @@ from tabular_regularisers import DroppedUnits, Prepared
 from torch import Tensor, nn
 
 import convexlift as cl
-from convexlift.experiments.statistics import paired_difference, rows_interval, summary
+from convexlift.data import whole
 from convexlift.problems import Problem, problem
 from convexlift.problems.catalogue import FROM_FILES
+from convexlift.seeds import seed_of
+from convexlift.study.statistics import paired_difference, rows_interval, summary
 from convexlift.training import fit
-from convexlift.training.batches import seed_of, whole
 from convexlift.training.optimisation import Group
 from convexlift.training.run import TrainingDiverged
 

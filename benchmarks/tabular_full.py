@@ -20,7 +20,7 @@ import timing
 import torch
 from tabular import Recipe, density
 
-from convexlift.problems.collider import collider_events
+from convexlift.problems.simulated.collider import collider_events
 from convexlift.training import fit
 
 ROWS, VALIDATION_ROWS, EPOCHS = 315_123, 35_013, 100

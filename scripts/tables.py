@@ -19,10 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from convexlift.experiments.ablation import effects_table
-from convexlift.experiments.report import read_result
-from convexlift.experiments.statistics import paired_difference
-from convexlift.experiments.verdicts import (
+from convexlift.study.ablation import effects_table
+from convexlift.study.report.answers import (
     Result,
     difference,
     interval_text,
@@ -33,6 +31,8 @@ from convexlift.experiments.verdicts import (
     tied_with_best,
     verdicts,
 )
+from convexlift.study.report.page import read_result
+from convexlift.study.statistics import paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(r"(<!-- (\w+): ([\w ./-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

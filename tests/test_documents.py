@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import convexlift as cl
-from convexlift.experiments.compare import compare
-from convexlift.experiments.protocol import Budget
+from convexlift.study.comparison import compare
+from convexlift.study.protocol import Budget
 
 ROOT = Path(__file__).parents[1]
 PAGES = (

@@ -1,4 +1,4 @@
-"""Imports run one way: core <- weight sources <- objectives <- tasks <- training <- experiments <- cli."""
+"""Imports run one way: core <- weight sources <- objectives <- tasks <- training <- study <- cli."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 import convexlift
 
 SOURCE = Path(convexlift.__file__).parent
-_CORE = {"checks", "calculus", "architectures"}
+_GROUND = {"checks", "files", "seeds", "data", "tables", "freezing"}
+_CORE = {*_GROUND, "calculus", "architectures"}
 _SOURCES = {*_CORE, "sources"}
 _OBJECTIVES = {*_SOURCES, "integration", "objectives"}
 _TASKS = {*_OBJECTIVES, "tasks"}
@@ -27,19 +28,22 @@ _LIBRARY = {
     "problems",
     "tensorboard",
     "testing",
-    "threads",
+    "plots",
 }
 
 # What each part of the package may import from the package.
 MAY: dict[str, set[str]] = {
     "checks": set(),
+    "files": set(),
+    "seeds": set(),
+    "data": {"checks", "seeds"},
+    "tables": {"checks", "files"},
     "freezing": set(),
-    "threads": set(),
-    "testing": {"checks"},
-    "calculus": {"checks", "calculus"},
+    "testing": {"checks", "testing"},
+    "calculus": {*_GROUND, "calculus"},
     "architectures": _CORE,
     "sources": _SOURCES,
-    "integration": {"checks", "integration"},
+    "integration": {*_GROUND, "integration"},
     "objectives": _OBJECTIVES,
     "mechanism": {*_TRAINING, "mechanism"},
     "tasks": _TASKS,
@@ -49,9 +53,10 @@ MAY: dict[str, set[str]] = {
     "saving": _TRAINING,
     "sklearn": _TRAINING,
     "tensorboard": {*_TRAINING, "mechanism"},
-    "problems": {"checks", "problems", "threads", "training.batches"},
-    "experiments": {*_LIBRARY, "experiments", "__version__"},
-    "cli": {*_LIBRARY, "experiments", "cli", ""},
+    "plots": {*_TRAINING, "plots"},
+    "problems": {*_GROUND, "problems"},
+    "study": {*_LIBRARY, "study", "__version__"},
+    "cli": {*_LIBRARY, "study", "cli", ""},
     "__main__": {"cli"},
     "": _LIBRARY,
 }
@@ -64,7 +69,7 @@ def imported(part: str, text: str) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ["", f"convexlift.{part}", "convexlift"][node.level]  # modules lie at most one folder deep
+            base = ["", f"convexlift.{part}", "convexlift"][node.level]
             module = ".".join(filter(None, (base, node.module)))
             inside = {f"{module}.{alias.name}" for alias in node.names}
             names |= inside if module == "convexlift" else {module}
@@ -99,20 +104,20 @@ def test_a_module_imports_from_below_only(file: Path) -> None:
         ("tasks", "import torch, convexlift as cl", [""]),
         (
             "training",
-            "if TYPE_CHECKING:\n    from convexlift.experiments.arms import ARMS",
-            ["experiments.arms"],
+            "if TYPE_CHECKING:\n    from convexlift.study.arms import ARMS",
+            ["study.arms"],
         ),
-        ("problems", "from convexlift.training.batches import Sampler", []),
+        ("problems", "from convexlift.data import Sampler", []),
         ("problems", "from convexlift.training import Sampler", ["training"]),
         ("problems", "from .problem import Problem\nfrom . import toys", []),
         ("problems", "from ..training import Sampler", ["training"]),
         ("tasks", "from .. import training", ["training"]),
-        ("experiments", "from convexlift.cli.files import read_table", ["cli.files"]),
-        ("sklearn", "from convexlift.experiments.arms import ARMS", ["experiments.arms"]),
+        ("study", "from convexlift.cli.files import read_table", ["cli.files"]),
+        ("sklearn", "from convexlift.study.arms import ARMS", ["study.arms"]),
         ("sklearn", "from sklearn.base import BaseEstimator\nfrom convexlift import tasks", []),
         ("", "from convexlift.cli import main", ["cli"]),
         ("", "from convexlift.sklearn import LogConcaveDensity", ["sklearn"]),
-        ("cli", "from convexlift.experiments.arms import ARMS\nimport torch", []),
+        ("cli", "from convexlift.study.arms import ARMS\nimport torch", []),
     ],
 )
 def test_a_violation_is_found(part: str, text: str, found: list[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from convexlift.architectures import ICNN, PICNN, ConvICNN
 from convexlift.architectures.icnn import check_nonnegative_tensors
+from convexlift.files import write_whole
 from convexlift.objectives import Known
 from convexlift.tasks import ConditionalDensity, ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
 from convexlift.tasks.ensemble import Ensemble
@@ -108,29 +108,6 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
         reason = " ".join(str(error).split())
         raise ValueError(f"{file} does not hold the model that it describes: {reason}") from error
     return model.requires_grad_(False).eval().to(device)
-
-
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file in one piece: a reader, or a kill half way, sees the old file or the new one.
-
-    Raises:
-        OSError: the file cannot be written; what was there before is untouched.
-    """
-    file = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, file)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        # The class is chosen by the number, so that a PermissionError stays one.
-        raise OSError(error.errno, f"cannot write {file}: {error.strerror or error}") from error
 
 
 def _describe(model: nn.Module) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from convexlift import tasks
 from convexlift.architectures import ICNN
+from convexlift.data import Rows, place
 from convexlift.sources import Centred, Lift, Projected, Softplus, Squared
 from convexlift.tasks.density import check_outliers
 from convexlift.training import fit
-from convexlift.training.batches import Rows, place
 
 try:
     from sklearn.base import BaseEstimator, DensityMixin, RegressorMixin

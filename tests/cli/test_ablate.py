@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from convexlift.cli.main import main
-from convexlift.experiments import ablation, protocol, speed
-from convexlift.experiments.protocol import Budget
+from convexlift.study import ablation, protocol, speed
+from convexlift.study.protocol import Budget
 
 TINY = Budget("quick", 3, 32, (0.01,), 1, 1, extensions=0, architecture=(("hidden", (4,)),))
 

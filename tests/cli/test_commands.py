@@ -21,7 +21,7 @@ from convexlift import saving
 from convexlift.cli import compare as compare_command
 from convexlift.cli import train as train_command
 from convexlift.cli.main import join_lists, main
-from convexlift.experiments import protocol
+from convexlift.study import protocol
 from convexlift.tasks import ConvexRegression
 from convexlift.training import History, RunFolder
 

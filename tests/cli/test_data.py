@@ -15,9 +15,9 @@ import pytest
 
 from convexlift.cli import data as data_command
 from convexlift.cli.main import main
-from convexlift.problems import fetch as fetching
-from convexlift.problems import gas
-from convexlift.problems.fetch import Download
+from convexlift.problems.published import fetch as fetching
+from convexlift.problems.published import gas
+from convexlift.problems.published.fetch import Download
 
 
 class Quiet(SimpleHTTPRequestHandler):

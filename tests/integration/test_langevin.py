@@ -9,14 +9,7 @@ from torch import Tensor
 
 import convexlift as cl
 from convexlift.integration.gaussian import Gaussian
-from convexlift.integration.langevin import (
-    Draws,
-    adapted,
-    draw,
-    langevin_step,
-    start_state,
-    together,
-)
+from convexlift.integration.langevin import Draws, adapted, draw, langevin_step, start_state, together
 from convexlift.integration.line import normaliser, quantile
 
 LAWS = {

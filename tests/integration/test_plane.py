@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import convexlift as cl
-from convexlift.integration import bounds, support
-from convexlift.integration.bounds import log_chord_integral, log_tail, log_tangent_integral
-from convexlift.integration.cells import ORDER, divide, gauss_lobatto, lobatto_rule
-from convexlift.integration.exponential import central_moments, langevin_function, log_mean
-from convexlift.integration.plane import MAX_CELLS, draw, level, log_integral, normaliser
+from convexlift.integration.plane import bounds, support
+from convexlift.integration.plane.bounds import log_chord_integral, log_tail, log_tangent_integral
+from convexlift.integration.plane.exponential import central_moments, langevin_function, log_mean
+from convexlift.integration.plane.normaliser import MAX_CELLS, draw, level, log_integral, normaliser
+from convexlift.integration.plane.parallelograms import ORDER, divide, gauss_lobatto, lobatto_rule
 
 
 def gradient_of(value):

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from convexlift.integration import ray_draws, rays
-from convexlift.integration.ray_draws import draw
-from convexlift.integration.rays import Family, log_integrals, ray_rule
+from convexlift.integration.rays import draws as ray_draws
+from convexlift.integration.rays import rule as rays
+from convexlift.integration.rays.draws import draw
+from convexlift.integration.rays.rule import Family, log_integrals, ray_rule
 
 # Scales of the coordinates, one row a context.
 SCALES = torch.tensor([[1.0, 1.0], [0.02, 5.0], [300.0, 0.5]], dtype=torch.float64)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convexlift.problems import fetch as fetching
-from convexlift.problems.fetch import Download, check_address, fetch
-from convexlift.problems.tables import TextTable
+from convexlift.problems.published import fetch as fetching
+from convexlift.problems.published.fetch import Download, check_address, fetch
+from convexlift.problems.published.tables import TextTable
 
 TABLE = TextTable("rows.txt", columns=(0, 1))
 GOOD = gzip.compress(

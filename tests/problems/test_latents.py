@@ -13,19 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-from convexlift.problems import autoencoder as autoencoder_module
-from convexlift.problems import draw_images, latents_of, problem
-from convexlift.problems import latents as latents_module
-from convexlift.problems.autoencoder import (
+from convexlift.plots.images import draw_images
+from convexlift.problems import latents_of, problem
+from convexlift.problems.images import autoencoder as autoencoder_module
+from convexlift.problems.images import latents as latents_module
+from convexlift.problems.images.autoencoder import (
     Autoencoder,
     Recipe,
     cache_folder,
     cached_autoencoder,
     train_autoencoder,
 )
-from convexlift.problems.digits import digits21
-from convexlift.problems.images import read_idx
-from convexlift.problems.latents import digits_latents, mnist_latents
+from convexlift.problems.images.digits import digits21
+from convexlift.problems.images.idx import read_idx
+from convexlift.problems.images.latents import digits_latents, mnist_latents
 
 MNIST = Path(__file__).parents[2] / "../shared/data/mnist"
 SHORT = Recipe(hidden=(48,), epochs=2, batch_size=50)

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from convexlift.problems import FROM_FILES, NAMES, gaussian_baseline, problem
-from convexlift.problems.collider import NAMES as FEATURES
-from convexlift.problems.collider import collider_events, raw_events
-from convexlift.problems.gallery import DENSITIES, _panels, distances
-from convexlift.problems.regression import log_sum_exp
-from convexlift.problems.toys import TOYS
+from convexlift.problems.simulated.collider import NAMES as FEATURES
+from convexlift.problems.simulated.collider import collider_events, raw_events
+from convexlift.problems.simulated.gallery import DENSITIES, _panels, distances
+from convexlift.problems.simulated.regression import log_sum_exp
+from convexlift.problems.simulated.toys import TOYS
 
 HEPMASS = Path(__file__).parents[2] / "../shared/data/hepmass/hepmass_10k.npz"
 
@@ -187,7 +187,7 @@ def test_collider_events_look_like_the_decay():
 
 def test_collider_decays_conserve_four_momentum():
     """Without detector errors the three-body mass of the hadronic top is the top's: decays are exact."""
-    from convexlift.problems import collider
+    from convexlift.problems.simulated import collider
 
     draws = torch.Generator().manual_seed(1)
     parent = collider._four(

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from convexlift.problems import gaussian_baseline, problem
-from convexlift.problems import hepmass as hepmass_module
-from convexlift.problems import miniboone as miniboone_module
-from convexlift.problems.tables import TextTable, continuous, published_scale
+from convexlift.problems.published import hepmass as hepmass_module
+from convexlift.problems.published import miniboone as miniboone_module
+from convexlift.problems.published.tables import TextTable, continuous, published_scale
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 DISCRETE = [5, 9, 13, 17, 21]  # of the 26 features of HEPMASS that are read
@@ -261,7 +261,7 @@ def test_a_zip_without_the_table(tmp_path):
 
 
 def test_blocks_join_to_the_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("convexlift.problems.tables.BLOCK", 7)
+    monkeypatch.setattr("convexlift.problems.published.tables.BLOCK", 7)
     rows = np.random.default_rng(1).normal(size=(40, 3))
     (tmp_path / "a.csv").write_text(text(rows, header="a,b,c", separator=","))
     table = TextTable("a.csv", columns=(0, 2), separators=",")

@@ -15,7 +15,7 @@ from torch import Tensor
 from convexlift import ICNN, Lift, Projected, Softplus, Squared, fit
 from convexlift.architectures import PICNN
 from convexlift.integration.annealing import UnreliableEstimate
-from convexlift.tasks import contexts
+from convexlift.tasks import conditional_integrals as contexts
 from convexlift.tasks.conditional import ConditionalDensity
 from convexlift.testing import check_convex, check_nonnegative
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from convexlift.data import chunks, describe, mean_loss, place, whole
+from convexlift.seeds import seed_of
 from convexlift.training import Sampler, Unpaired
-from convexlift.training.batches import Batches, chunks, describe, mean_loss, place, seed_of, whole
+from convexlift.training.batches import Batches
 
 
 def rows(n: int, d: int = 2) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from convexlift import files
 from convexlift.training import RunFolder, TrainingDiverged, fit, run_folder
 
 DATA = torch.randn(100, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([1.0, -2.0])
@@ -320,7 +321,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytes
     def refuse(*arguments: Any, **options: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(run_folder, "open", refuse, raising=False)
+    monkeypatch.setattr(files, "open", refuse, raising=False)
     with pytest.raises(
         PermissionError, match=f"cannot write {re.escape(str(tmp_path / 'config.json'))}: Permission"
     ):

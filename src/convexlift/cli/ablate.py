@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from convexlift.cli.compare import check_folder, items, rate, shown
-from convexlift.experiments.ablation import ablate as run_ablation
-from convexlift.experiments.ablation import effects_text
-from convexlift.experiments.report import write_report
+from convexlift.files import write_whole
 from convexlift.problems import FROM_FILES, NAMES
-from convexlift.saving import write_whole
+from convexlift.study.ablation import ablate as run_ablation
+from convexlift.study.ablation import effects_text
+from convexlift.study.report.page import write_report
 
 
 def ablate(

@@ -16,11 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from convexlift.cli.files import check_output_file
-from convexlift.experiments.arms import ARMS, DEFAULT_ARMS
-from convexlift.experiments.books import Event
-from convexlift.experiments.compare import compare as run_comparison
-from convexlift.experiments.report import read_result, write_report
-from convexlift.experiments.verdicts import (
+from convexlift.objectives import OBJECTIVES
+from convexlift.problems import FROM_FILES, NAMES
+from convexlift.problems.simulated.gallery import DENSITIES
+from convexlift.study.arms import ARMS, DEFAULT_ARMS
+from convexlift.study.comparison import compare as run_comparison
+from convexlift.study.outcomes import Event
+from convexlift.study.report.answers import (
     difference,
     interval_text,
     ranking,
@@ -29,9 +31,7 @@ from convexlift.experiments.verdicts import (
     short,
     verdicts,
 )
-from convexlift.objectives import OBJECTIVES
-from convexlift.problems import FROM_FILES, NAMES
-from convexlift.problems.gallery import DENSITIES
+from convexlift.study.report.page import read_result, write_report
 
 GALLERY = "gallery"
 

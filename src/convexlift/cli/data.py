@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from torch import Tensor
 
 from convexlift.problems import FROM_FILES, NAMES, problem
-from convexlift.problems.fetch import ARCHIVE, DOWNLOADS, Progress, fetch
+from convexlift.problems.published.fetch import ARCHIVE, DOWNLOADS, Progress, fetch
 
 app = typer.Typer(rich_markup_mode=None)
 

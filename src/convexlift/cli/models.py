@@ -12,7 +12,8 @@ import typer
 from torch import Tensor
 
 from convexlift import saving
-from convexlift.cli.files import check_output_file, read_table, write_table
+from convexlift.cli.files import check_output_file
+from convexlift.tables import read_table, write_table
 from convexlift.tasks import ConvexPotentialFlow, LogConcaveDensity
 
 # Rows scored at a time, so that a large table fits.

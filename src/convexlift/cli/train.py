@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from convexlift import saving
 from convexlift.architectures import ICNN
-from convexlift.cli.files import check_device, check_output_folder, check_training_table, read_table
-from convexlift.experiments.arms import ARMS
-from convexlift.experiments.charts import Line, Style, line_chart, robust_range, standalone
-from convexlift.experiments.densities import normalised
-from convexlift.experiments.density_chart import density_chart
+from convexlift.cli.files import check_device, check_output_folder, check_training_table
+from convexlift.files import write_whole
 from convexlift.mechanism import Recorder, probe_batches
 from convexlift.objectives import OBJECTIVES
+from convexlift.plots.density import density_chart
+from convexlift.plots.lines import Line, Style, line_chart, robust_range, standalone
+from convexlift.study.arms import ARMS
+from convexlift.study.scoring import normalised
+from convexlift.tables import read_table
 from convexlift.tasks import ConvexPotentialFlow, LogConcaveDensity
 from convexlift.tasks.density import check_outliers
 from convexlift.tasks.standardise import Standardiser, Whitener
@@ -300,7 +302,7 @@ def _train(kind: str, order: Order, build: Callable[[int], nn.Module], board: Pa
         },
     )
     name = "negative log-likelihood (nats)" if _is_likelihood(model) else "loss of the objective"
-    saving.write_whole(order.out / "loss.svg", loss_chart(history, name).encode())
+    write_whole(order.out / "loss.svg", loss_chart(history, name).encode())
     if kind == "density":
         _draw(frozen, train, names, order.out / "density.svg")
     within = f" ± {error:.4f}" if len(losses) > 1 else ""
@@ -369,7 +371,7 @@ def _is_likelihood(model: nn.Module) -> bool:
 def _draw(density: LogConcaveDensity, rows: Tensor, names: list[str], file: Path) -> None:
     """Write the chart of the density; the model is kept where it cannot be drawn."""
     try:
-        saving.write_whole(file, density_chart(density, rows.to(density.dtype), names).encode())
+        write_whole(file, density_chart(density, rows.to(density.dtype), names).encode())
     except RuntimeError as error:
         typer.echo(f"no {file.name}: {error}", err=True)
 
@@ -399,4 +401,4 @@ def _write_result(out: Path, found: dict[str, Any]) -> None:
     """Add to the result that ``fit`` wrote."""
     file = out / "result.json"
     result = {**json.loads(file.read_text(encoding="utf-8")), **found}
-    saving.write_whole(file, (json.dumps(result, indent=1) + "\n").encode())
+    write_whole(file, (json.dumps(result, indent=1) + "\n").encode())

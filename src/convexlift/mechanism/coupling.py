@@ -20,8 +20,8 @@ from convexlift.mechanism.observing import (
     recording,
     weight_sources,
 )
+from convexlift.seeds import seed_torch
 from convexlift.sources import Lift, WeightSource
-from convexlift.training.batches import seed_torch
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from convexlift.mechanism.observing import (
     recording,
     weight_sources,
 )
+from convexlift.seeds import seed_torch
 from convexlift.sources import Projected, WeightSource
-from convexlift.training.batches import seed_torch
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,10 @@ def _mean_correlation(units: Tensor) -> float | None:
     """The mean correlation of different columns of (N, h), constant ones left out."""
     centred = units.double() - units.double().mean(0)
     size = centred.norm(dim=0)
-    unit = centred[:, size > 0] / size[size > 0]
+    # A constant column differs from its mean by rounding, in the units' precision, or not at all.
+    rounding = torch.finfo(units.dtype).eps * units.double().norm(dim=0)
+    varies = size > 4 * rounding
+    unit = centred[:, varies] / size[varies]
     count = unit.shape[1]
     if count < 2:
         return None

@@ -10,14 +10,16 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.data import Data, Rows, place, whole
 from convexlift.mechanism.coupling import coupling
 from convexlift.mechanism.health import gradient_health
 from convexlift.mechanism.noise import emission_noise, step_amplification
 from convexlift.mechanism.observing import Loss, emissions, observing, weight_sources
 from convexlift.mechanism.shoulder import SHOULDER_SLOPE, speed
+from convexlift.seeds import seed_of
 from convexlift.sources import is_lifted
 from convexlift.tasks.task import evaluating
-from convexlift.training.batches import Batches, Data, Rows, place, seed_of, whole
+from convexlift.training.batches import Batches
 from convexlift.training.run import FitEvent
 
 _COUPLING_PERMUTATIONS = 199

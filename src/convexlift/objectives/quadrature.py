@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from convexlift.architectures import Potential
-from convexlift.integration import line, plane
+from convexlift.integration import line
+from convexlift.integration.plane import normaliser as plane
 from convexlift.objectives.objective import Objective, mean, share
 
 

@@ -1,17 +1,15 @@
 """Problems with fixed splits, their metrics, and what is known exactly about them."""
 
-from .baselines import gaussian_baseline, kernel_baseline
-from .catalogue import FROM_FILES, NAMES, problem
-from .images import draw_images
-from .latents import Latents, latents_of
-from .problem import Problem
+from convexlift.problems.baselines import gaussian_baseline, kernel_baseline
+from convexlift.problems.catalogue import FROM_FILES, NAMES, problem
+from convexlift.problems.images.latents import Latents, latents_of
+from convexlift.problems.problem import Problem
 
 __all__ = [
     "FROM_FILES",
     "NAMES",
     "Latents",
     "Problem",
-    "draw_images",
     "gaussian_baseline",
     "kernel_baseline",
     "latents_of",

@@ -8,9 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from convexlift.training.batches import whole
-
-from .problem import Problem
+from convexlift.data import whole
+from convexlift.problems.problem import Problem
 
 _KERNELS = 5_000  # training rows at most that carry a kernel
 _CHOOSING = 500  # validation rows at most by which the bandwidth is chosen

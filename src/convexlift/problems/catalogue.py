@@ -6,17 +6,17 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from .collider import collider
-from .digits import digits21
-from .gallery import DENSITIES, gallery_problem
-from .gas import gas
-from .hepmass import hepmass
-from .latents import LATENTS, latents_of, mnist_latents
-from .miniboone import miniboone
-from .power import power
-from .problem import Problem
-from .regression import regression_problem
-from .toys import TOYS, toy_problem
+from convexlift.problems.images.digits import digits21
+from convexlift.problems.images.latents import LATENTS, latents_of, mnist_latents
+from convexlift.problems.problem import Problem
+from convexlift.problems.published.gas import gas
+from convexlift.problems.published.hepmass import hepmass
+from convexlift.problems.published.miniboone import miniboone
+from convexlift.problems.published.power import power
+from convexlift.problems.simulated.collider import collider
+from convexlift.problems.simulated.gallery import DENSITIES, gallery_problem
+from convexlift.problems.simulated.regression import regression_problem
+from convexlift.problems.simulated.toys import TOYS, toy_problem
 
 REGRESSIONS = ("regression-square", "regression-logsumexp")
 FROM_FILES: dict[str, Callable[[str | Path | None], Problem]] = {

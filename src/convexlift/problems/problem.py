@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from convexlift.training.batches import Rows, Sampler
+from convexlift.data import Rows, Sampler
 
 # What every arm trains where a flow's rows are fitted by one log-concave density.
 DENSITY_ARCHITECTURE = {"hidden": (64, 64, 64), "strong_convexity": 0.1}

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from convexlift.architectures import PICNN, PartialPotential
 from convexlift.checks import check_draws
-from convexlift.integration.rays import ray_rule
-from convexlift.tasks import contexts
+from convexlift.integration.rays.rule import ray_rule
+from convexlift.tasks import conditional_integrals as contexts
 from convexlift.tasks.standardise import Standardiser
 from convexlift.tasks.task import (
     check_rows,

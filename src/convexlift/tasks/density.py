@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convexlift.architectures import ICNN, ConvICNN, Potential
 from convexlift.calculus.solve import invert_gradient
 from convexlift.checks import check_draws
-from convexlift.integration import line, plane
+from convexlift.integration import line
 from convexlift.integration.annealing import AnnealedNormaliser
 from convexlift.integration.annealing import log_normalizer as annealed
 from convexlift.integration.diagnostics import effective_sample_size
@@ -20,7 +20,8 @@ from convexlift.integration.gaussian import Gaussian, laplace
 from convexlift.integration.langevin import Draws, adapted
 from convexlift.integration.langevin import draw as run_chains
 from convexlift.integration.line import Normaliser
-from convexlift.integration.plane import PlaneNormaliser
+from convexlift.integration.plane import normaliser as plane
+from convexlift.integration.plane.normaliser import PlaneNormaliser
 from convexlift.objectives import Objective, objective_named
 from convexlift.tasks.region import CredibleRegion
 from convexlift.tasks.standardise import Standardiser, Whitener

@@ -1,6 +1,6 @@
 """Training of any module with a scalar loss."""
 
-from convexlift.training.batches import Sampler, Unpaired
+from convexlift.data import Sampler, Unpaired
 from convexlift.training.environment import environment
 from convexlift.training.fit import fit
 from convexlift.training.history import History

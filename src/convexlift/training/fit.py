@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from convexlift.training.batches import Batches, Data, check_alike, describe, prepare
+from convexlift.data import Data, check_alike, describe, prepare
+from convexlift.training.batches import Batches
 from convexlift.training.compilation import check_compiler
 from convexlift.training.history import History
 from convexlift.training.optimisation import OptimizerChoice, Schedule, parameter_groups

@@ -12,8 +12,10 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
+from convexlift.data import Data, Rows, mean_loss, whole
+from convexlift.seeds import seed_of, seed_torch
 from convexlift.training.averaging import Average
-from convexlift.training.batches import Batch, Batches, Data, Rows, mean_loss, seed_of, seed_torch, whole
+from convexlift.training.batches import Batch, Batches
 from convexlift.training.compilation import compiled
 from convexlift.training.environment import environment
 from convexlift.training.history import History

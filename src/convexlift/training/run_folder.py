@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
+
+from convexlift.files import cannot_write, write_json, write_whole
 
 FORMAT = "convexlift run 1"
 
@@ -44,12 +47,14 @@ class RunFolder:
             raise FileExistsError(f"{self.path} already holds a run; pass resume=True or another run_dir")
         if started:
             self._check_config(config)
+            for torn in self.path.glob(".*.part"):  # left by a kill in the middle of a write
+                torn.unlink(missing_ok=True)
             return self.read_state()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _cannot_write(self.path, error) from error
-        self._write_json("config.json", config)
+            raise cannot_write(self.path, error) from error
+        self._write("config.json", write_json, config)
         return None
 
     def read_state(self) -> State | None:
@@ -71,32 +76,25 @@ class RunFolder:
         """Complete a checkpoint: from here on the run resumes from this state."""
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, **state}, buffer)
-        self._replace("state.pt", buffer.getvalue())
+        self._write("state.pt", write_whole, buffer.getvalue())
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
-        path = self.path / "metrics.jsonl"
-        try:
-            with open(path, "ab") as file:
-                file.write(_line(record))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise _cannot_write(path, error) from error
+        self._write("metrics.jsonl", _append, _line(record))
 
     def write_metrics(self, records: list[dict[str, Any]]) -> None:
         """Replace `metrics.jsonl`, so that it ends where the checkpoint ends."""
-        self._replace("metrics.jsonl", b"".join(map(_line, records)))
+        self._write("metrics.jsonl", write_whole, b"".join(map(_line, records)))
 
     def write_model(self, state_dict: dict[str, Any], about: dict[str, Any]) -> None:
         """Write the tensors of a module's state, and what there is to say of it, to `model.safetensors`."""
         tensors = {k: v.detach().cpu() for k, v in state_dict.items() if isinstance(v, Tensor)}
         tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-        self._replace("model.safetensors", save(tensors, {CHECKPOINT: json.dumps(about)}))
+        self._write("model.safetensors", write_whole, save(tensors, {CHECKPOINT: json.dumps(about)}))
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`."""
-        self._write_json("result.json", result)
+        self._write("result.json", write_json, result)
 
     def _check_config(self, config: dict[str, Any]) -> None:
         path = self.path / "config.json"
@@ -113,41 +111,25 @@ class RunFolder:
                 was, now = _value(before, key), _value(config, key)
                 raise ValueError(f"cannot resume {self.path}: {key} was {was} and is now {now}")
 
-    def _write_json(self, name: str, value: dict[str, Any]) -> None:
-        self._replace(name, (json.dumps(value, indent=2) + "\n").encode())
-
-    def _replace(self, name: str, payload: bytes) -> None:
-        path, temporary = self.path / name, self.path / f".{name}.tmp"
+    def _write(self, name: str, write: Callable[[Path, Any], None], content: Any) -> None:
         try:
-            with open(temporary, "wb") as file:
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_folder(self.path)
+            write(self.path / name, content)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise _cannot_write(path, error) from error
+            raise OSError(error.errno, f"{error.strerror}; the last complete checkpoint stands") from error
 
 
-def _sync_folder(path: Path) -> None:
-    if os.name == "nt":
-        return  # a folder cannot be opened there, and the rename is journalled
-    folder = os.open(path, os.O_RDONLY)
+def _append(path: Path, line: bytes) -> None:
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        with open(path, "ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _line(record: dict[str, Any]) -> bytes:
     return (json.dumps(record) + "\n").encode()
-
-
-def _cannot_write(path: Path, error: OSError) -> OSError:
-    reason = error.strerror or str(error)
-    # The class is chosen by the number, so that a PermissionError stays one.
-    return OSError(error.errno, f"cannot write {path}: {reason}; the last complete checkpoint stands")
 
 
 def _value(config: dict[str, Any], key: str) -> str:

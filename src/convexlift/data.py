@@ -1,0 +1,195 @@
+"""Training data: rows, samplers, and the checks that they pass before anything is computed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from convexlift.checks import check_finite
+from convexlift.seeds import generator_of
+
+# What a loss receives, and what `initialise`, `settle` and `freeze` receive.
+Rows = Tensor | tuple[Tensor, ...]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Unpaired:
+    """Two samples whose rows do not belong together: each step draws independently from `xs` and from `xt`.
+
+    A loss receives the tuple (rows of xs, rows of xt).
+
+    Example:
+        >>> pair = Unpaired(torch.zeros(5, 2), torch.ones(7, 2))
+        >>> len(pair.xs), len(pair.xt)
+        (5, 7)
+    """
+
+    xs: Tensor
+    xt: Tensor
+
+
+@final
+class Sampler:
+    """Fresh rows at every step, from a function ``draw(n, generator)`` that returns n rows.
+
+    Args:
+        draw: returns an (n, ...) tensor, or a tuple of row-aligned ones, random through ``generator`` only.
+        seed: of the fixed draws; the draws of training depend on the seed of `fit`.
+
+    Example:
+        >>> normal = Sampler(lambda n, generator: torch.randn(n, 2, generator=generator))
+        >>> normal.fixed(5).shape, torch.equal(normal.fixed(5), normal.fixed(5))
+        (torch.Size([5, 2]), True)
+    """
+
+    def __init__(self, draw: Callable[[int, torch.Generator], Rows], *, seed: int = 0) -> None:
+        if not callable(draw):
+            raise TypeError(f"a Sampler needs a function draw(n, generator); got {type(draw).__name__}")
+        self._draw = draw
+        self.seed = seed
+        self._fixed: dict[int, Rows] = {}
+
+    def draw(self, n: int, generator: torch.Generator) -> Rows:
+        """Return n rows that depend on the generator's state only."""
+        rows = self._draw(n, generator)
+        if any(not isinstance(x, Tensor) or x.ndim == 0 or len(x) != n for x in _parts(rows)):
+            raise ValueError(f"draw(n, generator) must return n rows; asked for {n}, got {_shapes(rows)}")
+        return rows
+
+    def fixed(self, n: int = 20_000) -> Rows:
+        """Return the n rows that stand for this sampler's distribution: the same ones at every call."""
+        if n not in self._fixed:
+            self._fixed[n] = self.draw(n, generator_of(self.seed, "fixed"))
+        return self._fixed[n]
+
+
+Data = Tensor | tuple[Tensor, ...] | Unpaired | Sampler
+
+
+def whole(data: Data) -> Rows:
+    """Return all rows in the form of one batch: the pair of `Unpaired`, the fixed draws of a `Sampler`."""
+    if isinstance(data, Unpaired):
+        return data.xs, data.xt
+    return data.fixed() if isinstance(data, Sampler) else data
+
+
+def check_data(data: Data, name: str) -> Data:
+    """Return the data if `fit` can train on them, else raise with what is wrong and where.
+
+    Raises:
+        TypeError: neither a tensor, a tuple of tensors, `Unpaired` nor a `Sampler`; or not floating-point.
+        ValueError: no rows, rows that do not align, NaN or infinite entries.
+    """
+    if not isinstance(data, Tensor | tuple | Unpaired | Sampler):
+        raise TypeError(
+            f"{name} must be a tensor, a tuple of row-aligned tensors, Unpaired or a Sampler; "
+            f"got {type(data).__name__}"
+        )
+    parts = _parts(whole(data))
+    if not parts:
+        raise ValueError(f"{name} are an empty tuple")
+    for k, x in enumerate(parts):
+        label = name if len(parts) == 1 else f"{name} (tensor {k} of {len(parts)})"
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{label} must be a tensor; got {type(x).__name__}")
+        if not x.dtype.is_floating_point:
+            raise TypeError(f"{label} must be floating-point; got {str(x.dtype).removeprefix('torch.')}")
+        if x.ndim == 0:
+            raise ValueError(f"{label} must have rows; got a scalar tensor")
+        if x.numel() == 0:
+            raise ValueError(f"{label} are empty: shape {tuple(x.shape)}")
+        check_finite(x, name=label)
+    counts = [len(x) for x in parts]
+    if not isinstance(data, Unpaired) and len(set(counts)) > 1:
+        raise ValueError(f"{name} must have one row count; got {', '.join(map(str, counts))} rows")
+    return data
+
+
+def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype) -> Data:
+    """Return the data, checked as given and as cast, on a device and in a dtype."""
+    placed = place(check_data(data, name), device, dtype)
+    return check_data(placed, f"{name} in {str(dtype).removeprefix('torch.')}")
+
+
+def check_alike(data: Data, validation: Data) -> None:
+    """Raise ValueError unless the validation data have the form and the row shape of the training data."""
+    one, other = _parts(whole(data)), _parts(whole(validation))
+    if isinstance(data, Unpaired) != isinstance(validation, Unpaired) or len(one) != len(other):
+        raise ValueError("validation data must have the form of the training data")
+    for x, y in zip(one, other, strict=True):
+        if x.shape[1:] != y.shape[1:]:
+            raise ValueError(
+                f"validation rows have shape {tuple(y.shape[1:])}, training rows {tuple(x.shape[1:])}"
+            )
+
+
+def place(data: Data, device: torch.device, dtype: torch.dtype) -> Data:
+    """Return the data on a device, in a dtype; what a `Sampler` draws is moved as it comes."""
+    if isinstance(data, Unpaired):
+        return Unpaired(data.xs.to(device, dtype), data.xt.to(device, dtype))
+    if isinstance(data, Sampler):
+        if all(x.device == device and x.dtype == dtype for x in _parts(data.fixed())):
+            return data
+        return Sampler(lambda n, generator: _move(data.draw(n, generator), device, dtype), seed=data.seed)
+    return _move(data, device, dtype)
+
+
+def chunks(data: Data, size: int) -> Iterator[tuple[Rows, int]]:
+    """Yield the rows in order as (piece, number of rows); the two sides of `Unpaired` in one piece."""
+    rows = whole(data)
+    n = len(_first(rows))
+    if isinstance(data, Unpaired) or n <= size:
+        yield rows, n
+        return
+    for start in range(0, n, size):
+        piece = slice(start, start + size)
+        part = rows[piece] if isinstance(rows, Tensor) else tuple(x[piece] for x in rows)
+        yield part, min(size, n - start)
+
+
+def mean_loss(loss: Callable[[Rows], Tensor], data: Data, size: int) -> float:
+    """Return the mean over all rows of a loss that is itself a mean over rows, ``size`` rows at a time."""
+    with torch.no_grad():
+        parts = [(loss(piece).item() * n, n) for piece, n in chunks(data, size)]
+    return math.fsum(value for value, _ in parts) / sum(n for _, n in parts)
+
+
+def describe(data: Data) -> str:
+    """Return one line that tells data sets apart: the kind, the shapes and a digest of the bytes."""
+    digest = hashlib.sha256()
+    parts = _parts(whole(data))
+    for x in parts:
+        digest.update(x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    kind = type(data).__name__ if isinstance(data, Unpaired | Sampler) else "rows"
+    return f"{kind} {_shapes(parts)} {digest.hexdigest()[:16]}"
+
+
+def _move(rows: Rows, device: torch.device, dtype: torch.dtype) -> Rows:
+    if isinstance(rows, Tensor):
+        return rows.to(device, dtype)
+    return tuple(x.to(device, dtype) for x in rows)
+
+
+def _parts(rows: Rows) -> tuple[Tensor, ...]:
+    return rows if isinstance(rows, tuple) else (rows,)
+
+
+def _first(rows: Rows) -> Tensor:
+    return _parts(rows)[0]
+
+
+def _take(x: Tensor, indices: Tensor) -> Tensor:
+    return x[indices.to(x.device)]
+
+
+def _shapes(rows: Rows) -> str:
+    return ", ".join(
+        " x ".join(map(str, x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in _parts(rows)
+    )

@@ -1,0 +1,1 @@
+"""The integral of exp(-f) over the plane, with rigorous bounds."""

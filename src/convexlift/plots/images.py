@@ -1,0 +1,79 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+
+def draw_images(
+    real: Tensor,
+    reconstructed: Tensor,
+    sampled: Tensor | Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    columns: int = 12,
+) -> None:
+    """Write a figure of real images, their reconstructions below them, and sampled images.
+
+    Args:
+        real: (N, h, w), grey values in [0, 1]; white is 0.
+        reconstructed: (N, h, w), of the same images.
+        sampled: (M, h, w), or several of them by what their lines are called.
+        path: the file; its suffix (.png, .svg, .pdf) chooses the format.
+        columns: images in a line.
+
+    Raises:
+        ValueError: images of another shape, none, or fewer than one column.
+        ImportError: matplotlib is missing.
+
+    Example:
+        >>> import tempfile, torch
+        >>> images = torch.rand(3, 8, 8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     draw_images(images, images, images, f"{folder}/images.png")
+        ...     Path(folder, "images.png").is_file()
+        True
+    """
+    if columns < 1:
+        raise ValueError(f"a figure needs at least one column; got {columns}")
+    drawn = {"sampled": sampled} if isinstance(sampled, Tensor) else dict(sampled)
+    groups = {"real": real, "reconstructed": reconstructed, **drawn}
+    for name, images in groups.items():
+        if images.ndim != 3 or images.shape[1:] != real.shape[1:] or len(images) == 0:
+            size = ", ".join(map(str, real.shape[1:])) if real.ndim == 3 else "h, w"
+            raise ValueError(f"expected (N, {size}) {name} images, N > 0; got {tuple(images.shape)}")
+    if len(real) != len(reconstructed):
+        raise ValueError(
+            f"every real image needs its reconstruction; got {len(real)} and {len(reconstructed)} images"
+        )
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("draw_images needs matplotlib: pip install 'convexlift[plots]'") from error
+    # A line of real images stands directly above their reconstructions, so that the two are compared.
+    lines = [
+        line
+        for pair in zip(real.split(columns), reconstructed.split(columns), strict=True)
+        for line in zip(("real", "reconstructed"), pair, strict=True)
+    ]
+    lines += [(name, part) for name, images in drawn.items() for part in images.split(columns)]
+    width = min(columns, max(map(len, groups.values())))
+    figure = Figure(figsize=(1.7 + 0.6 * width, 0.6 * len(lines) + 0.2), dpi=150)
+    axes = figure.subplots(len(lines), width, squeeze=False)
+    figure.subplots_adjust(left=1.6 / (1.7 + 0.6 * width), right=0.99, top=0.98, bottom=0.02)
+    seen = ""
+    for row, (name, images) in enumerate(lines):
+        for column in range(width):
+            axes[row, column].set_axis_off()
+            if column < len(images):
+                pixels = images[column].detach().cpu().clamp(0, 1).numpy()
+                axes[row, column].imshow(pixels, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        if name != seen:  # several lines of samples are labelled once
+            axes[row, 0].text(
+                -0.15, 0.5, name, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=9
+            )
+        seen = name
+    figure.savefig(path)

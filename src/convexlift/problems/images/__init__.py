@@ -1,0 +1,1 @@
+"""Images: their files, an autoencoder, its latents."""

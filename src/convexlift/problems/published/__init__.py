@@ -1,0 +1,1 @@
+"""Tables that others have published, with the splits of the literature."""

@@ -1,0 +1,1 @@
+"""Problems that are simulated here, so that the truth is known."""

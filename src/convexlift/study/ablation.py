@@ -1,0 +1,269 @@
+"""Which ingredient of the lift matters: a comparison of the lift with each ingredient removed in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convexlift.files import write_json
+from convexlift.problems import problem as problem_named
+from convexlift.study.arms import ABLATION_ARMS, ALL_ARMS
+from convexlift.study.cells import Cell, Outcome, Setting, Subject, cell_path, read_outcome
+from convexlift.study.comparison import compare
+from convexlift.study.outcomes import Event
+from convexlift.study.protocol import FIXED_RATE, Budget, budget_for
+from convexlift.study.report.answers import (
+    complete,
+    difference,
+    interval,
+    interval_text,
+    is_clear,
+    score_text,
+    short,
+)
+from convexlift.study.statistics import paired_difference, summary
+
+REFERENCE = "lift"
+SIGNIFICANT = 0.05
+FLUCTUATION = "sigma_batch"
+MEASURES = (FLUCTUATION, "norm", "dwell", "occupancy")
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """Makes the problem of that name with the arms of an ablation, in whichever process asks."""
+
+    name: str
+    data: str | None = None
+
+    def __call__(self) -> Subject:
+        return problem_named(self.name, self.data), ALL_ARMS
+
+
+def ablate(
+    problem: str,
+    *,
+    optimizer: str = "adam",
+    budget: str | Budget = "quick",
+    rates: Sequence[float] | None = None,
+    seeds: int | None = None,
+    steps: int | None = None,
+    data: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    out: str | os.PathLike[str],
+    resume: bool = True,
+    progress: Callable[[Event], object] | None = None,
+) -> dict[str, Any]:
+    """Remove the lift's ingredients one at a time, and write `result.json` into the folder `out`.
+
+    A comparison under equal tuning, with the table at the one rate 0.001 beside it, of the full lift, the
+    lift without slack, with a constant in place of the summary, emitting from an independent batch, with
+    noise of the same mean and covariance in place of the batch, reading one fixed batch (as many parameters,
+    no randomness), softplus from the reference lift's scattered start, softplus, and projection. Along each
+    scored run the coupling Sigma_batch of weights and gradient is measured on fresh batches, and the stays on
+    the shoulder are followed. The effect of an ingredient is
+
+        (arm without it) - (full lift),
+
+    paired by seed, with a 95 % t-interval, for the test loss of the frozen model, tr Sigma_batch (its mean
+    over the measurements) and the dwell (the mean stay on the shoulder until the end, as a share of the run).
+
+    Args:
+        problem: a name known to `convexlift.problems.problem`.
+        optimizer: "adam" or "sgd" (momentum 0.9).
+        budget: "quick", "standard", "full", or a `Budget`.
+        rates: the grid, used as it is: it does not grow.
+        seeds: number of evaluation seeds, in place of the budget's.
+        steps: steps of a run, in place of the budget's.
+        data: the file that the problem reads.
+        jobs: cells at a time; see `compare`.
+        out: folder for `result.json` and `cells/`.
+        resume: use the finished cells in `out`, or run them all again.
+        progress: called with an `Event` after every cell.
+
+    Returns:
+        The result of `compare`, with the effects under "ablation".
+
+    Raises:
+        ValueError: an unknown name, or a setting that makes no sense.
+        OSError, RuntimeError, KeyboardInterrupt: as `compare`.
+
+    Example:
+        >>> import tempfile
+        >>> tiny = Budget("tiny", 2, 32, (0.01,), 1, 1, extensions=0, architecture=(("hidden", (4,)),))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = ablate("regression-square", budget=tiny, out=folder, jobs=1)
+        >>> effects = result["ablation"]["tuned"]
+        >>> effects["lift-constant"]["sigma_batch"]["mean"], effects["lift"]["sigma_batch"]["mean"] != 0
+        (0.0, True)
+    """
+    place = None if data is None else os.fspath(data)
+    make = Ablated(problem, place)
+    chosen = make()[0]
+    spend = budget_for(chosen.task, budget, chosen.dim) if isinstance(budget, str) else budget
+    changes: dict[str, Any] = {"optimizer": optimizer, "traced": True}
+    if rates is not None:
+        changes["rates"] = tuple(sorted(set(map(float, rates))))
+    if seeds is not None:
+        changes["evaluation_seeds"] = seeds
+    if steps is not None:
+        changes["steps"] = steps
+    spend = dataclasses.replace(spend, **changes)
+    result = compare(
+        arms=ABLATION_ARMS,
+        rates=None if rates is None else spend.rates,
+        budget=spend,
+        jobs=jobs,
+        out=out,
+        resume=resume,
+        fixed_rate=True,
+        own=make,
+        progress=progress,
+    )
+    cells = Path(out) / "cells"
+    tuned = {name: arm["lr"] for name, arm in result["arms"].items()}
+    common = dict.fromkeys(result["fixed_rate"]["arms"], FIXED_RATE)
+    setting = Setting(make, spend)
+    result["ablation"] = {
+        "reference": REFERENCE,
+        "tuned": _effects(result, _outcomes(cells, setting, tuned)),
+        "fixed_rate": _effects(result["fixed_rate"], _outcomes(cells, setting, common)),
+    }
+    command = ["convexlift ablate", problem, "--optimizer", optimizer, "--budget", spend.name]
+    command += ["--rates", *(f"{rate:g}" for rate in spend.rates)] if rates is not None else []
+    command += ["--seeds", str(seeds)] if seeds is not None else []
+    command += ["--steps", str(steps)] if steps is not None else []
+    command += ["--data", place] if place is not None else []
+    result["protocol"]["command"] = " ".join(command)
+    write_json(Path(out) / "result.json", result)
+    return result
+
+
+def effects_table(result: dict[str, Any], section: str = "tuned") -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of effects, under "tuned" or at the "fixed_rate"; lowest loss first.
+
+    Intervals that leave out zero are starred; the number of permutation tests that found a coupling at the
+    5 % level stands with the number of tests.
+    """
+    scores = result if section == "tuned" else result["fixed_rate"]
+    effects = result["ablation"][section]
+    head = ["trained by", "rate", "test loss", "minus lift (95 %)", "tr Σ_batch", "minus lift (95 %)"]
+    head += ["tests p ≤ 0.05", "dwell", "minus lift (95 %)"]
+    rows = []
+    for name in complete(scores):
+        arm, effect = scores["arms"][name], effects[name]
+        loss = difference(scores, name, REFERENCE) if name != REFERENCE else None
+        rate = scores.get("lr") if section == "fixed_rate" else arm["lr"]
+        rows.append(
+            [
+                name,
+                "–" if rate is None else f"{rate:g}",
+                score_text(arm["test"]),
+                _text(loss),
+                _score(effect[FLUCTUATION]),
+                _text(effect[f"{FLUCTUATION}_minus_{REFERENCE}"]),
+                f"{effect['significant']} of {effect['tests']}" if effect["tests"] else "–",
+                _score(effect["dwell"]),
+                _text(effect[f"dwell_minus_{REFERENCE}"]),
+            ]
+        )
+    return head, rows
+
+
+def effects_text(result: dict[str, Any]) -> str:
+    """Both tables of effects, as Markdown."""
+    protocol = result["protocol"]
+    about = (
+        f"# Ablation of the lift on {result['problem']}\n\n"
+        f"{protocol['optimizer']}, {protocol['steps']} steps, {len(protocol['evaluation_seeds'])} seeds; "
+        f"the loss is {result['metric']} of the frozen model. A star: the interval leaves out zero."
+    )
+    parts = [about]
+    for section, title in (("tuned", "Each arm at its own best rate"), ("fixed_rate", "All at rate 0.001")):
+        head, rows = effects_table(result, section)
+        lines = [head, ["---"] * len(head), *rows]
+        parts.append(f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _outcomes(folder: Path, setting: Setting, rates: Mapping[str, float | None]) -> dict[str, list[Outcome]]:
+    """The evaluation outcomes of every arm at its rate, by seed; an empty one where there is none."""
+    spend = setting.budget
+    return {
+        name: [
+            read_outcome(cell_path(folder, setting, Cell(name, rate, seed, spend.steps))) or {}
+            for seed in range(spend.evaluation_seeds)
+        ]
+        if rate is not None
+        else []
+        for name, rate in rates.items()
+    }
+
+
+def _effects(section: Mapping[str, Any], outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
+    """What each arm shows, and its difference from the full lift over the seeds that both have."""
+    seen = {name: [_measured(outcome) for outcome in found] for name, found in outcomes.items()}
+    effects = {}
+    for name, by_seed in seen.items():
+        told: dict[str, Any] = {}
+        for key in MEASURES:
+            told[key] = summary([measured.get(key) for measured in by_seed])
+            pairs = [
+                (one[key], other[key])
+                for one, other in zip(by_seed, seen.get(REFERENCE, []), strict=False)
+                if one.get(key) is not None and other.get(key) is not None
+            ]
+            told[f"{key}_minus_{REFERENCE}"] = (
+                paired_difference([a for a, _ in pairs], [b for _, b in pairs])
+                if pairs and name != REFERENCE
+                else None
+            )
+        p_values = [p for measured in by_seed for p in measured.get("p_values", [])]
+        told["significant"] = sum(p <= SIGNIFICANT for p in p_values)
+        told["tests"] = len(p_values)
+        told["along"] = [measured.get("along") for measured in by_seed]
+        told["test"] = section["arms"][name]["test"]
+        effects[name] = told
+    return effects
+
+
+def _measured(outcome: Outcome) -> dict[str, Any]:
+    """The figures of one traced run; empty for one that diverged or failed."""
+    trace = outcome.get("trace")
+    if not trace:
+        return {}
+    along = trace["coupling"]
+    read = [point for point in along if point["norm"] > 0]  # where a batch was read at all
+    return {
+        FLUCTUATION: sum(point["trace"] for point in along) / len(along),
+        "norm": sum(point["norm"] for point in along) / len(along),
+        "dwell": trace["dwell"],
+        "occupancy": trace["occupancy"],
+        "p_values": [point["p_value"] for point in read],
+        "along": along,
+    }
+
+
+def _score(score: Mapping[str, Any]) -> str:
+    """Mean ± standard error with two significant digits; a dash where there is none, 0 where all are."""
+    mean, error = score["mean"], score["sem"]
+    if mean is None:
+        return "–"
+    if mean == 0 and not error:
+        return "0"
+    return f"{short(mean)} ± {short(error)}" if error else short(mean)
+
+
+def _text(found: Mapping[str, Any] | None) -> str:
+    if found is None or found.get("mean") is None:
+        return ""
+    bounds = interval(dict(found))
+    if bounds is not None and bounds[1] - bounds[0] < 1e-3:  # small figures need exponents
+        text = f"{short(found['mean'])} ({short(bounds[0])} to {short(bounds[1])})"
+    else:
+        text = interval_text(dict(found))
+    return f"{text}*" if is_clear(dict(found)) else text

@@ -1,0 +1,1 @@
+"""The page of a comparison: answers in sentences, tables and figures."""

@@ -1,0 +1,386 @@
+"""What a comparison says: its figures as text, and one plain sentence for each question of a reader."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from convexlift.mechanism import DETERMINISTIC_BELOW
+from convexlift.study.statistics import paired_difference
+
+Result = dict[str, Any]
+
+
+def verdicts(result: Result) -> list[tuple[str, str]]:
+    """Questions a reader asks of a comparison, each with a plain sentence or two as the answer."""
+    if not ranking(result):
+        return [("Which arm reached the lowest loss?", "None: every arm failed.")]
+    answers = [
+        ("Which arm reached the lowest loss, each at its own best rate?", _lowest(result)),
+        ("Is that so at half the budget and at equal training time?", _other_budgets(result)),
+        ("Did every arm have its best rate?", _edges(result)),
+        ("Did the lift help?", _lift_helps(result)),
+        ("What does it cost?", _cost(result)),
+        ("And at one common rate?", _common_rate(result)),
+        ("Was the lift random in effect?", _noise(result)),
+        ("How well are the densities normalised?", _normalised(result)),
+        ("What do the baselines reach?", _baselines(result)),
+    ]
+    return [(question, answer) for question, answer in answers if answer]
+
+
+# Differences and rankings.
+
+
+def ranking(section: Result, score: str = "test") -> list[str]:
+    """Names of the arms that have a mean, lowest loss first."""
+    means = {name: finite((arm.get(score) or {}).get("mean")) for name, arm in section["arms"].items()}
+    return [name for mean, name in sorted((mean, name) for name, mean in means.items() if mean is not None)]
+
+
+def complete(section: Result) -> list[str]:
+    """Names of all arms: the ranking, then those without a mean."""
+    order = ranking(section)
+    return [*order, *(name for name in section["arms"] if name not in order)]
+
+
+def reference_arm(section: Result) -> str | None:
+    """The arm that differences are taken against: the lift, or the best arm where no lift finished."""
+    order = ranking(section)
+    return "lift" if "lift" in order else order[0] if order else None
+
+
+def difference(section: Result, first: str, second: str, score: str = "test") -> dict[str, Any] | None:
+    """The paired difference first minus second of a loss (negative: first is better).
+
+    Taken from the section's ``pairs`` where it is recorded, in either direction, else computed over common
+    seeds; None where there are none.
+    """
+    pairs = section.get("pairs") or {} if score == "test" else {}
+    for key, sign in ((f"{first}-{second}", 1), (f"{second}-{first}", -1)):
+        if finite((pairs.get(key) or {}).get("mean")) is not None:
+            return pairs[key] if sign == 1 else _reversed(pairs[key])
+    seeds = [(section["arms"][name].get(score) or {}).get("per_seed") or [] for name in (first, second)]
+    both = [(a, b) for a, b in zip(*seeds, strict=False) if finite(a) is not None and finite(b) is not None]
+    return paired_difference([a for a, _ in both], [b for _, b in both]) if both else None
+
+
+def interval(found: Result, key: str = "ci95") -> tuple[float, float] | None:
+    """The interval of a difference over seeds, or with "rows_ci95" over test rows; None if there is none."""
+    low, high = (finite(bound) for bound in found.get(key) or (None, None))
+    return None if low is None or high is None else (low, high)
+
+
+def is_clear(found: Result | None) -> bool:
+    """Whether the interval over seeds, and that over test rows if there is one, lie on one side of zero."""
+    if found is None or (over_seeds := interval(found)) is None:
+        return False
+    both = [over_seeds, interval(found, "rows_ci95") or over_seeds]
+    return all(low > 0 for low, _ in both) or all(high < 0 for _, high in both)
+
+
+def tied_with_best(section: Result) -> list[str]:
+    """The best arm and every arm that is not clearly above it, lowest mean first."""
+    order = ranking(section)
+    return [name for name in order if name == order[0] or not is_clear(difference(section, order[0], name))]
+
+
+def _reversed(found: Result) -> Result:
+    turned = {**found, "mean": -found["mean"]}
+    for key in ("ci95", "rows_ci95"):
+        bounds = interval(found, key)
+        turned[key] = None if bounds is None else [-bounds[1], -bounds[0]]
+    return turned
+
+
+# Figures as text.
+
+
+def finite(value: Any) -> float | None:
+    """The value as a float, or None where it is missing or not finite."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def short(value: Any, digits: int = 2) -> str:
+    """A few significant digits, without exponents between 0.0001 and a million.
+
+    >>> short(0.03125), short(-12.34, 3), short(None)
+    ('0.031', '−12.3', '–')
+    """
+    number = finite(value)
+    if number is None:
+        return "–"
+    if number == 0:
+        return "0"
+    if not 1e-4 <= abs(number) < 1e6:
+        return f"{number:.{digits - 1}e}".replace("-", "−")
+    return _fixed(number, max(digits - 1 - math.floor(math.log10(abs(number))), 0))
+
+
+def score_text(score: Result | None) -> str:
+    """Mean and standard error; the mean alone for a single seed.
+
+    >>> score_text({"mean": 22.41378, "sem": 0.0213}), score_text({"mean": None})
+    ('22.414 ± 0.021', 'failed')
+    """
+    if not score or finite(score.get("mean")) is None:
+        return "failed"
+    error = finite(score.get("sem"))
+    if not error:
+        return short(score["mean"], 5)
+    return f"{_fixed(score['mean'], _decimals(error))} ± {_fixed(error, _decimals(error))}"
+
+
+def interval_text(found: Result) -> str:
+    """A difference with its interval over seeds.
+
+    >>> interval_text({"mean": 0.1234, "ci95": [0.05, 0.19]}), interval_text({"mean": 0.1234, "ci95": None})
+    ('0.123 (0.050 to 0.190)', '0.123 (no interval)')
+    """
+    bounds = interval(found)
+    if bounds is None:
+        return f"{short(found['mean'], 3)} (no interval)"
+    decimals = _interval_decimals(bounds)
+    return f"{_fixed(found['mean'], decimals)} ({_range(bounds, decimals)})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours.
+
+    >>> duration(42), duration(540), duration(9000)
+    ('42 s', '9 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    >>> listed(["lift", "softplus", "squared"])
+    'lift, softplus and squared'
+    """
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _fixed(value: float, decimals: int) -> str:
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def _decimals(error: float) -> int:
+    """Decimals that show two significant digits of an error."""
+    return min(max(1 - math.floor(math.log10(error)), 0), 6) if error > 0 else 3
+
+
+def _interval_decimals(bounds: tuple[float, float]) -> int:
+    return _decimals((bounds[1] - bounds[0]) / 2)
+
+
+def _range(bounds: tuple[float, float], decimals: int) -> str:
+    return f"{_fixed(bounds[0], decimals)} to {_fixed(bounds[1], decimals)}"
+
+
+def _above(found: Result, unit: str) -> str:
+    """``0.12 nats above it (95 % interval 0.05 to 0.19 over 5 seeds, 0.04 to 0.20 over test rows)``."""
+    bounds = interval(found)
+    if bounds is None:
+        return f"{short(found['mean'], 3)}{unit} above it (no interval)"
+    decimals = _interval_decimals(bounds)
+    rows = interval(found, "rows_ci95")
+    also = f", {_range(rows, decimals)} over test rows" if rows else ""
+    over = f"95 % interval {_range(bounds, decimals)} over {found.get('n')} seeds{also}"
+    return f"{_fixed(found['mean'], decimals)}{unit} above it ({over})"
+
+
+def unit_of(result: Result) -> str:
+    """The unit that the metric names in brackets, after a space."""
+    metric = str(result.get("metric", ""))
+    return f" {metric.rsplit('(', 1)[1].rstrip(')')}" if metric.endswith(")") and "(" in metric else ""
+
+
+# The answers.
+
+
+def _lowest(result: Result) -> str:
+    unranked = [name for name in result["arms"] if name not in ranking(result)]
+    left_out = f" Not ranked, for seeds that diverged or failed: {listed(unranked)}." if unranked else ""
+    return _lowest_ranked(result) + left_out
+
+
+def _lowest_ranked(result: Result) -> str:
+    order, tied, unit = ranking(result), tied_with_best(result), unit_of(result)
+    best = order[0]
+    loss = f"{score_text(result['arms'][best]['test'])}{unit}"
+    if len(order) == 1:
+        return f"Only {best} finished, at {loss}."
+    second = difference(result, order[1], best)
+    if second is None or interval(second) is None:
+        return f"{best} has the lowest loss, {loss}, but one seed gives no interval: this is no verdict."
+    behind = f"the next, {order[1]}, is {_above(second, unit)}"
+    if len(tied) == 1:
+        lasting = ranking(result, "half_budget")[:1] == [best]
+        return f"{best} reached the lowest {'final loss' if lasting else 'loss'}: {loss}; {behind}."
+    mean = f"The lowest mean is {best} at {loss}; {behind}."
+    if len(tied) == len(order) > 2:
+        return f"A tie: no arm is clearly below the others. {mean}"
+    beaten = [name for name in order if name not in tied]
+    rest = f"; {best} is clearly below {listed(beaten)}" if beaten else ""
+    return f"A tie between {listed(tied)}{rest}. {mean}"
+
+
+def _other_budgets(result: Result) -> str:
+    best = ranking(result)[0]
+    told, same = [], []
+    for key, name in (("half_budget", "half the steps"), ("equal_seconds", "equal training time")):
+        order = ranking(result, key)
+        if order and best not in order:
+            told.append(f"At {name} {best} has no mean: seeds diverged or failed.")
+        elif len(order) > 1 and order[0] == best:
+            same.append(name)
+        elif len(order) > 1:
+            how = "clearly" if is_clear(difference(result, order[0], best, key)) else "within the interval"
+            told.append(f"At {name} {order[0]} has the lowest mean ({how}).")
+    if same:
+        told.insert(0, f"{best} has the lowest mean at {listed(same)} too.")
+    half = ranking(result, "half_budget")
+    if half and half[0] != best and len(tied_with_best(result)) == 1:
+        told.append("The ranking depends on the budget, so no arm can be said to end lower.")
+    return " ".join(told)
+
+
+def _edges(result: Result) -> str:
+    """Said only where the grid of rates ended too early."""
+    edges = (result.get("protocol") or {}).get("on_edge") or {}
+    sides = {side: [name for name in edges if edges[name] == side] for side in ("lowest", "highest")}
+    told = [
+        f"{'every arm' if len(names) == len(result['arms']) else listed(names)} did best at the {side} rate"
+        for side, names in sides.items()
+        if names
+    ]
+    return f"Not surely: {' and '.join(told)} tried, so another rate may do better." if told else ""
+
+
+def _lift_helps(result: Result) -> str:
+    order, unit = ranking(result), unit_of(result)
+    if "lift" not in order:
+        return ""
+    better, worse, equal = [], [], []
+    for name in order:
+        found = None if name == "lift" else difference(result, name, "lift")
+        if found is None:
+            continue
+        if not is_clear(found):
+            equal.append(name)
+        elif found["mean"] > 0:
+            better.append(f"{name} by {interval_text(found)}")
+        else:
+            worse.append(f"{name} by {interval_text(_reversed(found))}")
+    parts = [f"{how} {listed(names)}{unit}" for how, names in (("below", better), ("above", worse)) if names]
+    parts += [f"tied with {listed(equal)}"] if equal else []
+    if not parts:
+        return ""
+    if not better and not worse:
+        return f"Not clearly: it is {parts[0]}."
+    word = "No" if not better else "In part" if worse or equal else "Yes"
+    return f"{word}: it is {'; '.join(parts)}."
+
+
+def _cost(result: Result) -> str:
+    order = ranking(result)
+    arms = {name: result["arms"][name] for name in order}
+    times = {name: time for name, arm in arms.items() if (time := finite(arm.get("ms_per_step")))}
+    if not times:
+        return ""
+    base = "softplus" if "softplus" in times else min(times, key=lambda name: times[name])
+    told = []
+    for name in dict.fromkeys(name for name in (base, "lift", order[0]) if name in times):
+        ratio = "" if name == base else f" ({times[name] / times[base]:.2f} times {base})"
+        size = arms[name].get("parameters")
+        trains = f" and trains {int(size):,} parameters" if size else ""
+        told.append(f"{name} takes {short(times[name], 3)} ms a step{ratio}{trains}")
+    same = " Once frozen, every arm is the same plain network." if len(told) > 1 else ""
+    return f"{'; '.join(told)}.{same}"
+
+
+def _common_rate(result: Result) -> str:
+    section = result.get("fixed_rate") or {}
+    order = ranking(section) if section.get("arms") else []
+    if len(order) < 2:
+        return ""
+    best, tied, unit = order[0], tied_with_best(section), unit_of(result)
+    loss = f"{score_text(section['arms'][best]['test'])}{unit}"
+    who = f"{listed(tied)} tie, with the lowest mean {best}'s" if len(tied) > 1 else f"{best} is the lowest,"
+    nearest = difference(section, order[1], best)
+    behind = f"; the next, {order[1]}, is {_above(nearest, unit)}" if nearest else ""
+    return (
+        f"At {short(section.get('lr'), 1)} {who} {loss}{behind}. "
+        "One common rate favours the arms that it happens to suit, so this is not the verdict."
+    )
+
+
+def _noise(result: Result) -> str:
+    told = []
+    for name, arm in result["arms"].items():
+        noise = arm.get("emission_noise") or {}
+        phases = {at: value for at in ("start", "middle") if (value := finite(noise.get(at))) is not None}
+        if not phases:
+            continue
+        levels = listed([f"{short(100 * value)} % at the {at}" for at, value in phases.items()])
+        silent = [at for at, value in phases.items() if value < DETERMINISTIC_BELOW]
+        if not silent:
+            told.append(
+                f"{name}: yes. Its weights vary from batch to batch by {levels} (median over weights)."
+            )
+        elif len(silent) == len(phases):
+            told.append(
+                f"{name}: no. Its emission noise ({levels}) is below 0.1 %: deterministic in effect, so "
+                "whatever it gains does not come from the batch."
+            )
+        else:
+            told.append(
+                f"{name}: only at the {'middle' if silent == ['start'] else 'start'}. Its weights vary from "
+                f"batch to batch by {levels}; below 0.1 % it is deterministic in effect."
+            )
+    return " ".join(told)
+
+
+def _normalised(result: Result) -> str:
+    """The worst log Z, and the draws that training went by; "" but for multivariate densities."""
+
+    def by_seed(key: str) -> list[tuple[float, str]]:
+        return [
+            (value, name)
+            for name in ranking(result)
+            for seed in ((result["arms"][name].get("metrics") or {}).get(key) or {}).get("per_seed") or []
+            if (value := finite(seed)) is not None
+        ]
+
+    errors, shares = by_seed("log_z_error"), by_seed("training_share")
+    if not errors:
+        return ""
+    worst, name = max(errors)
+    kind = "a standard error" if by_seed("log_z_share") else "a bound"
+    told = f"log Z is known to ± {short(worst)} nats at worst ({name}; {kind})."
+    if shares:
+        least, name = min(shares)
+        told += (
+            f" The draws of training ended worth at least {short(100 * least)} % of their number ({name})."
+        )
+    return told
+
+
+def _baselines(result: Result) -> str:
+    unit, best = unit_of(result), ranking(result)[0]
+    mean = result["arms"][best]["test"]["mean"]
+    told = []
+    for name, fact in (result.get("facts") or {}).items():
+        value = finite(fact)
+        if value is None:
+            continue
+        label = name.replace("_", " ")
+        gap = f"{best} is {short(abs(value - mean), 3)} {'below' if mean < value else 'above'} it"
+        beside = "" if "entropy" in name else f" ({gap})"
+        told.append(f"{label[0].upper()}{label[1:]}: {short(value, 4)}{unit}{beside}")
+    return f"{'; '.join(told)}." if told else ""

@@ -1,0 +1,51 @@
+"""What a training step of every arm costs, measured side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+
+import torch
+
+from convexlift.data import place
+from convexlift.seeds import one_thread
+from convexlift.study.arms import build
+from convexlift.study.cells import Setting, subject
+from convexlift.training.run import Run
+from convexlift.training.settings import Settings
+
+WARM_UP, ROUNDS = 5, 31
+# Any rate will do: time does not depend on it, and a small one cannot diverge.
+_RATE = 1e-4
+
+
+def step_times(setting: Setting, arms: Iterable[str]) -> dict[str, float]:
+    """Median milliseconds of one training step of each arm, taken in turn (A B C A B C ...) with one thread.
+
+    Whatever else the machine does then slows all arms alike, which the cells of a comparison, trained at
+    different times, cannot promise.
+
+    Example:
+        >>> from convexlift.study.cells import Named
+        >>> from convexlift.study.protocol import budget_for
+        >>> setting = Setting(Named("logistic"), budget_for("density", "quick"))
+        >>> times = step_times(setting, ["softplus", "lift"])
+        >>> sorted(times), min(times.values()) > 0
+        (['lift', 'softplus'], True)
+    """
+    chosen, known, _ = subject(setting)
+    budget, device = setting.budget, torch.device(setting.device)
+    steps = WARM_UP + ROUNDS
+    settings = Settings(
+        steps, budget.batch_size, budget.optimizer, _RATE, "constant", budget.clip, None, steps, seed=0
+    )
+    with one_thread(), torch.random.fork_rng():
+        runs = {}
+        for arm in dict.fromkeys(arms):
+            task = build(chosen, arm, seed=0, arms=known).to(device)
+            dtype = next(p.dtype for p in task.parameters() if p.is_floating_point())
+            runs[arm] = Run(task, place(chosen.train, device, dtype), None, settings, (), None, None)
+        for _ in range(steps):
+            for run in runs.values():
+                run.train_step()
+    return {arm: 1000 * statistics.median(run.durations[WARM_UP:]) for arm, run in runs.items()}
