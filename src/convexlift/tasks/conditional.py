@@ -15,6 +15,7 @@ from convexlift.integration.rays.rule import ray_rule
 from convexlift.tasks import conditional_integrals as contexts
 from convexlift.tasks.standardise import Standardiser
 from convexlift.tasks.task import (
+    Task,
     check_rows,
     evaluating,
     in_float64,
@@ -51,7 +52,7 @@ class ConditionalNormaliser:
 
 
 @final
-class ConditionalDensity(nn.Module):
+class ConditionalDensity(Task):
     """The density p(x | c) = exp(-f(t; e)) / (Z(e) scale), t and e the standardised x and c, f convex in t.
 
     Trained on pairs (x, c) by one of two objectives:
@@ -93,6 +94,8 @@ class ConditionalDensity(nn.Module):
         >>> density.sample(7, c, seed=0).shape
         torch.Size([50, 7, 1])
     """
+
+    standardiser: Standardiser
 
     def __init__(self, block: nn.Module, objective: str = "score") -> None:
         super().__init__()

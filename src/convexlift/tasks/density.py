@@ -26,6 +26,7 @@ from convexlift.objectives import Objective, objective_named
 from convexlift.tasks.region import CredibleRegion
 from convexlift.tasks.standardise import Standardiser, Whitener
 from convexlift.tasks.task import (
+    Task,
     check_block,
     check_rows,
     emit,
@@ -50,7 +51,7 @@ _WIDTH_ROWS = 100_000
 _REGION_POINTS = 20_480
 
 
-class LogConcaveDensity(nn.Module):
+class LogConcaveDensity(Task):
     """The density p(x) = exp(-f(t)) / Z |dt/dx|, t the standardised x, f convex, Z = integral of exp(-f).
 
     t = (x - mean) / scale in one dimension; above, t = L^-1 (x - mean) with L L' the covariance of the
@@ -276,12 +277,16 @@ class LogConcaveDensity(nn.Module):
             if len(weights) and average == 0:
                 raise ValueError("every weight is zero")
             x, weights = x[weights > 0], weights[weights > 0]
-        check_outliers(x)
+        self.check_entries(x)
         start = self.standardiser.fit(x, weights)(start_rows(x))
         self.mean_weight.fill_(average)
         with evaluating(self):
             initialise_block(self.block, start)
             self.objective.initialise(emit(self.block, start), start)
+
+    def check_entries(self, rows: Tensor) -> None:
+        """Refuse entries that no log-concave density would have beside the others."""
+        check_outliers(rows)
 
     @torch.no_grad()
     def freeze(self, data: Rows | None = None) -> LogConcaveDensity:

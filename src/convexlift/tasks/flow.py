@@ -20,6 +20,7 @@ from convexlift.checks import check_draws, check_samples, may_branch, name_rows
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import Standardiser
 from convexlift.tasks.task import (
+    Task,
     check_block,
     check_rows,
     emit,
@@ -86,7 +87,7 @@ class ActNorm(nn.Module):
         return self.log_scale.sum()
 
 
-class ConvexPotentialFlow(nn.Module):
+class ConvexPotentialFlow(Task):
     """A density by change of variables through gradients of strongly convex potentials.
 
         z = T(x),  T = norm_K o grad f_K o norm_{K-1} o ... o grad f_1 o norm_0 o standardise,
@@ -130,6 +131,8 @@ class ConvexPotentialFlow(nn.Module):
         ...
         ValueError: expected (N, 2) samples; got (100, 1)
     """
+
+    standardiser: Standardiser
 
     def __init__(
         self, blocks: Iterable[nn.Module], *, logdet: Method | None = None, chunk: int | None = None

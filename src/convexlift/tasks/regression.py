@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from convexlift.sources import Centred
 from convexlift.tasks.standardise import Standardiser
 from convexlift.tasks.task import (
+    Task,
     check_block,
     check_rows,
     emit,
@@ -30,7 +31,7 @@ Rows = Tensor | tuple[Tensor, Tensor]
 _MOMENTUM = 0.5
 
 
-class ConvexRegression(nn.Module):
+class ConvexRegression(Task):
     """The convex function that is closest to y in mean square.
 
         y ~ mean_y + scale_y (f((x - mean_x) / scale_x) + c),
@@ -60,6 +61,7 @@ class ConvexRegression(nn.Module):
         (torch.Size([50]), torch.Size([]))
     """
 
+    standardiser: Standardiser
     level: Tensor | None
 
     def __init__(self, block: nn.Module) -> None:

@@ -1,8 +1,9 @@
-"""What the tasks share: checks of their blocks and batches, and passes over whole data sets."""
+"""What the tasks share: their frame, checks of blocks and batches, and passes over whole data sets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from convexlift.architectures import ICNN, ConvICNN, PartialPotential, Potential
 from convexlift.checks import check_finite, check_samples, may_branch
 from convexlift.sources import is_lifted
+from convexlift.tasks.standardise import Standardiser, Whitener
 
 P = TypeVar("P", Potential, PartialPotential)
 
@@ -21,6 +23,58 @@ _CHUNK = 16_384
 # Norms and lifts start from at most this many training rows, so that a lift's initial summary is that of
 # exactly the rows its first weights are used on.
 _START_ROWS = 4096
+
+
+class Task(nn.Module):
+    """A loss on potentials, over rows that a standardiser brings to one scale.
+
+    Attributes:
+        dim: d, the number of columns of samples or inputs.
+        standardiser: of these columns, fitted by ``initialise``.
+    """
+
+    dim: int
+    standardiser: Standardiser | Whitener
+
+    @torch.no_grad()
+    def preflight(self, rows: Tensor, names: Sequence[str] | None = None) -> None:
+        """Refuse rows (N, d) that the task cannot start from; nothing is changed.
+
+        For whoever writes something before training begins. Rows and columns are numbered as given: check a
+        whole table, and once more the rows of it to train on. ``initialise`` checks its own rows.
+
+        Args:
+            rows: samples or inputs, of any floating dtype.
+            names: of the columns, for messages; a constant column goes by its number without them.
+
+        Raises:
+            ValueError: rows of another width or with NaN or infinite entries, fewer than two, a constant
+                column, and whatever else ``initialise`` refuses.
+            TypeError: not a tensor of floating-point numbers.
+
+        Example:
+            >>> import convexlift as cl
+            >>> flow = cl.ConvexPotentialFlow([cl.ICNN(2, hidden=(8,))])
+            >>> flow.preflight(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), ["a", "b"])
+            Traceback (most recent call last):
+            ...
+            ValueError: column 'b' is constant (every value is 2)
+        """
+        name = self.standardiser.name
+        check_finite(check_samples(rows, self.dim, name=name), name=name)
+        if len(rows) < 2:
+            count = "one row" if len(rows) else "no rows"
+            raise ValueError(f"the table has {count}; training needs at least two")
+        constant = (rows == rows[0]).all(0)
+        if bool(constant.any()):
+            column = int(constant.nonzero()[0])
+            called = column if names is None else f"'{names[column]}'"
+            raise ValueError(f"column {called} is constant (every value is {float(rows[0, column]):g})")
+        self.check_entries(rows)
+        copy.deepcopy(self.standardiser).fit(rows)
+
+    def check_entries(self, rows: Tensor) -> None:
+        """Refuse finite entries that no model of the task would have; here none is refused."""
 
 
 def check_block(block: nn.Module) -> ICNN | ConvICNN:
