@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 import convexlift as cl
 from convexlift import saving
 from convexlift.cli import compare as compare_command
-from convexlift.cli import train as train_command
 from convexlift.cli.main import join_lists, main
+from convexlift.plots import density
 from convexlift.study import protocol
 from convexlift.tasks import ConvexRegression
 from convexlift.training import History, RunFolder
@@ -72,6 +72,7 @@ def test_train_evaluate_sample_transform(trained: Path, capsys: pytest.CaptureFi
         "config.json",
         "metrics.jsonl",
         "state.pt",
+        "best.safetensors",
         "model.safetensors",
         "result.json",
         "loss.svg",
@@ -192,7 +193,7 @@ def test_a_density_that_cannot_be_drawn_is_kept(
     def unmixed(*_: object) -> None:
         raise RuntimeError("the chains have not mixed")
 
-    monkeypatch.setattr(train_command, "density_chart", unmixed)
+    monkeypatch.setattr(density, "density_chart", unmixed)
     assert main(["train", "density", "--data", write_rows(), "--out", "run", *SMALL]) == 0
     assert "no density.svg: the chains have not mixed\n" in capsys.readouterr().err
     assert Path("run/model.safetensors").exists() and not Path("run/density.svg").exists()
@@ -244,7 +245,7 @@ def test_whole_numbers_and_copies_are_read_as_numbers(capsys: pytest.CaptureFixt
 def test_an_interrupted_training_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train_command, "fit", lambda *_, **__: History(stopped="interrupted"))
+    monkeypatch.setattr(cl, "fit", lambda *_, **__: History(stopped="interrupted"))
     assert main(["train", "flow", "--data", write_rows(), "--out", "run", *SMALL]) == 130
     assert capsys.readouterr().err == (
         "interrupted; run keeps the run: the same command with --resume goes on\n"
@@ -480,7 +481,7 @@ BAD_MODEL: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "unfinished": (
         unfinished,
-        "copy/model.safetensors is a checkpoint of an unfinished training run, not a frozen model",
+        "copy/best.safetensors is a checkpoint of an unfinished training run, not a frozen model",
     ),
     "missing": (lambda run: "none", "none does not exist"),
     "no run": (lambda run: ".", "holds no trained model (there is no model.safetensors in it)"),

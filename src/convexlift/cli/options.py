@@ -1,0 +1,59 @@
+"""Commands as dataclasses: each field is an option, said once and inherited; calling an instance runs it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of rows that the user names, and how to read it."""
+
+    data: Annotated[Path, typer.Option(help="Table of rows: .csv, .npy or .npz.", show_default=False)]
+    key: Annotated[str | None, typer.Option(help="Which array of an .npz file.")] = None
+    columns: Annotated[
+        str | None, typer.Option(help='Columns to use, by name or number: "pt,eta" or "1-5,8".')
+    ] = None
+
+    def read(self) -> tuple[Tensor, list[str]]:
+        """The rows (N, d) and the names of their columns."""
+        from convexlift.tables import read_table
+
+        return read_table(self.data, self.key, self.columns)
+
+
+def add_commands(app: typer.Typer, *commands: type[Callable[[], None]]) -> None:
+    """Add a command for each dataclass: its docstring is the help, its fields are the options."""
+    for command in commands:
+        app.command(command.__name__.lower())(_function(command))
+
+
+def _function(command: Any) -> Callable[..., None]:
+    """A function as typer reads one: it makes the dataclass of its options and calls it."""
+
+    def call(**options: Any) -> None:
+        command(**options)()
+
+    kinds = get_type_hints(command, include_extras=True)
+    call.__doc__ = command.__doc__
+    call.__annotations__ = {field.name: kinds[field.name] for field in fields(command)}
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=kinds[field.name],
+        )
+        for field in fields(command)
+    ]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call
