@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convexlift.tables import SUFFIXES, _either
+from convexlift.tables import SUFFIXES, either
 
 
 def check_training_table(rows: Tensor, names: Sequence[str], path: str | os.PathLike[str]) -> None:
@@ -45,8 +45,8 @@ def check_output_file(
         OSError: its folder does not exist or cannot be written to.
     """
     file = Path(path)
-    if suffixes and file.suffix.lower() not in suffixes:
-        raise ValueError(f"cannot write {file}: its name must end in {_either(suffixes)}")
+    if not file.name.lower().endswith(tuple(suffixes)):
+        raise ValueError(f"cannot write {file}: its name must end in {either(suffixes)}")
     if file.is_dir():
         raise IsADirectoryError(f"cannot write {file}: it is a folder")
     if file.exists() and not force:

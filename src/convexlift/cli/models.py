@@ -39,7 +39,7 @@ def evaluate(run: Run, data: Data, key: Key = None, columns: Columns = None) -> 
       convexlift evaluate runs/flow --data test.csv
     """
     model = load_density(run)
-    rows, _ = read_table(data, key, columns)
+    rows = read_table(data, key, columns).rows
     if len(rows) < 2:
         raise ValueError(f"{data} has one row; a standard error needs at least two")
     with torch.no_grad():
@@ -84,7 +84,7 @@ def transform(
     model = load_density(run)
     if not isinstance(model, ConvexPotentialFlow):
         raise ValueError(f"{run} holds a {type(model).__name__}; only a flow maps rows to latent points")
-    rows, _ = read_table(data, key, columns)
+    rows = read_table(data, key, columns).rows
     with torch.no_grad():
         latent: Tensor = torch.cat([model(chunk)[0] for chunk in rows.to(model.dtype).split(_CHUNK)])
     write_table(out, latent, [f"z{place}" for place in range(1, model.dim + 1)])

@@ -250,7 +250,8 @@ def _train(kind: str, order: Order, build: Callable[[int], nn.Module], board: Pa
     if order.schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule '{order.schedule}'; known: {', '.join(sorted(SCHEDULES))}")
     check_device(order.device)
-    rows, names = read_table(order.data, order.key, order.columns)
+    table = read_table(order.data, order.key, order.columns)
+    rows, names = table.rows, table.names
     check_training_table(rows, names, order.data)
     train, validation = split(rows, order.validation_fraction, order.seed)
     if kind == "density":
