@@ -434,7 +434,10 @@ BAD_DATA: dict[str, tuple[Callable[[], str], str]] = {
     "random csv": (lambda: write("t.csv", NOISE), "t.csv is not a CSV text file"),
     "random npy": (lambda: write("t.npy", NOISE), "t.npy is not a readable .npy file of numbers"),
     "random npz": (lambda: write("t.npz", NOISE), "t.npz is not a readable .npz file of numbers"),
-    "suffix": (lambda: write("t.txt", "1,2\n"), "t.txt is not a .csv, .npy or .npz file"),
+    "suffix": (
+        lambda: write("t.txt", "1,2\n"),
+        "t.txt is not a .csv, .npy or .npz file (also .tsv, .csv.gz, .tsv.gz, .parquet, .feather)",
+    ),
 }
 
 
