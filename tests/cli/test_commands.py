@@ -435,7 +435,10 @@ BAD_DATA: dict[str, tuple[Callable[[], str], str]] = {
     "random csv": (lambda: write("t.csv", NOISE), "t.csv is not a CSV text file"),
     "random npy": (lambda: write("t.npy", NOISE), "t.npy is not a readable .npy file of numbers"),
     "random npz": (lambda: write("t.npz", NOISE), "t.npz is not a readable .npz file of numbers"),
-    "suffix": (lambda: write("t.txt", "1,2\n"), "t.txt is not a .csv, .npy or .npz file"),
+    "suffix": (
+        lambda: write("t.txt", "1,2\n"),
+        "t.txt is not a .csv, .npy or .npz file (also .tsv, .csv.gz, .tsv.gz, .parquet, .feather)",
+    ),
 }
 
 
@@ -575,7 +578,7 @@ BAD_CALLS: dict[str, tuple[str, int, str]] = {
     "train device": (
         "train flow --data rows.csv --out out --device abacus",
         1,
-        "cannot use the device 'abacus'",
+        "device 'abacus' is unknown or not available",
     ),
     "objective": (
         "train density --data rows.csv --out out --objective map",

@@ -12,7 +12,7 @@ import typer
 
 import convexlift as cl
 from convexlift.cli.files import check_output_file
-from convexlift.cli.options import Table
+from convexlift.cli.options import Reading
 
 # Rows scored at a time, so that a large table fits.
 _CHUNK = 4096
@@ -26,13 +26,15 @@ Run = Annotated[
 class _Output:
     """A file to write."""
 
-    out: Annotated[Path, typer.Option(help="File to write: .csv, .npy or .npz.", show_default=False)]
+    out: Annotated[
+        Path, typer.Option(help="File to write: .csv, .npy, .npz, .parquet, ...", show_default=False)
+    ]
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Table):
+class Evaluate(Reading):
     """Score the rows of a file.
 
     Prints the mean negative log-likelihood with its standard error.
@@ -48,13 +50,15 @@ class Evaluate(Table):
         import torch
 
         model = load_density(self.run)
-        rows, _ = self.read()
+        table = self.read()
+        rows = table.rows.to(model.dtype)
         if len(rows) < 2:
             raise ValueError(f"{self.data} has one row; a standard error needs at least two")
         with torch.no_grad():
-            scores = torch.cat([model.log_prob(chunk) for chunk in rows.to(model.dtype).split(_CHUNK)])
+            scores = torch.cat([model.log_prob(chunk) for chunk in rows.split(_CHUNK)])
         mean, error = -float(scores.double().mean()), float(scores.double().std()) / math.sqrt(len(rows))
         typer.echo(f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({len(rows):,} rows)")
+        typer.echo(f"{self.data}: {table}")
 
 
 @final
@@ -79,7 +83,7 @@ class Sample(_Output):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Transform(_Output, Table):
+class Transform(_Output, Reading):
     """Map rows to latent points of a flow.
 
     They are standard normal as far as the flow fits.
@@ -99,10 +103,12 @@ class Transform(_Output, Table):
         if not isinstance(model, cl.ConvexPotentialFlow):
             kind = type(model).__name__
             raise ValueError(f"{self.run} holds a {kind}; only a flow maps rows to latent points")
-        rows, _ = self.read()
+        table = self.read()
         with torch.no_grad():
-            latent = torch.cat([model(chunk)[0] for chunk in rows.to(model.dtype).split(_CHUNK)])
+            chunks = table.rows.to(model.dtype).split(_CHUNK)
+            latent = torch.cat([model(chunk)[0] for chunk in chunks])
         _write(self.out, latent, [f"z{place}" for place in range(1, model.dim + 1)])
+        typer.echo(f"{self.data}: {table}")
 
 
 def load_density(run: Path) -> Any:

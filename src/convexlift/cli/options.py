@@ -11,24 +11,33 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from convexlift.tables import Table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table of rows that the user names, and how to read it."""
+class Reading:
+    """A table that the user names, and how to read it."""
 
-    data: Annotated[Path, typer.Option(help="Table of rows: .csv, .npy or .npz.", show_default=False)]
+    data: Annotated[
+        Path,
+        typer.Option(help="Table of rows: .csv, .tsv, .npy, .npz, .parquet, .feather.", show_default=False),
+    ]
     key: Annotated[str | None, typer.Option(help="Which array of an .npz file.")] = None
     columns: Annotated[
         str | None, typer.Option(help='Columns to use, by name or number: "pt,eta" or "1-5,8".')
     ] = None
+    header: Annotated[
+        bool | None, typer.Option(help="Whether a text begins with names. [default: where it has no number]")
+    ] = None
+    decimal: Annotated[str | None, typer.Option(help="Decimal mark of a text: . or , [default: .]")] = None
+    thousands: Annotated[str | None, typer.Option(help="What groups the digits in a text.")] = None
 
-    def read(self) -> tuple[Tensor, list[str]]:
-        """The rows (N, d) and the names of their columns."""
+    def read(self) -> Table:
+        """The table; as text it says what was taken for what."""
         from convexlift.tables import read_table
 
-        return read_table(self.data, self.key, self.columns)
+        how = {name: getattr(self, name) for name in ("key", "columns", "header", "decimal", "thousands")}
+        return read_table(self.data, **how)
 
 
 def add_commands(app: typer.Typer, *commands: type[Callable[[], None]]) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 import typer
 
 import convexlift as cl
-from convexlift.cli.files import check_device, check_output_folder
-from convexlift.cli.options import Table, add_commands
+from convexlift.cli.files import check_output_folder
+from convexlift.cli.options import Reading, add_commands
 from convexlift.files import write_whole
 from convexlift.names import OBJECTIVES, SCHEDULES, SOURCES, check_name
 
@@ -35,7 +35,7 @@ _OF_FIT = ("steps", "batch_size", "lr", "weight_decay", "averaging", "schedule",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Table):
+class Training(Reading):
     """What a call of ``train`` asks for, whatever the kind of model; calling it trains.
 
     A kind of model is a subclass: its docstring, the options that it alone has, how it is built from the
@@ -81,13 +81,17 @@ class Training(Table):
         self.check()
         import torch
 
+        from convexlift.checks import check_device
+        from convexlift.data import hold_out
+
         check_device(self.device)
-        rows, names = self.read()
+        table = self.read()
+        rows, names = table.rows, table.names
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = self.build(rows.shape[1])
         _preflight(model, rows, names, self.data)
-        train, validation = split(rows, self.validation_fraction, self.seed)
+        train, validation = hold_out(rows, self.validation_fraction, self.seed)
         _preflight(model, train, names, self.data)
         told: dict[str, Any] = {}
 
@@ -113,6 +117,7 @@ class Training(Table):
             )
             raise typer.Exit(130)
         self.tell(told, history)
+        typer.echo(f"{self.data}: {table}")
 
     def build(self, dim: int) -> Any:
         """The untrained task for rows of so many columns."""
@@ -142,6 +147,10 @@ class Training(Table):
         if not 0 <= self.averaging < 1:
             raise ValueError(f"--averaging must be at least 0 and below 1; got {self.averaging}")
         check_name("schedule", self.schedule, SCHEDULES)
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                f"--validation-fraction must lie between 0 and 1; got {self.validation_fraction}"
+            )
 
     def conclude(
         self, model: Any, history: cl.History, train: Tensor, validation: Tensor, names: Sequence[str]
@@ -275,27 +284,6 @@ def train_command(context: typer.Context) -> None:
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-
-
-def split(rows: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Training and validation rows, drawn without replacement.
-
-    Raises:
-        ValueError: the fraction is not between 0 and 1, or leaves fewer than two rows to train on.
-
-    >>> import torch
-    >>> [len(part) for part in split(torch.zeros(100, 2), 0.1, seed=0)]
-    [90, 10]
-    """
-    import torch
-
-    if not 0 < fraction < 1:
-        raise ValueError(f"--validation-fraction must lie between 0 and 1; got {fraction}")
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    kept = max(1, round(fraction * len(rows)))
-    if len(rows) - kept < 2:
-        raise ValueError(f"{len(rows)} rows are too few: {len(rows) - kept} would be left to train on")
-    return rows[order[kept:]], rows[order[:kept]]
 
 
 def _preflight(model: Any, rows: Tensor, names: Sequence[str], data: Path) -> None:
