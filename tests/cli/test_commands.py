@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 
 import convexlift as cl
 from convexlift import saving
-from convexlift.cli import compare as compare_command
 from convexlift.cli.main import join_lists, main
 from convexlift.plots import density
 from convexlift.study import protocol
@@ -313,7 +312,7 @@ def test_an_interrupted_comparison_says_how_to_go_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_command, "run_comparison", interrupted)
+    monkeypatch.setattr("convexlift.study.comparison.compare", interrupted)
     assert main(["compare", "gumbel", "--out", "here"]) == 130
     assert capsys.readouterr().err == (
         "interrupted; here keeps every finished run: the same command goes on from there\n"
@@ -327,7 +326,7 @@ def test_compare_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.update(options, problem=problem)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_command, "run_comparison", noted)
+    monkeypatch.setattr("convexlift.study.comparison.compare", noted)
     call = (
         "compare gumbel --rates 0.01 2e-2 --arms lift,softplus --seeds 3 --budget full --jobs 2 --no-resume"
     )
@@ -348,10 +347,19 @@ def test_compare_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "own": None,
         "task": None,
         "objective": "mle",
+        "command": "convexlift compare gumbel --arms lift softplus --rates 0.01 0.02 --seeds 3 --budget full",
     }
     assert main("compare power --data power.npz --task density --objective score".split()) == 130
     assert (seen["task"], seen["objective"]) == ("density", "score")
     assert seen["out"] == Path("runs/power-density")
+    assert seen["command"] == (
+        "convexlift compare power --budget quick --task density --objective score --data power.npz"
+    )
+    assert main("compare moon --task density --fixed-rate".split()) == 130
+    assert seen["command"] == "convexlift compare moon --budget quick --task density --fixed-rate"
+    assert main("compare --own mine:subject --arms one".split()) == 130
+    assert seen["problem"] is None
+    assert seen["command"] == "convexlift compare --own mine:subject --arms one --budget quick"
 
 
 def test_lists_of_words() -> None:
