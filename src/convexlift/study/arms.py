@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -15,22 +15,16 @@ from convexlift.data import Rows, whole
 from convexlift.mechanism import step_amplification
 from convexlift.problems import Problem
 from convexlift.seeds import seed_of
-from convexlift.sources import Lift, Projected, Softplus, Squared
+from convexlift.sources import Lift, Softplus
+from convexlift.sources.named import SOURCES, Source
 from convexlift.study.fixed_batch import FixedBatchLift
 from convexlift.tasks import ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
 from convexlift.training.batches import Batches
 
-Arm = Callable[[nn.Module], nn.Module]
+Arm = Source
 
-ARMS: Mapping[str, Arm] = {
-    "projected": Projected,
-    "softplus": Softplus,
-    "softplus-fan-in": partial(Softplus, fan_in=True),
-    "squared": Squared,
-    "lift": Lift,
-    "lift-reference": Lift.reference,  # its own, scattered start, as in the method's reference code
-}
 DEFAULT_ARMS = ("projected", "softplus", "softplus-fan-in", "squared", "lift")
+ARMS: Mapping[str, Arm] = {**{name: SOURCES[name] for name in DEFAULT_ARMS}, **SOURCES}
 
 SCATTERED = "softplus-scattered"
 MULTIPLIED = "softplus-multiplied"
