@@ -26,9 +26,7 @@ Run = Annotated[
 class _Output:
     """A file to write."""
 
-    out: Annotated[
-        Path, typer.Option(help="File to write: .csv, .npy, .npz, .parquet, ...", show_default=False)
-    ]
+    out: Annotated[Path, typer.Option(help="File to write: .csv, .npy, .parquet, ...", show_default=False)]
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False
 
 

@@ -20,7 +20,7 @@ class Reading:
 
     data: Annotated[
         Path,
-        typer.Option(help="Table of rows: .csv, .tsv, .npy, .npz, .parquet, .feather.", show_default=False),
+        typer.Option(help="Table of rows: .csv, .npy, .npz, .parquet, ...", show_default=False),
     ]
     key: Annotated[str | None, typer.Option(help="Which array of an .npz file.")] = None
     columns: Annotated[

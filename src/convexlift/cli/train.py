@@ -129,12 +129,12 @@ class Training(Reading):
 
     def network(self, dim: int, place: int = 0) -> Any:
         """The input-convex network of one block, with its source of weights."""
-        from convexlift.study.arms import ARMS
+        from convexlift.sources.named import source_named
 
         net = cl.ICNN(
             dim, hidden=(self.hidden,) * self.depth, sharpness=self.sharpness, seed=self.seed + place
         )
-        return ARMS[self.source](net)
+        return source_named(self.source)(net)
 
     def check(self) -> None:
         """Refuse what no run could use, before anything is loaded."""
