@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, cast, final
 
@@ -14,13 +14,14 @@ from convexlift.architectures import ICNN
 from convexlift.data import Rows, whole
 from convexlift.mechanism import step_amplification
 from convexlift.mechanism.observing import parts
-from convexlift.names import check_name
+from convexlift.names import SOURCES, check_name
 from convexlift.problems import Problem
 from convexlift.seeds import seed_of
-from convexlift.sources import Lift, Projected, Softplus, Squared
+from convexlift.sources import Lift, Softplus
+from convexlift.sources.named import Source, source_named
 from convexlift.training.batches import Batches
 
-Arm = Callable[[nn.Module], nn.Module]
+Arm = Source
 
 FIXED_ROWS = 512
 
@@ -64,14 +65,7 @@ class FixedBatchLift(Lift):
         return super().summary(self.fixed if reads_fixed else batch)
 
 
-ARMS: Mapping[str, Arm] = {
-    "projected": Projected,
-    "softplus": Softplus,
-    "softplus-fan-in": partial(Softplus, fan_in=True),
-    "squared": Squared,
-    "lift": Lift,
-    "lift-reference": Lift.reference,  # its own, scattered start, as in the method's reference code
-}
+ARMS: Mapping[str, Arm] = {name: source_named(name) for name in SOURCES}
 
 SCATTERED = "softplus-scattered"
 MULTIPLIED = "softplus-multiplied"
