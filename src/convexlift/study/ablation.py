@@ -23,6 +23,7 @@ from convexlift.study.report.answers import (
     short,
 )
 from convexlift.study.statistics import paired_difference, summary
+from convexlift.study.workers import Workers
 
 REFERENCE = "lift"
 SIGNIFICANT = 0.05
@@ -102,24 +103,15 @@ def ablate(
         traced=True,
         fixed_rate=True,
     )
-    found = run(
-        Setting(make, spend),
-        ABLATION_ARMS,
-        ABLATION_ARMS,
-        may_grow=rates is None,
-        jobs=jobs,
-        out=out,
-        resume=resume,
-        command=command,
-        progress=progress,
-    )
+    with Workers(Setting(make, spend), Path(out) / "cells", jobs=jobs, resume=resume) as workers:
+        arms, may_grow = ABLATION_ARMS, rates is None
+        found = run(workers, arms, arms, may_grow=may_grow, command=command, progress=progress)
     result = found.result
-    evaluated = range(spend.evaluation_seeds)
     for title, section in (("tuned", result), ("fixed_rate", result["fixed_rate"])):
         outcomes = {
-            name: [found.outcomes[Cell(name, arm["lr"], seed, spend.steps)] for seed in evaluated]
-            if arm["lr"] is not None
-            else []
+            name: [
+                found.outcomes.get(Cell(name, arm["lr"], seed, spend.steps), {}) for seed in spend.evaluation
+            ]
             for name, arm in section["arms"].items()
         }
         result.setdefault("ablation", {"reference": REFERENCE})[title] = _effects(section, outcomes)

@@ -14,7 +14,7 @@ from convexlift.architectures import ICNN
 from convexlift.data import Rows, whole
 from convexlift.mechanism import step_amplification
 from convexlift.mechanism.observing import parts
-from convexlift.names import SOURCES
+from convexlift.names import SOURCES, check_name
 from convexlift.problems import Problem
 from convexlift.seeds import seed_of
 from convexlift.sources import Lift, Softplus
@@ -97,12 +97,11 @@ def check_arms(names: Iterable[str], known: Mapping[str, Arm] = ARMS) -> tuple[s
         ValueError: unknown arm 'lfit'; known: projected, softplus, ...
     """
     chosen = tuple(dict.fromkeys(names))
-    controls = (SCATTERED, MULTIPLIED) if known is ARMS or known is ALL_ARMS else ()
+    all_known = (*known, SCATTERED, MULTIPLIED) if known is ARMS or known is ALL_ARMS else tuple(known)
     for name in chosen:
-        if name not in known and name not in controls:
-            raise ValueError(f"unknown arm '{name}'; known: {', '.join((*known, *controls))}")
+        check_name("arm", name, all_known)
     if not chosen:
-        raise ValueError(f"no arms to compare; known: {', '.join((*known, *controls))}")
+        raise ValueError(f"no arms to compare; known: {', '.join(all_known)}")
     return chosen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 import os
@@ -10,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
-
-import torch
 
 from convexlift.files import write_json
 from convexlift.names import DEFAULT_ARMS
@@ -22,7 +21,6 @@ from convexlift.study.cells import Cell, Named, Outcome, Setting, Subject, load,
 from convexlift.study.outcomes import COMMON_RATE, EVALUATION, SELECTION, Event, Outcomes, mean
 from convexlift.study.protocol import (
     FIXED_RATE,
-    SELECTION_SEED,
     Budget,
     best_rate,
     budget_for,
@@ -151,68 +149,44 @@ def compare(
     spend = budget_for(
         chosen.task, budget, chosen.dim, rates=rates, evaluation_seeds=seeds, fixed_rate=fixed_rate
     )
-    found = run(
-        Setting(make, spend, device),
-        names,
-        FIXED_RATE_ARMS if own is None else names,
-        may_grow=rates is None,
-        jobs=jobs,
-        out=out,
-        resume=resume,
-        command=command,
-        progress=progress,
-    )
+    with Workers(Setting(make, spend, device), Path(out) / "cells", jobs=jobs, resume=resume) as workers:
+        at_fixed_rate = FIXED_RATE_ARMS if own is None else names
+        found = run(workers, names, at_fixed_rate, may_grow=rates is None, command=command, progress=progress)
     write_json(Path(out) / "result.json", found.result)
     return found
 
 
 def run(
-    setting: Setting,
+    workers: Workers,
     names: Sequence[str],
     at_fixed_rate: Sequence[str],
     *,
     may_grow: bool,
-    jobs: int | None,
-    out: str | os.PathLike[str],
-    resume: bool,
     command: str | None,
     progress: Callable[[Event], object] | None,
 ) -> Comparison:
-    """What `compare` does once all is named; the result is not written.
-
-    Args:
-        setting: what the cells share.
-        names: the arms to compare.
-        at_fixed_rate: those of the table at the common rate, where the budget has one.
-        may_grow: whether the grid of rates may.
-        jobs, out, resume, command, progress: as in `compare`.
-    """
-    spend, device = setting.budget, setting.device
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device '{device}' is unknown or not available") from error
+    """What `compare` does once all is named: the arms `names`, and those of the table at the common rate,
+    where the budget has one. The workers are closed; the result is not written."""
+    setting, spend = workers.setting, workers.setting.budget
     chosen = subject(setting)[0]
-    jobs, cells = _jobs(jobs, device), Path(out) / "cells"
-    _check_writable(cells)
-    with Workers(setting, cells, jobs=jobs, resume=resume) as workers:
-        outcomes = Outcomes(setting, workers, progress)
-        grid, validation = _select(outcomes, names, may_grow)
-        best = {name: best_rate(validation[name]) if len(grid) > 1 else grid[0] for name in names}
-        full = {name: _evaluation_cells(spend, name, best[name], spend.steps) for name in names}
-        half = {
-            name: _evaluation_cells(spend, name, best[name], spend.steps // 2, scored=False) for name in names
-        }
-        outcomes.run(EVALUATION, [cell for by_arm in (full, half) for name in names for cell in by_arm[name]])
-        if not any(outcomes.finished(cells) for cells in full.values()):
-            raise RuntimeError(
-                f"no arm could be evaluated; the first failure: {outcomes.messages(outcomes.by_cell)[0]}"
-            )
-        common: dict[str, list[Cell]] = {}
-        if spend.fixed_rate:  # every arm at the one common rate, without any selection
-            common = {name: _evaluation_cells(spend, name, FIXED_RATE, spend.steps) for name in at_fixed_rate}
-            outcomes.run(COMMON_RATE, [cell for by_seed in common.values() for cell in by_seed])
-    # With the workers gone, so that nothing of ours disturbs the clock.
+    outcomes = Outcomes(workers, progress)
+    grid, validation = _select(outcomes, names, may_grow)
+    best = {name: best_rate(validation[name]) if len(grid) > 1 else grid[0] for name in names}
+    full = {name: _scored(spend, name, best[name]) for name in names}
+    half = {
+        name: [dataclasses.replace(cell, steps=spend.steps // 2, scored=False) for cell in cells]
+        for name, cells in full.items()
+    }
+    outcomes.run(EVALUATION, [cell for by_arm in (full, half) for name in names for cell in by_arm[name]])
+    if not any(outcomes.finished(cells) for cells in full.values()):
+        raise RuntimeError(
+            f"no arm could be evaluated; the first failure: {outcomes.messages(outcomes.by_cell)[0]}"
+        )
+    common: dict[str, list[Cell]] = {}
+    if spend.fixed_rate:  # every arm at the one common rate, without any selection
+        common = {name: _scored(spend, name, FIXED_RATE) for name in at_fixed_rate}
+        outcomes.run(COMMON_RATE, [cell for by_seed in common.values() for cell in by_seed])
+    workers.close()  # so that nothing of ours disturbs the clock
     finished = {cell.arm for cell in outcomes.by_cell if outcomes.finished([cell])}
     speed = step_times(setting, [name for name in {**full, **common} if name in finished])
     equal = equal_seconds(outcomes, full, speed)
@@ -227,7 +201,7 @@ def run(
         "facts": _facts(chosen),
         "picture": picture_of_data(chosen),
         "protocol": {
-            **_protocol(chosen, spend, grid, device),
+            **_protocol(chosen, setting, grid),
             "on_edge": on_edge(validation) if len(grid) > 1 else {},
             "command": command,
         },
@@ -247,11 +221,12 @@ def run(
         "environment": {
             **environment(),
             "threads_per_cell": 1,
-            "jobs": jobs,
+            "jobs": workers.jobs,
             "git": _git_revision(),
             "seed": 0,
         },
-        "seconds": math.fsum(outcome.get("seconds", 0.0) for outcome in outcomes.by_cell.values()) / jobs,
+        "seconds": math.fsum(outcome.get("seconds", 0.0) for outcome in outcomes.by_cell.values())
+        / workers.jobs,
     }
     return Comparison(result, outcomes.by_cell)
 
@@ -268,42 +243,25 @@ def _load(path: str) -> Callable[[], Subject]:
     return cast(Callable[[], Subject], found)
 
 
-def _jobs(jobs: int | None, device: str) -> int:
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs must be at least 1; got {jobs}")
-    if jobs is None and torch.device(device).type != "cpu":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if jobs is None else jobs
-
-
-def _check_writable(cells: Path) -> None:
-    """Fail before hours of work, not after."""
-    probe = cells / f".probe.{os.getpid()}"
-    try:
-        cells.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write into {cells.parent}: {error.strerror}") from None
-
-
 def _select(
     outcomes: Outcomes, names: Sequence[str], may_grow: bool
 ) -> tuple[list[float], dict[str, dict[float, float]]]:
     """The final grid, and every arm's mean validation loss at its rates."""
-    spend = outcomes.setting.budget
+    spend = outcomes.budget
     grid, left = sorted(spend.rates), spend.extensions if may_grow else 0
+    if len(grid) == 1 and left <= 0:  # nothing to choose
+        return grid, {name: {grid[0]: math.nan} for name in names}
     while True:
-        cells = {(name, rate): _selection_cells(spend, name, rate) for name in names for rate in grid}
-        if len(grid) > 1 or left > 0:
-            outcomes.run(SELECTION, [cell for group in cells.values() for cell in group])
-            validation = {
-                name: {rate: mean(outcomes.losses(cells[name, rate], "validation")) for rate in grid}
-                for name in names
-            }
-        else:  # one rate: nothing to choose
-            return grid, {name: {grid[0]: math.nan} for name in names}
+        cells = {
+            (name, rate): [Cell(name, rate, seed, spend.steps, scored=False) for seed in spend.selection]
+            for name in names
+            for rate in grid
+        }
+        outcomes.run(SELECTION, [cell for group in cells.values() for cell in group])
+        validation = {
+            name: {rate: mean(outcomes.losses(cells[name, rate], "validation")) for rate in grid}
+            for name in names
+        }
         grown = extension(grid, on_edge(validation))[: max(left, 0)]
         if not grown:
             return grid, validation
@@ -311,18 +269,9 @@ def _select(
         grid = sorted([*grid, *grown])
 
 
-def _selection_cells(spend: Budget, name: str, rate: float) -> list[Cell]:
-    return [
-        Cell(name, rate, SELECTION_SEED + k, spend.steps, scored=False) for k in range(spend.selection_seeds)
-    ]
-
-
-def _evaluation_cells(
-    spend: Budget, name: str, rate: float | None, steps: int, *, scored: bool = True
-) -> list[Cell]:
+def _scored(spend: Budget, name: str, rate: float | None) -> list[Cell]:
     """One cell for each evaluation seed; none where no rate is left to evaluate."""
-    seeds = range(spend.evaluation_seeds if rate is not None else 0)
-    return [Cell(name, cast(float, rate), seed, steps, scored) for seed in seeds]
+    return [] if rate is None else [Cell(name, rate, seed, spend.steps) for seed in spend.evaluation]
 
 
 def _facts(chosen: Problem) -> dict[str, float]:
@@ -333,22 +282,23 @@ def _facts(chosen: Problem) -> dict[str, float]:
     return {**baseline, **chosen.facts, **entropy}
 
 
-def _protocol(chosen: Problem, spend: Budget, grid: Sequence[float], device: str) -> dict[str, Any]:
+def _protocol(chosen: Problem, setting: Setting, grid: Sequence[float]) -> dict[str, Any]:
+    spend = setting.budget
     return {
         "budget": spend.name,
         "steps": spend.steps,
         "half_steps": spend.steps // 2,
         "batch_size": spend.batch_size,
         "rates": list(grid),
-        "selection_seeds": [SELECTION_SEED + k for k in range(spend.selection_seeds)],
-        "evaluation_seeds": list(range(spend.evaluation_seeds)),
+        "selection_seeds": list(spend.selection),
+        "evaluation_seeds": list(spend.evaluation),
         "architecture": {**chosen.architecture, "blocks": chosen.blocks},
         "optimizer": spend.optimizer,
         **({"objective": chosen.density_objective} if chosen.kind.objectives else {}),
         "schedule": "cosine",
         "clip": spend.clip,
         "selection": "validation",
-        "device": device,
+        "device": setting.device,
         "half_budget": "separate runs of half the steps and their own schedule, at the rate chosen above",
         "equal_seconds": (
             "inside the full run, at the time when the fastest arm ends; seconds are steps times the median "

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from convexlift.study.cells import Cell, Outcome, Setting
+from convexlift.study.cells import Cell, Outcome
+from convexlift.study.protocol import Budget
 from convexlift.study.workers import Workers
 
 SELECTION, EVALUATION, COMMON_RATE = "selection", "evaluation", "common rate"
@@ -34,11 +35,15 @@ class Event:
 class Outcomes:
     """The outcome of every cell of a comparison so far, `by_cell`, and where they are told."""
 
-    setting: Setting
     workers: Workers
     progress: Callable[[Event], object] | None
     by_cell: dict[Cell, Outcome] = field(default_factory=dict)
     total: int = 0
+
+    @property
+    def budget(self) -> Budget:
+        """What the comparison may spend."""
+        return self.workers.setting.budget
 
     def run(self, phase: str, cells: Iterable[Cell]) -> None:
         """Run the cells that have no outcome yet."""

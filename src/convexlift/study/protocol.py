@@ -53,6 +53,16 @@ class Budget:
             if given < least:
                 raise ValueError(f"{field.replace('_', ' ')} must be at least {least}; got {given}")
 
+    @property
+    def selection(self) -> range:
+        """The seeds by which rates are chosen."""
+        return range(SELECTION_SEED, SELECTION_SEED + self.selection_seeds)
+
+    @property
+    def evaluation(self) -> range:
+        """The seeds that are scored."""
+        return range(self.evaluation_seeds)
+
 
 GRID = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 

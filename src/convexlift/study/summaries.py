@@ -13,6 +13,7 @@ from convexlift.study.cells import Cell
 from convexlift.study.outcomes import Outcomes, mean
 from convexlift.study.protocol import FIXED_RATE
 from convexlift.study.statistics import (
+    finite_or_none,
     paired_difference,
     residual_deviation,
     rows_interval,
@@ -72,7 +73,7 @@ def equal_seconds(
 ) -> dict[str, dict[str, Any]]:
     """Each arm's test loss when the fastest arm ends: of its model that was best on validation until then, in
     the run of the full budget. Seconds are steps times the arm's milliseconds a step."""
-    totals = [outcomes.setting.budget.steps * speed[name] / 1000 for name in full if name in speed]
+    totals = [outcomes.budget.steps * speed[name] / 1000 for name in full if name in speed]
     limit = min(totals)
 
     def loss(cell: Cell) -> float | None:
@@ -92,7 +93,7 @@ def selection_variances(
     outcomes: Outcomes, full: Mapping[str, Sequence[Cell]], validation: Mapping[str, Mapping[float, float]]
 ) -> dict[str, float]:
     """What the choice of each arm's rate adds to the variance of its score; 0 where it cannot be told."""
-    seeds = outcomes.setting.budget.selection_seeds
+    seeds = outcomes.budget.selection_seeds
     losses = [outcomes.losses(cells, "validation") for cells in full.values() if cells]
     noise = residual_deviation([[math.inf if loss is None else loss for loss in row] for row in losses])
     error = 0.0 if noise is None else noise / math.sqrt(seeds)
@@ -166,7 +167,3 @@ def fixed_rate_table(
 def median(values: Sequence[float | None]) -> float | None:
     there = [value for value in values if value is not None]
     return statistics.median(there) if there else None
-
-
-def finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None

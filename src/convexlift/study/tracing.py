@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, final
 
 import numpy as np
@@ -13,6 +12,7 @@ from convexlift.mechanism import ShoulderTrace, coupling, probe_batches, restric
 from convexlift.mechanism.observing import emissions
 from convexlift.problems import Problem
 from convexlift.sources import is_lifted
+from convexlift.study.statistics import finite_or_none
 from convexlift.tasks.task import evaluating
 from convexlift.training.run import FitEvent
 
@@ -74,11 +74,10 @@ class Trace:
             np.sum(list(by_layer.values()), 0) for by_layer in (self.shoulder.entries, self.shoulder.exits)
         )
         there = np.cumsum(entries - exits)
-        median = stays.median / self.steps
         return {
             "coupling": self.couplings,
             "dwell": restricted_mean(stays, self.steps) / self.steps if len(stays.times) else None,
-            "median_dwell": median if math.isfinite(median) else None,
+            "median_dwell": finite_or_none(stays.median / self.steps),
             "occupancy": float(there.mean()) / self.weights,
             "entries": int(entries.sum()),
             "exits": int(exits.sum()),

@@ -21,6 +21,7 @@ from convexlift.study.arms import Arm, build, first_batches, source_factor
 from convexlift.study.cells import Cell, Outcome, Setting, subject
 from convexlift.study.scoring import is_multivariate, normalised, quick_losses
 from convexlift.study.snapshots import picture_of_model
+from convexlift.study.statistics import finite_or_none
 from convexlift.study.tracing import Trace
 from convexlift.training.fit import fit
 from convexlift.training.optimisation import Group
@@ -177,7 +178,7 @@ class _Watch:
             "shoulder": stand.share,
             "at_zero": stand.at_zero,
             "fan_in_weight": stand.fan_in_weight,
-            "relative_speed": _finite(stand.relative_speed),
+            "relative_speed": finite_or_none(stand.relative_speed),
             "step_amplification": step_amplification(self.task, self.batches) if lifted else None,
             "weights": [float(f"{share:.4g}") for share in weight_histogram(self.task, self.rows)],
         }
@@ -200,7 +201,3 @@ def _exact_validation_loss(chosen: Problem) -> float:
     if chosen.log_prob is None or chosen.losses is not None or not likely:
         return 0.0
     return -float(chosen.log_prob(cast(torch.Tensor, chosen.validation)).double().mean())
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -33,12 +33,18 @@ class Workers:
     Args:
         setting: what the cells share.
         folder: where outcomes are stored.
-        jobs: cells at a time.
+        jobs: cells at a time; by default one for each core, one on an accelerator.
         resume: take the outcomes that are stored already, or run those cells again too.
+
+    Raises:
+        ValueError: an unknown device, or jobs that are not positive.
+        OSError: the folder cannot be written.
     """
 
-    def __init__(self, setting: Setting, folder: Path, *, jobs: int, resume: bool = True) -> None:
-        self.setting, self.folder, self.jobs, self.resume = setting, folder, jobs, resume
+    def __init__(self, setting: Setting, folder: Path, *, jobs: int | None, resume: bool = True) -> None:
+        self.setting, self.folder, self.resume = setting, folder, resume
+        self.jobs = _jobs(jobs, setting.device)
+        _check_writable(folder)
         self._pool: ProcessPoolExecutor | None = None
         self._ends: tuple[Connection, ...] = ()
 
@@ -98,6 +104,30 @@ class Workers:
                 "a worker process died (out of memory, or killed); in a script call compare under "
                 "`if __name__ == '__main__':`, or pass jobs=1"
             ) from error
+
+
+def _jobs(jobs: int | None, device: str) -> int:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device '{device}' is unknown or not available") from error
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs must be at least 1; got {jobs}")
+    if jobs is None and torch.device(device).type != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if jobs is None else jobs
+
+
+def _check_writable(cells: Path) -> None:
+    """Fail before hours of work, not after."""
+    probe = cells / f".probe.{os.getpid()}"
+    try:
+        cells.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write into {cells.parent}: {error.strerror}") from None
 
 
 def _begin_worker(lifeline: Connection) -> None:
