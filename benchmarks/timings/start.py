@@ -1,4 +1,4 @@
-"""How long the library and its command take to start, each time in a fresh process, next to what they stand on.
+"""How long library and command take to start, in fresh processes, next to what they stand on.
 
     python benchmarks/timings/start.py --out results/start.json
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convexlift.names import DEFAULT_ARMS, OBJECTIVES, SOURCES
-from convexlift.problems.catalogue import DENSITIES, FROM_FILES, NAMES
+from convexlift.names import CONTROLS, DEFAULT_ARMS, OBJECTIVES, SOURCES, check_name
+from convexlift.problems.catalogue import DENSITIES, FROM_FILES, NAMES, check_problem
+from convexlift.study.protocol import BUDGETS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,7 +93,14 @@ def compare(
     gallery = {name: folder / name for name in DENSITIES}
     places = gallery if chosen == GALLERY else {chosen: folder}
     for target, place in places.items():
+        if own is None:
+            check_problem(str(target))
         check_folder(place, str(target), own, task)
+    if own is None:
+        for arm in items(arms) or ():
+            check_name("arm", arm, (*SOURCES, *CONTROLS))
+    check_name("budget", budget, BUDGETS["density"])
+    check_name("objective", objective, OBJECTIVES)
     options: dict[str, Any] = {
         "arms": items(arms),
         "rates": numbers(rates),
