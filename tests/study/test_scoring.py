@@ -25,7 +25,7 @@ from convexlift.study.report import page as report
 from convexlift.study.report.answers import verdicts
 from convexlift.study.scoring import normalised, quick_losses
 from convexlift.study.snapshots import picture_of_data, picture_of_model
-from convexlift.tasks.outlines import region_outlines
+from convexlift.tasks.region import region_outlines
 
 TINY = Budget("tiny", 6, 64, (0.01,), 1, 1, extensions=0, architecture=(("hidden", (8,)),))
 

@@ -12,7 +12,7 @@ from convexlift.data import Rows
 from convexlift.plots.corner import MOST_COLUMNS, least_normal
 from convexlift.problems import Problem
 from convexlift.study.scoring import is_multivariate
-from convexlift.tasks.outlines import region_outlines
+from convexlift.tasks.region import region_outlines
 
 Picture = dict[str, Any]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, final
 
@@ -16,7 +16,6 @@ from convexlift.checks import check_draws
 from convexlift.integration import line
 from convexlift.integration.annealing import AnnealedNormaliser
 from convexlift.integration.annealing import log_normalizer as annealed
-from convexlift.integration.diagnostics import effective_sample_size
 from convexlift.integration.gaussian import Gaussian, laplace
 from convexlift.integration.langevin import Draws, adapted
 from convexlift.integration.langevin import draw as run_chains
@@ -24,7 +23,7 @@ from convexlift.integration.line import Normaliser
 from convexlift.integration.plane import normaliser as plane
 from convexlift.integration.plane.normaliser import PlaneNormaliser
 from convexlift.objectives import Objective, objective_named
-from convexlift.tasks.region import CredibleRegion
+from convexlift.tasks.region import CredibleRegion, region_of_draws
 from convexlift.tasks.standardise import Standardiser, Whitener
 from convexlift.tasks.task import Task, check_block, check_rows, in_float64, start_rows
 
@@ -221,25 +220,7 @@ class LogConcaveDensity(Task):
             ValueError: the level is not between 0 and 1.
             RuntimeError: the chains have not mixed.
         """
-        level = float(level)
-        if not 0 < level < 1:
-            raise ValueError(f"the level must lie between 0 and 1; got {level}")
-        emitted = self._potential(batch)
-        potential = replace(emitted, tensors={k: t.detach().clone() for k, t in emitted.tensors.items()})
-        constant = self._constant(potential).clone()
-
-        def log_prob(points: Tensor) -> Tensor:
-            return constant - potential.value(self._rows(points))
-
-        if self.dim <= 2:
-            threshold = float(constant) - self._level(potential, level)
-            return CredibleRegion(level, threshold, 0.0, log_prob)
-        found = _mixed(self.draw(_REGION_POINTS, seed, batch))
-        values = log_prob(found.x).double()
-        threshold = float(values.quantile(1 - level))
-        inside = (values >= threshold).double().unflatten(0, (-1, found.chains)).T[:, :, None]
-        worth = min(float(effective_sample_size(inside)), _REGION_POINTS)
-        return CredibleRegion(level, threshold, math.sqrt(level * (1 - level) / worth), log_prob)
+        return self._regions([level], seed, batch)[0]
 
     def check_entries(self, rows: Tensor) -> None:
         """Refuse entries that no log-concave density would have beside the others."""
@@ -307,14 +288,40 @@ class LogConcaveDensity(Task):
             return self.standardiser.log_scale_jacobian - self.log_z
         return self.standardiser.log_scale_jacobian - self._normaliser(potential).log_z.to(self.dtype)
 
-    def _level(self, potential: Potential, probability: float) -> float:
-        """The c with P(f <= c) = probability, by quadrature in one or two dimensions."""
+    @torch.no_grad()
+    def _regions(
+        self, levels: Sequence[float], seed: int = 0, batch: Rows | None = None
+    ) -> list[CredibleRegion]:
+        """The ``credible_region`` of each level, by one normaliser or from one set of draws."""
+        levels = [float(level) for level in levels]
+        for level in levels:
+            if not 0 < level < 1:
+                raise ValueError(f"the level must lie between 0 and 1; got {level}")
+        emitted = self._potential(batch)
+        potential = replace(emitted, tensors={k: t.detach().clone() for k, t in emitted.tensors.items()})
+        constant = self._constant(potential).clone()
+
+        def log_prob(points: Tensor) -> Tensor:
+            return constant - potential.value(self._rows(points))
+
+        if self.dim <= 2:
+            heights = self._heights(potential, levels)
+            return [
+                CredibleRegion(level, float(constant) - height, 0.0, log_prob)
+                for level, height in zip(levels, heights, strict=True)
+            ]
+        found = _mixed(self.draw(_REGION_POINTS, seed, batch))
+        return [region_of_draws(level, log_prob, found) for level in levels]
+
+    def _heights(self, potential: Potential, probabilities: Sequence[float]) -> list[float]:
+        """The c with P(f <= c) = probability for each, by quadrature in one or two dimensions."""
         if self.dim == 2:
             found = self._plane(potential)
-            return float(plane.level(found, found.values.new_tensor([probability])))
+            return plane.level(found, found.values.new_tensor(probabilities)).tolist()
         middles = (torch.arange(_REGION_POINTS, dtype=torch.float64) + 0.5) / _REGION_POINTS
         t = line.quantile(self._line(potential), middles.to(self.log_z.device))
-        return float(in_float64(potential).value(t[:, None]).quantile(probability))
+        values = in_float64(potential).value(t[:, None])
+        return [float(values.quantile(probability)) for probability in probabilities]
 
     def _normaliser(
         self, potential: Potential, seed: int = 0, particles: int = 2048
