@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -172,7 +173,7 @@ def test_a_failed_save_leaves_the_file_that_was_there(
     assert list(tmp_path.iterdir()) == [file]
 
 
-def altered(file: Path, change: Callable[[dict[str, Tensor], dict[str, object]], object]) -> None:
+def altered(file: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> None:
     """Rewrite a saved model with other tensors or another description."""
     with open(file, "rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
@@ -186,14 +187,14 @@ def altered(file: Path, change: Callable[[dict[str, Tensor], dict[str, object]],
     ("change", "message"),
     [
         (
-            lambda tensors, config: config.update(schema=2),
-            "has schema 2; this version of convexlift reads up to 1",
+            lambda tensors, config: config.update(schema=3),
+            "has schema 3; this version of convexlift reads up to 2",
         ),
-        (lambda tensors, config: config.update(model="Transport"), "unknown model 'Transport'"),
+        (lambda tensors, config: config["model"].update(model="Transport"), "unknown model 'Transport'"),
         (lambda tensors, config: config.update(dtype="float33"), "float33"),
-        (lambda tensors, config: config.pop("blocks"), "does not hold the model that it describes"),
-        (lambda tensors, config: config["blocks"][0].update(hidden=[9, 4]), "size mismatch"),
-        (lambda tensors, config: config["blocks"][0].update(colour="red"), "colour"),
+        (lambda tensors, config: config["model"].pop("dim"), "does not hold the model that it describes"),
+        (lambda tensors, config: config["model"].update(hidden=[9, 4]), "size mismatch"),
+        (lambda tensors, config: config["model"].update(colour="red"), "colour"),
         (lambda tensors, config: tensors.pop("outer"), "Missing key"),
         (
             lambda tensors, config: tensors["outer"].neg_(),
@@ -212,7 +213,7 @@ def altered(file: Path, change: Callable[[dict[str, Tensor], dict[str, object]],
     ],
 )
 def test_an_altered_file_is_refused(
-    tmp_path: Path, change: Callable[[dict[str, Tensor], dict[str, object]], object], message: str
+    tmp_path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], object], message: str
 ) -> None:
     file = tmp_path / "model.safetensors"
     saving.save(frozen_network(), file)

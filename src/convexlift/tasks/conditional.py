@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import PICNN, PartialPotential
+from convexlift.architectures import Architecture, PartialPotential
+from convexlift.architectures.base import architecture_of
 from convexlift.checks import check_draws
 from convexlift.integration.rays.rule import ray_rule
 from convexlift.tasks import conditional_integrals as contexts
@@ -40,7 +41,7 @@ class ConditionalNormaliser:
 
     Example:
         >>> import convexlift as cl
-        >>> density = ConditionalDensity(PICNN(1, 1, hidden=(8, 8), seed=0))
+        >>> density = ConditionalDensity(cl.PICNN(1, 1, hidden=(8, 8), seed=0))
         >>> found = density.log_normalizer(torch.zeros(4, 1))
         >>> found.log_z.shape, bool(found.error.max() < 1e-6)
         (torch.Size([4]), True)
@@ -86,7 +87,7 @@ class ConditionalDensity(nn.Module):
         >>> import convexlift as cl
         >>> c = torch.linspace(-1, 1, 50)[:, None]
         >>> x = 2 * c + torch.randn(50, 1, generator=torch.Generator().manual_seed(0))
-        >>> density = ConditionalDensity(PICNN(1, 1, hidden=(8, 8), seed=0), objective="mle")
+        >>> density = ConditionalDensity(cl.PICNN(1, 1, hidden=(8, 8), seed=0), objective="mle")
         >>> density.initialise((x, c))
         >>> density.log_prob(x, c).shape, density.score(x, c).shape, density.mode(c).shape
         (torch.Size([50]), torch.Size([50, 1]), torch.Size([50, 1]))
@@ -96,7 +97,7 @@ class ConditionalDensity(nn.Module):
 
     def __init__(self, block: nn.Module, objective: str = "score") -> None:
         super().__init__()
-        architecture = _check_block(block)
+        architecture: Architecture[PartialPotential] = architecture_of(block, conditional=True)
         if objective not in OBJECTIVES:
             raise ValueError(f"unknown objective {objective!r}; known: {', '.join(OBJECTIVES)}")
         if objective == "mle" and architecture.dim > 2:
@@ -114,6 +115,10 @@ class ConditionalDensity(nn.Module):
         like = next(block.parameters())
         self.standardiser = Standardiser(self.dim).to(like)
         self.context_standardiser = Standardiser(self.context_dim, name="contexts").to(like)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild the density, with its block; ``save`` writes them."""
+        return {"block": self.block, "objective": self.objective}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -201,9 +206,8 @@ class ConditionalDensity(nn.Module):
         x, c = self._check_pair(data)
         self.standardiser.fit(x)
         self.context_standardiser.fit(c)
-        if not isinstance(self.block, PICNN):
-            with evaluating(self):
-                self.block.initialise(start_rows(self._rows(data)))  # type: ignore[operator]
+        with evaluating(self):
+            self.block.initialise(start_rows(self._rows(data)))  # type: ignore[operator]
 
     @torch.no_grad()
     def freeze(self, data: Pair | None = None) -> ConditionalDensity:
@@ -221,13 +225,11 @@ class ConditionalDensity(nn.Module):
     @torch.no_grad()
     def settle(self, data: Pair) -> None:
         """Fix a lift's summary to that of the training data (x, c)."""
-        if not isinstance(self.block, PICNN):
-            self.block.settle(self._rows(data))  # type: ignore[operator]
+        self.block.settle(self._rows(data))  # type: ignore[operator]
 
     def set_progress(self, t: float) -> None:
         """Tell the block how far training is, t in [0, 1]."""
-        if not isinstance(self.block, PICNN):
-            self.block.set_progress(t)  # type: ignore[operator]
+        self.block.set_progress(t)  # type: ignore[operator]
 
     @property
     def settle_at(self) -> float | None:
@@ -239,7 +241,7 @@ class ConditionalDensity(nn.Module):
         return [self._rows(batch)]
 
     def _emit(self, rows: Tensor | None) -> PartialPotential:
-        return _check_block(self.block).potential(self.block.emit(rows).tensors)  # type: ignore[operator]
+        return architecture_of(self.block, conditional=True).potential(self.block.emit(rows).tensors)  # type: ignore[operator]
 
     def _potential(self, batch: Pair | None) -> PartialPotential:
         require_weights(self, batch)
@@ -280,14 +282,6 @@ class ConditionalDensity(nn.Module):
         if len(x) != len(c):
             raise ValueError(f"expected as many contexts as samples; got {len(c)} and {len(x)}")
         return x, c
-
-
-def _check_block(block: nn.Module) -> PICNN:
-    architecture = block if isinstance(block, PICNN) else getattr(block, "architecture", None)
-    if not isinstance(architecture, PICNN):
-        inside = f" of {type(architecture).__name__}" if isinstance(architecture, nn.Module) else ""
-        raise TypeError(f"expected a PICNN or a weight source of one; got {type(block).__name__}{inside}")
-    return architecture
 
 
 def _distinct(e: Tensor) -> Pair:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +155,10 @@ class ConvexPotentialFlow(nn.Module):
         like = next(self.blocks[0].parameters())
         self.standardiser = Standardiser(self.dim).to(like)
         self.norms = nn.ModuleList([ActNorm(self.dim).to(like) for _ in range(len(self.blocks) + 1)])
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild the flow, with its blocks; ``save`` writes them."""
+        return {"blocks": list(self.blocks), "logdet": self.logdet_method}
 
     @property
     def dtype(self) -> torch.dtype:

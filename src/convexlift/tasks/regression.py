@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,10 @@ class ConvexRegression(nn.Module):
         # Of a centred block the mean of f, a moving average.
         level = self.intercept.detach().clone() if isinstance(block, Centred) else None
         self.register_buffer("level", level)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild the regression, with its block; ``save`` writes them."""
+        return {"block": self.block}
 
     @property
     def averaged(self) -> list[str]:

@@ -10,7 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN, ConvICNN, PartialPotential, Potential
+from convexlift.architectures import Architecture, PartialPotential, Potential
+from convexlift.architectures.base import architecture_of
 from convexlift.checks import check_finite, check_samples, may_branch
 from convexlift.sources import is_lifted
 
@@ -23,8 +24,8 @@ _CHUNK = 16_384
 _START_ROWS = 4096
 
 
-def check_block(block: nn.Module) -> ICNN | ConvICNN:
-    """The architecture of a block, which is an ICNN (convolutional or not) or a weight source of one.
+def check_block(block: nn.Module) -> Architecture[Potential]:
+    """The architecture of a block, which is a network of x alone, like an ICNN, or a weight source of one.
 
     Raises:
         TypeError: it is neither.
@@ -34,11 +35,7 @@ def check_block(block: nn.Module) -> ICNN | ConvICNN:
     ...
     TypeError: expected an ICNN or a weight source of one; got Linear
     """
-    architecture = block if isinstance(block, ICNN | ConvICNN) else getattr(block, "architecture", None)
-    if not isinstance(architecture, ICNN | ConvICNN):
-        inside = f" of {type(architecture).__name__}" if isinstance(architecture, nn.Module) else ""
-        raise TypeError(f"expected an ICNN or a weight source of one; got {type(block).__name__}{inside}")
-    return architecture
+    return architecture_of(block)
 
 
 def check_rows(x: Tensor, dim: int, dtype: torch.dtype, name: str = "samples") -> Tensor:
@@ -69,27 +66,24 @@ def in_float64(potential: P) -> P:
     return replace(potential, tensors={name: t.double() for name, t in potential.tensors.items()})
 
 
-def freeze_block(block: nn.Module, data: Tensor | None) -> ICNN | ConvICNN:
+def freeze_block(block: nn.Module, data: Tensor | None) -> Architecture[Potential]:
     """The plain ICNN of a block, its weights emitted from training data as the block sees them."""
     return block.freeze(data)  # type: ignore[operator]
 
 
 def initialise_block(block: nn.Module, data: Tensor) -> None:
     """Data-dependent start of a weight source; a bare ICNN has none."""
-    if not isinstance(block, ICNN | ConvICNN):
-        block.initialise(data)  # type: ignore[operator]
+    block.initialise(data)  # type: ignore[operator]
 
 
 def settle_block(block: nn.Module, data: Tensor) -> None:
     """Fix a weight source's summary to that of the training data; a bare ICNN has none."""
-    if not isinstance(block, ICNN | ConvICNN):
-        block.settle(data)  # type: ignore[operator]
+    block.settle(data)  # type: ignore[operator]
 
 
 def set_block_progress(block: nn.Module, t: float) -> None:
     """Tell a weight source how far training is; a bare ICNN does not ask."""
-    if not isinstance(block, ICNN | ConvICNN):
-        block.set_progress(t)  # type: ignore[operator]
+    block.set_progress(t)  # type: ignore[operator]
 
 
 def latest_settling(blocks: Iterable[nn.Module]) -> float | None:
