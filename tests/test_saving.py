@@ -19,6 +19,18 @@ from convexlift.calculus.activations import Activation
 from convexlift.tasks import ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
 from convexlift.training import RunFolder
 
+SCHEMA_1 = Path(__file__).parent / "fixtures" / "0.1.0"  # models that version 0.1.0 saved, and some values
+FIXTURES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    **dict.fromkeys(("icnn", "icnn_float32", "conv"), lambda model, x: model(x)),
+    "picnn": lambda model, x: model(x[:, :1], x),
+    **dict.fromkeys(
+        ("flow", "flow_estimated", "ensemble", "density_line", "density_plane", "density_space"),
+        lambda model, x: model.log_prob(x),
+    ),
+    "conditional": lambda model, x: model.log_prob(x[:, :1], x),
+    "regression": lambda model, x: model.predict(x),
+}
+
 
 def points(dim: int, n: int = 40) -> Tensor:
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(1)) * 2 + 1
@@ -105,6 +117,27 @@ def test_a_model_comes_back_bit_for_bit(
         assert name == other and before.dtype == after.dtype
         assert torch.equal(before, after)
     assert torch.equal(evaluate(model, x), evaluate(loaded, x))
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_files_of_schema_1_are_read(name: str) -> None:
+    """Weights to the bit; values but for what processors round differently."""
+    file = SCHEMA_1 / f"{name}.safetensors"
+    model, given = saving.load(file), load_file(SCHEMA_1 / f"{name}.values.safetensors")
+    held = model.state_dict()
+    assert set(load_file(file)) == set(held) and not any(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(tensor, held[key]) for key, tensor in load_file(file).items())
+    values = FIXTURES[name](model, given["x"])
+    assert values.dtype == given["values"].dtype
+    rtol = 1e-12 if values.dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(values, given["values"], rtol=rtol, atol=rtol)
+    if name == "flow_estimated":
+        assert model.logdet_method == "estimated"
+
+
+def test_there_is_a_file_of_schema_1_for_every_kind() -> None:
+    kinds = {type(saving.load(SCHEMA_1 / f"{name}.safetensors")).__name__ for name in FIXTURES}
+    assert kinds == set(saving.KINDS)
 
 
 def test_loading_leaves_the_random_generator_alone(tmp_path: Path) -> None:

@@ -112,13 +112,9 @@ class Architecture(nn.Module, Generic[P]):
             return F.softplus(tensors["raw_alpha"])
         return tensors.get("fixed_alpha")
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All parameters and buffers by name."""
-        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
-
     def emit(self, batch: Tensor | None = None) -> P:
         """The potential with this network's own tensors; the batch is not read."""
-        return self.potential(self.tensors())
+        return self.potential({**dict(self.named_parameters()), **dict(self.named_buffers())})
 
     def potential(self, tensors: Mapping[str, Tensor]) -> P:
         """The potential of this architecture with other tensors, by parameter and buffer name."""
