@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN, PICNN, BoundModule, ConvICNN, PartialPotential, Potential
-from convexlift.architectures.icnn import check_nonnegative_tensors
+from convexlift.architectures import Architecture, BoundModule, PartialPotential, Potential
+from convexlift.architectures.base import check_nonnegative_tensors
 from convexlift.sources.positivity import PositiveMap
 
 
@@ -53,12 +53,11 @@ class WeightSource(nn.Module):
 
         For a module without calculus of its own it is the module as a callable with its tensors bound.
         """
-        tensors: dict[str, Tensor] = dict(self.architecture.named_parameters())
-        tensors.update(self.architecture.named_buffers())
-        tensors.update(self.weights(batch))
-        if isinstance(self.architecture, ICNN | ConvICNN | PICNN):
-            return self.architecture.potential(tensors)
-        return BoundModule(self.architecture, tensors)
+        module, weights = self.architecture, self.weights(batch)
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers()), **weights}
+        if isinstance(module, Architecture):
+            return module.potential(tensors)
+        return BoundModule(module, tensors)
 
     def forward(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
         """The function at x, (N,), with the weights emitted from ``batch``."""

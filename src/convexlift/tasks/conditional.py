@@ -8,7 +8,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import PICNN, PartialPotential
+from convexlift.architectures import Architecture, PartialPotential
+from convexlift.architectures.base import architecture_of
 from convexlift.checks import check_draws
 from convexlift.integration.rays.rule import ray_rule
 from convexlift.tasks import conditional_integrals as contexts
@@ -32,7 +33,7 @@ class ConditionalNormaliser:
 
     Example:
         >>> import convexlift as cl
-        >>> density = ConditionalDensity(PICNN(1, 1, hidden=(8, 8), seed=0))
+        >>> density = ConditionalDensity(cl.PICNN(1, 1, hidden=(8, 8), seed=0))
         >>> found = density.log_normalizer(torch.zeros(4, 1))
         >>> found.log_z.shape, bool(found.error.max() < 1e-6)
         (torch.Size([4]), True)
@@ -78,7 +79,7 @@ class ConditionalDensity(Task):
         >>> import convexlift as cl
         >>> c = torch.linspace(-1, 1, 50)[:, None]
         >>> x = 2 * c + torch.randn(50, 1, generator=torch.Generator().manual_seed(0))
-        >>> density = ConditionalDensity(PICNN(1, 1, hidden=(8, 8), seed=0), objective="mle")
+        >>> density = ConditionalDensity(cl.PICNN(1, 1, hidden=(8, 8), seed=0), objective="mle")
         >>> density.initialise((x, c))
         >>> density.log_prob(x, c).shape, density.score(x, c).shape, density.mode(c).shape
         (torch.Size([50]), torch.Size([50, 1]), torch.Size([50, 1]))
@@ -90,7 +91,7 @@ class ConditionalDensity(Task):
 
     def __init__(self, block: nn.Module, objective: str = "score") -> None:
         super().__init__()
-        architecture = _check_block(block)
+        architecture: Architecture[PartialPotential] = architecture_of(block, conditional=True)
         if objective not in OBJECTIVES:
             raise ValueError(f"unknown objective {objective!r}; known: {', '.join(OBJECTIVES)}")
         if objective == "mle" and architecture.dim > 2:
@@ -108,6 +109,10 @@ class ConditionalDensity(Task):
         like = next(block.parameters())
         self.standardiser = Standardiser(self.dim).to(like)
         self.context_standardiser = Standardiser(self.context_dim, name="contexts").to(like)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild the density, with its block; ``save`` writes them."""
+        return {"block": self.block, "objective": self.objective}
 
     def loss(self, batch: Pair, emit_from: Pair | None = None) -> Tensor:
         """The objective's mean over the batch (x, c); a lift emits from the batch itself, or ``emit_from``.
@@ -209,14 +214,6 @@ class ConditionalDensity(Task):
             check_rows(c, self.context_dim, self.dtype, "contexts")
             return self.standardiser(x), self.context_standardiser(c)
         return self._standardised((x, c))
-
-
-def _check_block(block: nn.Module) -> PICNN:
-    architecture = block if isinstance(block, PICNN) else getattr(block, "architecture", None)
-    if not isinstance(architecture, PICNN):
-        inside = f" of {type(architecture).__name__}" if isinstance(architecture, nn.Module) else ""
-        raise TypeError(f"expected a PICNN or a weight source of one; got {type(block).__name__}{inside}")
-    return architecture
 
 
 def _distinct(e: Tensor) -> Pair:

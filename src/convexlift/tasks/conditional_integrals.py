@@ -75,7 +75,7 @@ def _family_at(potential: PartialPotential, e: Tensor, rows: Tensor) -> Family:
 
 
 def _zeros(given: ConditionedPotential) -> Tensor:
-    return given.tensors["linear"].new_zeros(given.contexts, given.dim)
+    return given.tensors["offset"].new_zeros(given.contexts, given.dim)
 
 
 def _one_by_one(

@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN, ConvICNN, Potential
+from convexlift.architectures import Potential
 from convexlift.calculus.solve import invert_gradient
 from convexlift.checks import check_draws
 from convexlift.integration import line
@@ -96,6 +96,10 @@ class LogConcaveDensity(Task):
         self.register_buffer("log_z", torch.tensor(torch.nan, dtype=like.dtype, device=like.device))
         self.register_buffer("quick_log_z", self.log_z.clone(), persistent=False)
         self.register_buffer("mean_weight", torch.ones_like(self.log_z))
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild a frozen density, with its block; ``save`` writes them."""
+        return {"block": self.block, "objective": "known"}
 
     @property
     def ess(self) -> float | None:
@@ -275,7 +279,7 @@ class LogConcaveDensity(Task):
         return jacobian if weights is None else weights.mean() * jacobian
 
     def _is_frozen(self) -> bool:
-        plain = isinstance(self.block, ICNN | ConvICNN)
+        plain = check_block(self.block) is self.block
         return plain and not any(p.requires_grad for p in self.block.parameters())
 
     def _is_known(self) -> bool:

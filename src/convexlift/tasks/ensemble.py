@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,10 @@ class Ensemble(nn.Module):
         self.dim = dims[0]
         self.members = nn.ModuleList(chosen)
         self.eval()
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's argument that rebuilds the ensemble, its members; ``save`` writes it."""
+        return {"members": list(self.members)}
 
     @property
     def dtype(self) -> torch.dtype:

@@ -19,7 +19,7 @@ from convexlift.calculus.solve import Solution, default_tolerance
 from convexlift.checks import check_draws, check_samples, may_branch, name_rows
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import Standardiser
-from convexlift.tasks.task import Task, check_block, check_rows, evaluating, in_float64, map_rows, tell
+from convexlift.tasks.task import Task, check_block, check_rows, evaluating, in_float64, map_rows
 
 # Hessians formed at a time where no gradient is asked for.
 _HESSIANS = 4096
@@ -144,6 +144,10 @@ class ConvexPotentialFlow(Task):
         like = next(self.blocks[0].parameters())
         self.standardiser = Standardiser(self.dim).to(like)
         self.norms = nn.ModuleList([ActNorm(self.dim).to(like) for _ in range(len(self.blocks) + 1)])
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild the flow, with its blocks; ``save`` writes them."""
+        return {"blocks": list(self.blocks), "logdet": self.logdet_method}
 
     def forward(self, x: Tensor, batch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = T(x), (N, d), and log det DT(x), (N,), both in the space of the data.
@@ -313,14 +317,14 @@ class ConvexPotentialFlow(Task):
         for norm, block in self._layers():
             norm.initialise(x)
             x = norm(x)
-            tell(block, "initialise", x)
+            block.initialise(x)
             x = block.emit(x).gradient(x)
         self._last_norm.initialise(x)
 
     def _settle(self, x: Tensor) -> None:
         for norm, block in self._layers():
             x = norm(x)
-            tell(block, "settle", x)
+            block.settle(x)
             x = map_rows(block.emit().gradient, x)
 
     def _plain(self, x: Tensor | None) -> tuple[nn.Module, nn.Module]:

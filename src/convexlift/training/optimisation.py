@@ -9,7 +9,6 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from convexlift.architectures import ICNN, PICNN
 from convexlift.sources import WeightSource
 
 Group = dict[str, Any]
@@ -67,9 +66,8 @@ def decayed_matrices(module: nn.Module) -> list[nn.Parameter]:
     """
     left: set[int] = set()
     for part in module.modules():
-        names: Any = getattr(part, "nonnegative", ())
-        names = [*names] if isinstance(names, list | tuple) else []
-        names += ["root"] if isinstance(part, ICNN) else ["level"] if isinstance(part, PICNN) else []
+        declared: list[Any] = [getattr(part, kind, ()) for kind in ("nonnegative", "undecayed")]
+        names = [name for kind in declared if isinstance(kind, list | tuple) for name in kind]
         own = dict(part.named_parameters()) if names else {}
         left |= {id(own[name]) for name in names if name in own}
     free = [p for group in parameter_groups(module) if group["name"] == "free" for p in group["params"]]
