@@ -23,10 +23,11 @@ from convexlift.study.comparison import compare
 from convexlift.study.protocol import SELECTION_SEED, Budget
 from convexlift.study.report import page as report
 from convexlift.study.report.answers import verdicts
-from convexlift.study.scoring import normalised, quick_losses
+from convexlift.study.scoring import quick_losses
 from convexlift.study.snapshots import picture_of_data, picture_of_model
 from convexlift.study.training import train_cell
 from convexlift.study.workers import Workers
+from convexlift.tasks.density import normalised
 from convexlift.tasks.region import region_outlines
 
 TINY = Budget("tiny", 6, 64, (0.01,), 1, 1, extensions=0, architecture=(("hidden", (8,)),))

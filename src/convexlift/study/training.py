@@ -19,10 +19,11 @@ from convexlift.seeds import one_thread
 from convexlift.sources import Lift, is_lifted
 from convexlift.study.arms import Arm, build, first_batches, source_factor
 from convexlift.study.cells import Cell, Outcome, Setting, subject
-from convexlift.study.scoring import is_multivariate, normalised, quick_losses
+from convexlift.study.scoring import is_multivariate, quick_losses
 from convexlift.study.snapshots import picture_of_model
 from convexlift.study.statistics import finite_or_none
 from convexlift.study.tracing import Trace
+from convexlift.tasks.density import normalised
 from convexlift.training.fit import fit
 from convexlift.training.optimisation import Group
 from convexlift.training.run import FitEvent, TrainingDiverged
