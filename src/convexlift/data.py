@@ -103,12 +103,12 @@ def whole(data: Data) -> Rows:
     return data.fixed() if isinstance(data, Sampler) else data
 
 
-def check_data(data: Data, name: str) -> Data:
-    """Return the data if `fit` can train on them, else raise with what is wrong and where.
+def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype) -> Data:
+    """Return the data on a device and in a dtype if `fit` can train on them, else raise with what is wrong.
 
     Raises:
         TypeError: neither a tensor, a tuple of tensors, `Unpaired` nor a `Sampler`; or not floating-point.
-        ValueError: no rows, rows that do not align, NaN or infinite entries.
+        ValueError: no rows, rows that do not align, entries that are NaN or infinite, or are once cast.
     """
     if not isinstance(data, Tensor | tuple | Unpaired | Sampler):
         raise TypeError(
@@ -118,8 +118,9 @@ def check_data(data: Data, name: str) -> Data:
     parts = _parts(whole(data))
     if not parts:
         raise ValueError(f"{name} are an empty tuple")
-    for k, x in enumerate(parts):
-        label = name if len(parts) == 1 else f"{name} (tensor {k} of {len(parts)})"
+    places = [""] if len(parts) == 1 else [f" (tensor {k} of {len(parts)})" for k in range(len(parts))]
+    for where, x in zip(places, parts, strict=True):
+        label = name + where
         if not isinstance(x, Tensor):
             raise TypeError(f"{label} must be a tensor; got {type(x).__name__}")
         if not x.dtype.is_floating_point:
@@ -128,17 +129,15 @@ def check_data(data: Data, name: str) -> Data:
             raise ValueError(f"{label} must have rows; got a scalar tensor")
         if x.numel() == 0:
             raise ValueError(f"{label} are empty: shape {tuple(x.shape)}")
-        check_finite(x, name=label)
     counts = [len(x) for x in parts]
     if not isinstance(data, Unpaired) and len(set(counts)) > 1:
         raise ValueError(f"{name} must have one row count; got {', '.join(map(str, counts))} rows")
-    return data
-
-
-def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype) -> Data:
-    """Return the data, checked as given and as cast, on a device and in a dtype."""
-    placed = place(check_data(data, name), device, dtype)
-    return check_data(placed, f"{name} in {str(dtype).removeprefix('torch.')}")
+    placed = place(data, device, dtype)
+    for where, x, moved in zip(places, parts, _parts(whole(placed)), strict=True):
+        if not bool(moved.isfinite().all()):
+            check_finite(x, name=name + where)
+            check_finite(moved, name=f"{name} in {str(dtype).removeprefix('torch.')}{where}")
+    return placed
 
 
 def check_alike(data: Data, validation: Data) -> None:
