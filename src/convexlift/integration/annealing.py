@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ _PARTICLES, _TEMPERATURES = 1024, 24  # of the short annealing
 _GAP = 5.0  # standard errors between forward and backward estimate that are still called agreement
 
 
+@final
 class UnreliableEstimate(RuntimeError):
     """Raised instead of a normaliser that the evidence does not support.
 
@@ -47,6 +49,7 @@ class UnreliableEstimate(RuntimeError):
     """
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class AnnealedNormaliser:
     """log Z = log of the integral of exp(-f), with a standard error and what supports it.
@@ -78,6 +81,7 @@ class AnnealedNormaliser:
         )
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class _Path:
     """Frozen by the pilot: temperatures (K + 1,), and a step and a factor for each of the K - 1 inside."""

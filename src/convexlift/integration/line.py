@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ _TAIL_TOLERANCE = 1e-10  # mass outside the panels, relative to the integral, wh
 _MAX_POINTS = 60_000
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Normaliser:
     """log Z = log of the integral of exp(-f), with bounds: lower <= log Z <= upper.

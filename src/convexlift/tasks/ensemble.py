@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from convexlift.checks import check_draws, check_samples
 from convexlift.tasks.flow import ConvexPotentialFlow
 
 
+@final
 class Ensemble(nn.Module):
     """The mixture with equal weights of frozen convex-potential flows.
 

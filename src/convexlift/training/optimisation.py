@@ -63,6 +63,12 @@ def decayed_matrices(module: nn.Module) -> list[nn.Parameter]:
     non-negative weights and a lift's body; weights that a network without a source declares ``nonnegative``;
     the factor Q of an ICNN's learned quadratic, which like alpha is curvature; and a PICNN's ``level``, a
     vector that is stored as one row. Of a ``Centred`` source the skips decay as they are before folding.
+
+    Example:
+        >>> import convexlift as cl
+        >>> flow = cl.ConvexPotentialFlow([cl.Squared(cl.ICNN(3, hidden=(8, 8)))])
+        >>> [tuple(p.shape) for p in decayed_matrices(flow)]  # first layer and skip
+        [(8, 3), (8, 3)]
     """
     left: set[int] = set()
     for part in module.modules():

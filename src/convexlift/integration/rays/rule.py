@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import final
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ _LEVEL = 3.0  # height above the centre at which the shape of exp(-f) in the pla
 _SEARCH = 100
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Family:
     """The functions x -> f(x; c) for R contexts, convex on the line (d = 1) or the plane (d = 2).
