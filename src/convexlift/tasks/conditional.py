@@ -225,7 +225,8 @@ class ConditionalDensity(nn.Module):
     @torch.no_grad()
     def settle(self, data: Pair) -> None:
         """Fix a lift's summary to that of the training data (x, c)."""
-        self.block.settle(self._rows(data))  # type: ignore[operator]
+        if self.settle_at is not None:
+            self.block.settle(self._rows(data))  # type: ignore[operator]
 
     def set_progress(self, t: float) -> None:
         """Tell the block how far training is, t in [0, 1]."""
