@@ -16,7 +16,7 @@ import convexlift as cl
 from convexlift import saving
 from convexlift.architectures import Architecture, Calculus
 from convexlift.calculus.activations import Activation
-from convexlift.calculus.cholesky import check_strongly_convex, factored_logdet
+from convexlift.calculus.cholesky import check_strongly_convex, factored_logdet, layers_in_float64
 from convexlift.mechanism import gradient_health
 from convexlift.testing import CheckFailed, check_convex, check_derivatives, check_nonnegative
 from convexlift.training.optimisation import decayed_matrices
@@ -27,9 +27,6 @@ class Tensors(NamedTuple):
     directions: Tensor
     offsets: Tensor
     alpha: Tensor | None
-
-    def double(self) -> Tensors:
-        return Tensors(*(None if t is None else t.double() for t in self))
 
 
 def value(x: Tensor, t: Tensors, s: Activation) -> Tensor:
@@ -65,7 +62,7 @@ def hvp(x: Tensor, v: Tensor, t: Tensors, s: Activation) -> Tensor:
 def gradient_and_logdet(x: Tensor, t: Tensors, s: Activation) -> tuple[Tensor, Tensor]:
     check_strongly_convex(t.alpha)
     return gradient(x, t, s), factored_logdet(
-        hessian(x, t, s), lambda rows: hessian(x[rows].double(), t.double(), s)
+        hessian(x, t, s), lambda rows: hessian(x[rows].double(), layers_in_float64(t), s)
     )
 
 
@@ -73,9 +70,11 @@ class Ridges(Architecture[cl.Potential]):
     """f(x) = sum_k w_k s(a_k . x + b_k) + (alpha/2) |x|^2, w_k >= 0."""
 
     calculus = Calculus(value, gradient, hessian, laplacian, hvp, gradient_and_logdet)
+    arguments = ("dim", "units")
 
     def __init__(self, dim: int, units: int = 12, seed: int | None = None, **options: Any) -> None:
         super().__init__(dim, **options)
+        self.units = units
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         self.weights = nn.Parameter(torch.rand(units, generator=generator) / units)
         self.directions = nn.Parameter(torch.randn(units, dim, generator=generator))
@@ -88,9 +87,6 @@ class Ridges(Architecture[cl.Potential]):
 
     def layers(self, tensors: Mapping[str, Tensor]) -> Tensors:
         return Tensors(tensors["weights"], tensors["directions"], tensors["offsets"], self.alpha(tensors))
-
-    def config(self) -> dict[str, Any]:
-        return {"dim": self.dim, "units": len(self.offsets), **super().config()}
 
 
 SOURCES: dict[str, Callable[[nn.Module], Any]] = {

@@ -18,7 +18,20 @@ from convexlift.calculus.activations import Activation
 P = TypeVar("P")
 
 
-class Architecture(nn.Module, Generic[P]):
+class Block(nn.Module):
+    """What tasks are built of: an architecture or a weight source of one, told how training goes."""
+
+    def initialise(self, x: Tensor) -> None:
+        """Data-dependent start, called once with training points as the block will see them."""
+
+    def settle(self, data: Tensor) -> None:
+        """Fix what depends on the batch to its value on the training data."""
+
+    def set_progress(self, t: float) -> None:
+        """Tell how far training is, t in [0, 1]."""
+
+
+class Architecture(Block, Generic[P]):
     """A network f that is convex in x where some of its tensors are non-negative: the base of all of them.
 
     It declares those tensors (``nonnegative``), has its derivatives in closed form (``calculus``), and knows
@@ -26,8 +39,8 @@ class Architecture(nn.Module, Generic[P]):
     Bare, it is a source itself and emits the weights it has.
 
     A new architecture calls this constructor, makes its parameters, then calls ``own_strong_convexity``. It
-    overrides ``calculus``, ``nonnegative``, ``layers`` and ``config``; ``convexlift.saving.register`` makes
-    its files readable. All else follows: every source, task, check and instrument takes it.
+    has ``calculus``, ``arguments``, ``nonnegative`` and ``layers``; ``convexlift.saving.register`` makes its
+    files readable. All else follows: every source, task, check and instrument takes it.
 
     Args:
         dim: d, the number of inputs in which f is convex.
@@ -52,6 +65,8 @@ class Architecture(nn.Module, Generic[P]):
 
     calculus: Calculus
     """The closed forms, functions of (x, ``layers(tensors)``, ``activation``)."""
+    arguments: tuple[str, ...] = ()
+    """Names of its own constructor arguments, kept as attributes; less those of the start, as a seed."""
     undecayed: tuple[str, ...] = ()
     """Names of further parameters that weight decay leaves: curvature, and vectors stored as matrices."""
     context_dim: int = 0
@@ -124,15 +139,6 @@ class Architecture(nn.Module, Generic[P]):
         """f(x), (N,)."""
         return self.emit()(x)  # type: ignore[operator]
 
-    def initialise(self, x: Tensor) -> None:
-        """Nothing: like ``settle`` and ``set_progress``, what a task asks of every block, source or not."""
-
-    def settle(self, data: Tensor) -> None:
-        """Nothing: a network has no summary to settle."""
-
-    def set_progress(self, t: float) -> None:
-        """Nothing: a network need not know how far training is."""
-
     def freeze(self, data: Tensor | None = None) -> Self:
         """A copy that asks for no gradient; the data are not read.
 
@@ -154,12 +160,18 @@ class Architecture(nn.Module, Generic[P]):
                 f"activation {self.activation.name!r} is a user's own: "
                 "save the state_dict and rebuild the network in code"
             )
+        own = {name: getattr(self, name) for name in self.arguments}
         return {
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in own.items()},
             "activation": self.activation.name,
             "sharpness": self.activation.sharpness,
             "strong_convexity": self.strong_convexity,
             "learn_strong_convexity": self.learn_strong_convexity,
         }
+
+    def extra_repr(self) -> str:
+        own = {name: getattr(self, name) for name in (*self.arguments, "strong_convexity")}
+        return ", ".join(f"{name}={value!r}" for name, value in own.items())
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         loaded = {name: state_dict[prefix + name] for name in self.nonnegative if prefix + name in state_dict}

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
+from convexlift.architectures import initial
 from convexlift.architectures.base import Architecture
-from convexlift.architectures.initial import (
-    check_calibration,
-    check_identity,
-    initial_tensors,
-    parameters,
-    positive_sizes,
-)
 from convexlift.architectures.potential import Calculus, Potential
 from convexlift.calculus import activations, convolution
 from convexlift.calculus.convolution import ConvLayers
@@ -89,15 +83,8 @@ class ConvICNN(Architecture[Potential]):
         ValueError: expected (N, 64) samples; got (3, 1, 8, 8)
     """
 
-    calculus = Calculus(
-        value=convolution.value,
-        gradient=convolution.gradient,
-        hessian=convolution.hessian,
-        laplacian=convolution.laplacian,
-        hvp=convolution.hvp,
-        gradient_and_logdet=convolution.gradient_and_logdet,
-        linearise=convolution.linearise,
-    )
+    calculus = Calculus.of(convolution)
+    arguments = ("shape", "channels", "kernel", "strides", "pooling", "skip")
 
     def __init__(
         self,
@@ -124,17 +111,17 @@ class ConvICNN(Architecture[Potential]):
             learn_strong_convexity=learn_strong_convexity,
         )
         self.shape = sizes
-        self.channels = positive_sizes("channels", channels)
+        self.channels = initial.positive_sizes("channels", channels)
         self.strides = _strides(strides, len(self.channels))
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel must be odd and positive; got {kernel}")
         if pooling not in _POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}; known: {', '.join(_POOLINGS)}")
-        check_identity(init, self)
+        initial.check_identity(init, self)
         self.kernel, self.pooling, self.skip = int(kernel), pooling, skip
 
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        self.inner, self.outer, self.skips, self.biases, self.linear = parameters(
+        self.inner, self.outer, self.skips, self.biases, self.linear = initial.parameters(
             self._initial(init, generator)
         )
         self.own_strong_convexity()
@@ -159,7 +146,7 @@ class ConvICNN(Architecture[Potential]):
         Raises:
             ValueError: fewer than two rows, a wrong width, or a non-finite entry.
         """
-        check_calibration(x, self.dim)
+        initial.check_calibration(x, self.dim)
         s = self.activation
         for level, bias in enumerate(self.biases):
             bias.zero_()
@@ -173,24 +160,6 @@ class ConvICNN(Architecture[Potential]):
         top = (s.value(convolution.preactivations(x, layers, s)[-1]) * layers.outer).sum((1, 2, 3))
         self.outer.div_(top.std().clamp_min(torch.finfo(top.dtype).tiny))
         return self
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "shape": list(self.shape),
-            **super().config(),
-            "channels": list(self.channels),
-            "kernel": self.kernel,
-            "strides": list(self.strides),
-            "pooling": self.pooling,
-            "skip": self.skip,
-        }
-
-    def extra_repr(self) -> str:
-        return (
-            f"shape={self.shape}, channels={self.channels}, kernel={self.kernel}, strides={self.strides}, "
-            f"pooling={self.pooling!r}, activation={self.activation.name!r}, "
-            f"strong_convexity={self.strong_convexity:g}, skip={self.skip}"
-        )
 
     def layers(self, tensors: Mapping[str, Tensor], depth: int | None = None) -> ConvLayers:
         """The named tensors as the sweeps read them, kernels as (out, in, side, side); the first ``depth``
@@ -228,18 +197,18 @@ class ConvICNN(Architecture[Potential]):
             seen = self.shape[0] * self._side(math.prod(self.strides[: level + 1])) ** 2
             if level:
                 fan_in = self.channels[level - 1] * self._side(stride) ** 2
-                drawn = initial_tensors(init, seen, (fan_in, width), self.skip, generator)
+                drawn = initial.initial_tensors(init, seen, (fan_in, width), self.skip, generator)
                 out[f"inner.{level - 1}"] = drawn["inner.0"]
             else:
-                drawn = initial_tensors(init, seen, (width,), self.skip, generator)
+                drawn = initial.initial_tensors(init, seen, (width,), self.skip, generator)
             place = min(level, 1)
             out[f"biases.{level}"] = drawn[f"biases.{place}"]
             if self.skip or not level:
                 out[f"skips.{level}"] = drawn[f"skips.{place}"]
         units = self.channels[-1] * (1 if self.pooling == "mean" else math.prod(self.sizes[-1]))
-        out["outer"] = initial_tensors(init, 1, (units,), False, generator)["outer"]
+        out["outer"] = initial.initial_tensors(init, 1, (units,), False, generator)["outer"]
         if self.skip:
-            out["linear"] = initial_tensors(init, self.dim, (1,), True, generator)["linear"]
+            out["linear"] = initial.initial_tensors(init, self.dim, (1,), True, generator)["linear"]
         return out
 
     def _side(self, stride: int) -> int:
@@ -254,14 +223,14 @@ def _kernel(weight: Tensor, channels: int) -> Tensor:
 
 
 def _shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    sizes = positive_sizes("shape", shape)
+    sizes = initial.positive_sizes("shape", shape)
     if len(sizes) != 3:
         raise ValueError(f"shape must be (channels, height, width); got {sizes}")
     return sizes
 
 
 def _strides(strides: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    given = positive_sizes("strides", (strides,) * depth if isinstance(strides, int) else strides)
+    given = initial.positive_sizes("strides", (strides,) * depth if isinstance(strides, int) else strides)
     if len(given) != depth:
         raise ValueError(f"expected {depth} strides, one for each hidden layer; got {len(given)}")
     return given

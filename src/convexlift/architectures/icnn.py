@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from convexlift.architectures import initial
 from convexlift.architectures.base import Architecture
-from convexlift.architectures.initial import (
-    check_calibration,
-    check_identity,
-    initial_tensors,
-    parameters,
-    positive_sizes,
-)
 from convexlift.architectures.potential import Calculus, Potential
 from convexlift.calculus import activations, derivatives, estimation, logdet
 from convexlift.calculus.derivatives import Layers
@@ -64,15 +57,10 @@ class ICNN(Architecture[Potential]):
         ('inner.0', 'outer')
     """
 
-    calculus = Calculus(
-        value=derivatives.value,
-        gradient=derivatives.gradient,
-        hessian=derivatives.hessian,
-        laplacian=derivatives.laplacian,
-        hvp=derivatives.hvp,
-        gradient_and_logdet=logdet.gradient_and_logdet,
-        linearise=estimation.linearise,
+    calculus = Calculus.of(
+        derivatives, gradient_and_logdet=logdet.gradient_and_logdet, linearise=estimation.linearise
     )
+    arguments = ("dim", "hidden", "skip", "quadratic_rank")
     undecayed = ("root",)
     dense = True
 
@@ -97,16 +85,16 @@ class ICNN(Architecture[Potential]):
             strong_convexity=strong_convexity,
             learn_strong_convexity=learn_strong_convexity,
         )
-        self.hidden = positive_sizes("hidden", hidden, "widths")
-        check_identity(init, self)
+        self.hidden = initial.positive_sizes("hidden", hidden, "widths")
+        initial.check_identity(init, self)
         if quadratic_rank < 0:
             raise ValueError(f"quadratic_rank must be >= 0; got {quadratic_rank}")
         self.skip = skip
         self.quadratic_rank = quadratic_rank
 
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        self.inner, self.outer, self.skips, self.biases, self.linear = parameters(
-            initial_tensors(init, self.dim, self.hidden, skip, generator)
+        self.inner, self.outer, self.skips, self.biases, self.linear = initial.parameters(
+            initial.initial_tensors(init, self.dim, self.hidden, skip, generator)
         )
         self.root = None
         if quadratic_rank:
@@ -132,7 +120,7 @@ class ICNN(Architecture[Potential]):
         Raises:
             ValueError: fewer than two rows, a wrong width, or a non-finite entry.
         """
-        check_calibration(x, self.dim)
+        initial.check_calibration(x, self.dim)
         z: Tensor | None = None
         for level, bias in enumerate(self.biases):
             incoming = []
@@ -149,21 +137,6 @@ class ICNN(Architecture[Potential]):
         if z is not None:
             self.outer.div_((z @ self.outer).std().clamp_min(torch.finfo(z.dtype).tiny))
         return self
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "dim": self.dim,
-            **super().config(),
-            "hidden": list(self.hidden),
-            "skip": self.skip,
-            "quadratic_rank": self.quadratic_rank,
-        }
-
-    def extra_repr(self) -> str:
-        return (
-            f"dim={self.dim}, hidden={self.hidden}, activation={self.activation.name!r}, "
-            f"strong_convexity={self.strong_convexity:g}, skip={self.skip}"
-        )
 
     def layers(self, tensors: Mapping[str, Tensor]) -> Layers:
         """The named tensors in the order the sweeps read them."""

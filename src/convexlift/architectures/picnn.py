@@ -70,14 +70,8 @@ class PICNN(Architecture["PartialPotential"]):
         ('convex.inner.0', 'convex.outer')
     """
 
-    calculus = Calculus(
-        value=partial.value,
-        gradient=partial.gradient,
-        hessian=partial.hessian,
-        laplacian=partial.laplacian,
-        hvp=partial.hvp,
-        gradient_and_logdet=partial.gradient_and_logdet,
-    )
+    calculus = Calculus.of(partial)
+    arguments = ("context_dim", "context_hidden")
     undecayed = ("level",)
 
     def __init__(
@@ -155,14 +149,7 @@ class PICNN(Architecture["PartialPotential"]):
         return self.emit()(x, c)
 
     def config(self) -> dict[str, Any]:
-        return {
-            **self.convex.config(),
-            "context_dim": self.context_dim,
-            "context_hidden": list(self.context_hidden),
-        }
-
-    def extra_repr(self) -> str:
-        return f"context_dim={self.context_dim}, context_hidden={self.context_hidden}"
+        return {**self.convex.config(), **super().config()}
 
     def features(self, tensors: Mapping[str, Tensor], c: Tensor) -> Tensor:
         """e(c) = (c, v(c)), (N, m)."""

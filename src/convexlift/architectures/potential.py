@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
@@ -43,6 +43,12 @@ class Calculus:
     hvp: Callable[[Tensor, Tensor, Any, Activation], Tensor]
     gradient_and_logdet: Callable[[Tensor, Any, Activation], tuple[Tensor, Tensor]]
     linearise: Callable[[Tensor, Any, Activation], tuple[Tensor, Operator]] | None = None
+
+    @classmethod
+    def of(cls, module: Any, **others: Any) -> Calculus:
+        """The functions of a module that have these names, with some from elsewhere."""
+        found = {field.name: getattr(module, field.name, None) for field in fields(cls)}
+        return cls(**{**found, **others})
 
 
 Method = Literal["exact", "estimated"]
@@ -110,34 +116,29 @@ class Potential:
         return next(iter(self.tensors.values())).dtype
 
     @property
-    def calculus(self) -> Calculus:
-        """The closed forms of its architecture, which every method calls on the tensors bound here."""
-        return self.architecture.calculus
-
-    @property
     def alpha(self) -> Tensor | None:
         """The strong convexity alpha, a scalar; ``None`` when it is fixed at zero."""
         return self.architecture.alpha(self.tensors)
 
     def value(self, x: Tensor) -> Tensor:
         """f(x), (N,)."""
-        return self.calculus.value(self._check(x), *self._bound())
+        return self.architecture.calculus.value(self._check(x), *self._bound())
 
     def gradient(self, x: Tensor) -> Tensor:
         """grad f(x), (N, d)."""
-        return self.calculus.gradient(self._check(x), *self._bound())
+        return self.architecture.calculus.gradient(self._check(x), *self._bound())
 
     def hessian(self, x: Tensor) -> Tensor:
         """The Hessian, (N, d, d)."""
-        return self.calculus.hessian(self._check(x), *self._bound())
+        return self.architecture.calculus.hessian(self._check(x), *self._bound())
 
     def laplacian(self, x: Tensor) -> Tensor:
         """The trace of the Hessian, (N,)."""
-        return self.calculus.laplacian(self._check(x), *self._bound())
+        return self.architecture.calculus.laplacian(self._check(x), *self._bound())
 
     def hvp(self, x: Tensor, v: Tensor) -> Tensor:
         """The Hessian at x times v, (N, d), without forming the Hessian."""
-        return self.calculus.hvp(self._check(x), self._check(v), *self._bound())
+        return self.architecture.calculus.hvp(self._check(x), self._check(v), *self._bound())
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Operator]:
         """grad f(x), (N, d), and the Hessians at x as a linear map of vectors (..., N, d).
@@ -145,9 +146,9 @@ class Potential:
         Raises:
             ValueError: an architecture without this form, whose log-determinants cannot be estimated.
         """
-        if self.calculus.linearise is None:
+        if self.architecture.calculus.linearise is None:
             raise ValueError("logdet cannot be estimated for this architecture: it has no linearise")
-        return self.calculus.linearise(self._check(x), *self._bound())
+        return self.architecture.calculus.linearise(self._check(x), *self._bound())
 
     def logdet(
         self, x: Tensor, *, method: Method | None = None, probes: int | None = None, seed: int | None = 0
@@ -175,7 +176,7 @@ class Potential:
         """
         probes = (_TRAINING_PROBES if seed is None else _PROBES) if probes is None else probes
         if not self.estimates(method, probes):
-            return self.calculus.gradient_and_logdet(self._check(x), *self._bound())
+            return self.architecture.calculus.gradient_and_logdet(self._check(x), *self._bound())
         self._strong("logdet")
         gradient, operator = self.linearise(x)
         drawn = self._probes(probes, x, seed)
@@ -184,7 +185,8 @@ class Potential:
     def estimates(self, method: Method | None = None, probes: int = _PROBES) -> bool:
         """Whether ``gradient_and_logdet`` would estimate with this method and number of probes."""
         if check_method(method) is None:
-            return self.calculus.linearise is not None and estimation.cheaper(self.dim, probes, _STEPS)
+            estimable = self.architecture.calculus.linearise is not None
+            return estimable and estimation.cheaper(self.dim, probes, _STEPS)
         return method == "estimated"
 
     @torch.no_grad()
@@ -223,7 +225,7 @@ class Potential:
         self._strong("inverse")
         start = None if start is None else self._check(start)
         y = self._check(y)
-        if self.calculus.linearise is None:
+        if self.architecture.calculus.linearise is None:
             return solve.invert_gradient(self.gradient, self.hessian, y, start=start, tolerance=tolerance)
         if self.dim < _PRODUCTS_FROM:
             start = solve.gaussian_start(self.gradient, y) if start is None else start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,18 @@ def factored_logdet(hessian: Tensor, again: Callable[[Tensor], Tensor]) -> Tenso
     factor, info = torch.linalg.cholesky_ex(again(rows))
     check_factored(info, rows, len(hessian))
     return fine.index_copy(0, rows, logdet_of(factor).to(hessian.dtype))
+
+
+def layers_in_float64(layers: Any) -> Any:
+    """A tuple of tensors, of such tuples and of other things, with every tensor in float64.
+
+    >>> layers_in_float64((torch.ones(1), (None, torch.ones(1)), 3))
+    (tensor([1.], dtype=torch.float64), (None, tensor([1.], dtype=torch.float64)), 3)
+    """
+    if not isinstance(layers, tuple):
+        return layers.double() if isinstance(layers, Tensor) else layers
+    parts = [layers_in_float64(part) for part in layers]
+    return type(layers)(*parts) if hasattr(layers, "_fields") else tuple(parts)
 
 
 def check_factored(info: Tensor, rows: Tensor, count: int) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from convexlift.calculus.activations import Activation
-from convexlift.calculus.cholesky import check_strongly_convex, factored_logdet
+from convexlift.calculus.cholesky import check_strongly_convex, factored_logdet, layers_in_float64
 from convexlift.calculus.derivatives import curvature, outer_products
 from convexlift.checks import may_branch
 
@@ -65,17 +65,6 @@ class ConvLayers(NamedTuple):
     def reduction(self, level: int) -> int:
         """The stride of a layer relative to the input."""
         return math.prod(self.strides[: level + 1])
-
-    def double(self) -> ConvLayers:
-        """The same network in float64."""
-        return self._replace(
-            inner=tuple(t.double() for t in self.inner),
-            outer=self.outer.double(),
-            skips=tuple(None if t is None else t.double() for t in self.skips),
-            biases=tuple(t.double() for t in self.biases),
-            linear=None if self.linear is None else self.linear.double(),
-            alpha=None if self.alpha is None else self.alpha.double(),
-        )
 
 
 @final
@@ -203,7 +192,7 @@ def gradient_and_logdet(x: Tensor, layers: ConvLayers, s: Activation) -> tuple[T
     check_strongly_convex(layers.alpha)
     matrix = hessian(x, layers, s)
     return gradient(x, layers, s), factored_logdet(
-        matrix, lambda rows: hessian(x[rows].double(), layers.double(), s)
+        matrix, lambda rows: hessian(x[rows].double(), layers_in_float64(layers), s)
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from convexlift.calculus import derivatives
 from convexlift.calculus.activations import Activation
-from convexlift.calculus.cholesky import check_strongly_convex, factored_logdet
+from convexlift.calculus.cholesky import check_strongly_convex, factored_logdet, layers_in_float64
 from convexlift.calculus.derivatives import Layers
 
 
@@ -141,22 +141,9 @@ def gradient_and_logdet(x: Tensor, partial: PartialLayers, s: Activation) -> tup
     outers = derivatives.reverse_sweep(partial.layers, slopes)
     matrix = _hessian(x, partial, slopes, _bends(us, partial, outers, s))
     logdet = factored_logdet(
-        matrix, lambda rows: hessian(x[rows].double(), _in_float64(pick(partial, rows)), s)
+        matrix, lambda rows: hessian(x[rows].double(), layers_in_float64(pick(partial, rows)), s)
     )
     return _assemble_gradient(x, partial, slopes, outers), logdet
-
-
-def _in_float64(partial: PartialLayers) -> PartialLayers:
-    partial = per_context(partial, Tensor.double)
-    layers = partial.layers
-    shared = layers._replace(
-        inner=tuple(weight.double() for weight in layers.inner),
-        outer=layers.outer.double(),
-        skips=tuple(None if skip is None else skip.double() for skip in layers.skips),
-        alpha=None if layers.alpha is None else layers.alpha.double(),
-        root=None if layers.root is None else layers.root.double(),
-    )
-    return partial._replace(layers=shared)
 
 
 def _preactivations(x: Tensor, partial: PartialLayers, s: Activation) -> list[Tensor]:

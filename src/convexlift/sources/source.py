@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from convexlift.architectures import Architecture, BoundModule, PartialPotential, Potential
-from convexlift.architectures.base import check_nonnegative_tensors
+from convexlift.architectures.base import Block, check_nonnegative_tensors
 from convexlift.sources.positivity import PositiveMap
 
 
-class WeightSource(nn.Module):
+class WeightSource(Block):
     """The common part of ``Projected``, ``Softplus``, ``Squared`` and ``Lift``.
 
     A source holds a deep copy of an architecture with the constrained tensors taken out; the free ones stay
@@ -70,15 +70,6 @@ class WeightSource(nn.Module):
             ValueError: a constrained weight is negative or not a number.
         """
         return self._frozen(self.weights())
-
-    def initialise(self, x: Tensor) -> None:
-        """Data-dependent start, called once with training points as the network will see them."""
-
-    def settle(self, data: Tensor) -> None:
-        """Fix what depends on the batch to its value on the training data."""
-
-    def set_progress(self, t: float) -> None:
-        """Tell how far training is, t in [0, 1]."""
 
     def _frozen(self, weights: Mapping[str, Tensor]) -> nn.Module:
         check_nonnegative_tensors(self.names, weights)
