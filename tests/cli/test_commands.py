@@ -18,9 +18,8 @@ from safetensors.torch import save_file
 
 import convexlift as cl
 from convexlift import saving
-from convexlift.cli import compare as compare_command
-from convexlift.cli import train as train_command
 from convexlift.cli.main import join_lists, main
+from convexlift.plots import density
 from convexlift.study import protocol
 from convexlift.tasks import ConvexRegression
 from convexlift.training import History, RunFolder
@@ -72,6 +71,7 @@ def test_train_evaluate_sample_transform(trained: Path, capsys: pytest.CaptureFi
         "config.json",
         "metrics.jsonl",
         "state.pt",
+        "best.safetensors",
         "model.safetensors",
         "result.json",
         "loss.svg",
@@ -192,7 +192,7 @@ def test_a_density_that_cannot_be_drawn_is_kept(
     def unmixed(*_: object) -> None:
         raise RuntimeError("the chains have not mixed")
 
-    monkeypatch.setattr(train_command, "density_chart", unmixed)
+    monkeypatch.setattr(density, "density_chart", unmixed)
     assert main(["train", "density", "--data", write_rows(), "--out", "run", *SMALL]) == 0
     assert "no density.svg: the chains have not mixed\n" in capsys.readouterr().err
     assert Path("run/model.safetensors").exists() and not Path("run/density.svg").exists()
@@ -244,7 +244,7 @@ def test_whole_numbers_and_copies_are_read_as_numbers(capsys: pytest.CaptureFixt
 def test_an_interrupted_training_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train_command, "fit", lambda *_, **__: History(stopped="interrupted"))
+    monkeypatch.setattr(cl, "fit", lambda *_, **__: History(stopped="interrupted"))
     assert main(["train", "flow", "--data", write_rows(), "--out", "run", *SMALL]) == 130
     assert capsys.readouterr().err == (
         "interrupted; run keeps the run: the same command with --resume goes on\n"
@@ -312,7 +312,7 @@ def test_an_interrupted_comparison_says_how_to_go_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_command, "run_comparison", interrupted)
+    monkeypatch.setattr("convexlift.study.comparison.compare", interrupted)
     assert main(["compare", "gumbel", "--out", "here"]) == 130
     assert capsys.readouterr().err == (
         "interrupted; here keeps every finished run: the same command goes on from there\n"
@@ -326,7 +326,7 @@ def test_compare_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.update(options, problem=problem)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_command, "run_comparison", noted)
+    monkeypatch.setattr("convexlift.study.comparison.compare", noted)
     call = (
         "compare gumbel --rates 0.01 2e-2 --arms lift,softplus --seeds 3 --budget full --jobs 2 --no-resume"
     )
@@ -347,10 +347,19 @@ def test_compare_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "own": None,
         "task": None,
         "objective": "mle",
+        "command": "convexlift compare gumbel --arms lift softplus --rates 0.01 0.02 --seeds 3 --budget full",
     }
     assert main("compare power --data power.npz --task density --objective score".split()) == 130
     assert (seen["task"], seen["objective"]) == ("density", "score")
     assert seen["out"] == Path("runs/power-density")
+    assert seen["command"] == (
+        "convexlift compare power --budget quick --task density --objective score --data power.npz"
+    )
+    assert main("compare moon --task density --fixed-rate".split()) == 130
+    assert seen["command"] == "convexlift compare moon --budget quick --task density --fixed-rate"
+    assert main("compare --own mine:subject --arms one".split()) == 130
+    assert seen["problem"] is None
+    assert seen["command"] == "convexlift compare --own mine:subject --arms one --budget quick"
 
 
 def test_lists_of_words() -> None:
@@ -483,7 +492,7 @@ BAD_MODEL: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "unfinished": (
         unfinished,
-        "copy/model.safetensors is a checkpoint of an unfinished training run, not a frozen model",
+        "copy/best.safetensors is a checkpoint of an unfinished training run, not a frozen model",
     ),
     "missing": (lambda run: "none", "none does not exist"),
     "no run": (lambda run: ".", "holds no trained model (there is no model.safetensors in it)"),
@@ -577,7 +586,7 @@ BAD_CALLS: dict[str, tuple[str, int, str]] = {
     "train device": (
         "train flow --data rows.csv --out out --device abacus",
         1,
-        "cannot use the device 'abacus'",
+        "device 'abacus' is unknown or not available",
     ),
     "objective": (
         "train density --data rows.csv --out out --objective map",

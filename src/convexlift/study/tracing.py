@@ -8,14 +8,12 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from convexlift.data import Data, place
-from convexlift.mechanism import Dwell, ShoulderTrace, coupling
+from convexlift.data import place
+from convexlift.mechanism import ShoulderTrace, coupling, probe_batches, restricted_mean
 from convexlift.mechanism.observing import emissions
 from convexlift.problems import Problem
-from convexlift.seeds import seed_of
 from convexlift.sources import is_lifted
 from convexlift.tasks.task import evaluating
-from convexlift.training.batches import Batches
 from convexlift.training.run import FitEvent
 
 COUPLED_AT = (0.0, 0.3, 0.6)
@@ -50,9 +48,7 @@ class Trace:
         like = next(p for p in model.parameters() if p.is_floating_point())
 
         def drawn(stream: str) -> list[Any]:
-            batches: list[Data] = [
-                Batches(problem.train, batch_size, seed_of(seed, stream, k)).at(0).data for k in range(PROBES)
-            ]
+            batches = probe_batches(problem.train, batch_size, PROBES, seed, stream)
             return [place(batch, like.device, like.dtype) for batch in batches]
 
         self.probes = drawn("probe")
@@ -107,29 +103,3 @@ class Trace:
             "p_value": found.batch.p_value,
             "curvature": found.curvature.trace,
         }
-
-
-def restricted_mean(stays: Dwell, horizon: float) -> float:
-    """The mean of min(stay, horizon): the area under the Kaplan-Meier estimate up to there.
-
-        integral_0^horizon S(t) dt
-
-    Unlike the median it is finite with any censoring. nan without a stay.
-
-    Raises:
-        ValueError: a horizon that is not positive.
-
-    Source: Irwin, "The standard error of an estimate of expectation of life", Journal of Hygiene 1949.
-
-    Example:
-        >>> stays = Dwell(np.array([10, 20, 40]), np.array([False, False, True]))
-        >>> round(restricted_mean(stays, 40), 3)
-        23.333
-    """
-    if horizon <= 0:
-        raise ValueError(f"horizon must be positive; got {horizon:g}")
-    if not len(stays.times):
-        return math.nan
-    times, share = stays.survival()
-    edges = np.minimum(np.concatenate([[0.0], times, [horizon]]), horizon)
-    return float((np.diff(edges) * np.concatenate([[1.0], share])).sum())

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from convexlift.data import hold_out
-from convexlift.problems.problem import Problem
+from convexlift.problems.base import Problem
 from convexlift.problems.published.tables import (
     ARCHITECTURE,
     TextTable,
