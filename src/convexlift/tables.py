@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convexlift.checks import name_dtype
 from convexlift.files import write_whole
 
 SUFFIXES = (".csv", ".npy", ".npz", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".feather")
@@ -375,7 +376,7 @@ def _table(
     if len(bad):
         row, column = bad[0].tolist()
         value = table[row, column]
-        large = f"{value:g}, too large for {str(dtype).removeprefix('torch.')}"
+        large = f"{value:g}, too large for {name_dtype(dtype)}"
         kind = "NaN" if np.isnan(value) else "infinite" if np.isinf(value) else large
         called = _called(names, kept[column], named)
         raise ValueError(f"{place}: row {row + 1}, column {called}: the value is {kind}")
