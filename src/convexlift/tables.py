@@ -105,10 +105,9 @@ def read_table(
         raise ValueError(f"{file} is not a {either(SUFFIXES, ' file')}")
     if key is not None and suffix != ".npz":
         raise ValueError(f"{file} has no named arrays: --key is for .npz files")
-    if decimal not in (None, ".", ",") or thousands not in (None, *",. '_") or thousands == (decimal or "."):
-        raise ValueError(
-            f"numbers cannot have decimal mark {decimal or '.'!r} and thousands mark {thousands!r}"
-        )
+    point = "." if decimal is None else decimal
+    if point not in tuple(".,") or thousands not in (None, *",. '_") or thousands == point:
+        raise ValueError(f"numbers cannot have decimal mark {point!r} and thousands mark {thousands!r}")
     content = file.read_bytes()
     if not content:
         raise ValueError(f"{file} is empty")
@@ -174,11 +173,9 @@ class _Text:
         if "\0" in text:
             raise ValueError(f"{file} is not a CSV text file")
         candidates = "\t" if suffix.startswith(".tsv") else ",;\t"
-        if (
-            "," in (decimal, thousands) and '"' not in text
-        ):  # it would have to be quoted beside such a delimiter
+        if "," in (decimal, thousands) and '"' not in text:  # between cells it would need quotes within them
             candidates = candidates.replace(",", "")
-        first = re.search(r"\S.*", text)
+        first = re.search(r".*\S.*", text)
         delimiter = max(candidates, key=_unquoted(first[0] if first else "").count)
         blank = rf"(?m)^[ \t{delimiter}]+(?=\r?$)"
         return cls(file, re.sub(blank, "", text), delimiter, decimal, thousands)
@@ -236,14 +233,13 @@ class _Text:
     def is_number(self, cell: str) -> bool:
         point = self.decimal or "."
         plain = cell.replace(self.thousands or point, "" if self.thousands else point).replace(point, ".")
-        number = r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)"
+        number = r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity|true|false)"
         return re.fullmatch(number, plain, re.ASCII | re.IGNORECASE) is not None
 
     def is_header(self, first: list[str], second: list[str]) -> bool:
         """Whether the first line holds names; an error where it may hold numbers as well."""
         if not any(map(self.is_number, first)):
-            values = {"", "na", "n/a", "nan", "null", "none", "true", "false"}
-            return not {cell.lower() for cell in first} <= values
+            return not {cell.lower() for cell in first} <= {"", "na", "n/a", "null", "none"}
         counted = [str(place) for place in range(len(first))]
         if first[0] == "" and first[1:] == counted[:-1]:  # a data frame without names, with its index
             return True
@@ -281,10 +277,9 @@ class _Text:
                 cell = cells[column]
                 if not self.is_number(cell):
                     found = f"{cell!r} is not a number" if cell else "the cell is empty"
-                    hint = " (see --decimal and --thousands)" * bool(
-                        re.fullmatch(r"[+-]?\d+([., '_]\d+)+", cell)
-                    )
-                    raise ValueError(f"{where}, column {_called(names, column, named)}: {found}{hint}")
+                    if re.fullmatch(r"[+-]?\d+([., '_]\d+)+", cell):
+                        found += " (see --decimal and --thousands)"
+                    raise ValueError(f"{where}, column {_called(names, column, named)}: {found}")
 
 
 def _read_frame(file: Path, content: bytes, columns: str | None, dtype: torch.dtype) -> Table:
