@@ -24,6 +24,7 @@ CHUNK = 4_096  # images that are encoded or decoded at a time
 VERSION = 1  # of the training; a change of it makes every cached autoencoder anew
 
 
+@final
 @dataclass(frozen=True)
 class Recipe:
     """How an autoencoder is built and trained: widths, length and penalties.

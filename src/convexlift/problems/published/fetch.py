@@ -117,7 +117,7 @@ def download(url: str, file: Path, progress: Progress = lambda *_: None) -> None
         raise ConnectionError(f"{url}: the server answered {answer.status_code} {answer.reason}") from error
     except requests.RequestException as error:
         if bar.total is None:
-            reason = str(getattr(error.args[0], "reason", error)).rpartition("] ")[2]
+            reason = str(getattr(next(iter(error.args), None), "reason", error)).rpartition("] ")[2]
             raise ConnectionError(f"cannot reach {urlsplit(url).netloc}: {reason}") from error
         done = f"{file.stat().st_size:,}{f' of {bar.total:,}' if bar.total else ''}"
         raise ConnectionError(f"{url} broke off after {done} bytes; fetch again") from error
