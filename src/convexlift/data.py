@@ -11,7 +11,7 @@ from typing import TypeVar, cast, final
 import torch
 from torch import Tensor
 
-from convexlift.checks import check_finite
+from convexlift.checks import check_finite, name_dtype
 from convexlift.seeds import generator_of
 
 # What a loss receives, and what `initialise`, `settle` and `freeze` receive.
@@ -74,35 +74,6 @@ class Sampler:
 Data = Tensor | tuple[Tensor, ...] | Unpaired | Sampler
 
 
-def hold_out(rows: SomeRows, share: float, seed: int = 0) -> tuple[SomeRows, SomeRows]:
-    """Return training rows and held-out rows: the last and the first of a permutation by ``seed``.
-
-    Of n rows max(1, round(share * n)) are held out; those of a tuple stay together.
-
-    Raises:
-        ValueError: the share is not between 0 and 1, or fewer than two rows would be left to train on.
-
-    Example:
-        >>> [len(part) for part in hold_out(torch.zeros(50, 2), 0.1)]
-        [45, 5]
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"the share of rows to hold out must lie between 0 and 1; got {share}")
-    n = len(_parts(rows)[0])
-    held = max(1, round(share * n))
-    if n - held < 2:
-        raise ValueError(f"{n} rows are too few: {n - held} would be left to train on")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return _take(rows, order[held:]), _take(rows, order[:held])
-
-
-def whole(data: Data) -> Rows:
-    """Return all rows in the form of one batch: the pair of `Unpaired`, the fixed draws of a `Sampler`."""
-    if isinstance(data, Unpaired):
-        return data.xs, data.xt
-    return data.fixed() if isinstance(data, Sampler) else data
-
-
 def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype) -> Data:
     """Return the data on a device and in a dtype if `fit` can train on them, else raise with what is wrong.
 
@@ -124,7 +95,7 @@ def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype) -> 
         if not isinstance(x, Tensor):
             raise TypeError(f"{label} must be a tensor; got {type(x).__name__}")
         if not x.dtype.is_floating_point:
-            raise TypeError(f"{label} must be floating-point; got {str(x.dtype).removeprefix('torch.')}")
+            raise TypeError(f"{label} must be floating-point; got {name_dtype(x.dtype)}")
         if x.ndim == 0:
             raise ValueError(f"{label} must have rows; got a scalar tensor")
         if x.numel() == 0:
@@ -136,7 +107,7 @@ def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype) -> 
     for where, x, moved in zip(places, parts, _parts(whole(placed)), strict=True):
         if not bool(moved.isfinite().all()):
             check_finite(x, name=name + where)
-            check_finite(moved, name=f"{name} in {str(dtype).removeprefix('torch.')}{where}")
+            check_finite(moved, name=f"{name} in {name_dtype(dtype)}{where}")
     return placed
 
 
@@ -154,26 +125,77 @@ def check_alike(data: Data, validation: Data) -> None:
 
 def place(data: Data, device: torch.device, dtype: torch.dtype) -> Data:
     """Return the data on a device, in a dtype; what a `Sampler` draws is moved as it comes."""
+
+    def moved(rows: Rows) -> Rows:
+        return _each(rows, lambda x: x.to(device, dtype))
+
     if isinstance(data, Unpaired):
         return Unpaired(data.xs.to(device, dtype), data.xt.to(device, dtype))
     if isinstance(data, Sampler):
         if all(x.device == device and x.dtype == dtype for x in _parts(data.fixed())):
             return data
-        return Sampler(lambda n, generator: _move(data.draw(n, generator), device, dtype), seed=data.seed)
-    return _move(data, device, dtype)
+        return Sampler(lambda n, generator: moved(data.draw(n, generator)), seed=data.seed)
+    return moved(data)
+
+
+def hold_out(rows: SomeRows, share: float, seed: int = 0) -> tuple[SomeRows, SomeRows]:
+    """Return training rows and held-out rows: the last and the first of a permutation by ``seed``.
+
+    Of n rows max(1, round(share * n)) are held out; those of a tuple stay together.
+
+    Raises:
+        ValueError: the share is not between 0 and 1, or fewer than two rows would be left to train on.
+
+    Example:
+        >>> [len(part) for part in hold_out(torch.zeros(50, 2), 0.1)]
+        [45, 5]
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"the share of rows to hold out must lie between 0 and 1; got {share}")
+    n = count_rows(rows)
+    held = max(1, round(share * n))
+    if n - held < 2:
+        raise ValueError(f"{n} rows are too few: {n - held} would be left to train on")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return take(rows, order[held:]), take(rows, order[:held])
+
+
+def count_rows(rows: Rows) -> int:
+    """Return how many rows there are.
+
+    Example:
+        >>> count_rows((torch.zeros(5, 2), torch.zeros(5)))
+        5
+    """
+    return len(_parts(rows)[0])
+
+
+def take(rows: SomeRows, which: Tensor | slice) -> SomeRows:
+    """Return some of the rows; the parts of a tuple stay together.
+
+    Example:
+        >>> take((torch.arange(5), torch.arange(5) ** 2), torch.tensor([3, 1]))
+        (tensor([3, 1]), tensor([9, 1]))
+    """
+    return _each(rows, lambda x: x[which.to(x.device) if isinstance(which, Tensor) else which])
+
+
+def whole(data: Data) -> Rows:
+    """Return all rows in the form of one batch: the pair of `Unpaired`, the fixed draws of a `Sampler`."""
+    if isinstance(data, Unpaired):
+        return data.xs, data.xt
+    return data.fixed() if isinstance(data, Sampler) else data
 
 
 def chunks(data: Data, size: int) -> Iterator[tuple[Rows, int]]:
     """Yield the rows in order as (piece, number of rows); the two sides of `Unpaired` in one piece."""
     rows = whole(data)
-    n = len(_first(rows))
+    n = count_rows(rows)
     if isinstance(data, Unpaired) or n <= size:
         yield rows, n
         return
     for start in range(0, n, size):
-        piece = slice(start, start + size)
-        part = rows[piece] if isinstance(rows, Tensor) else tuple(x[piece] for x in rows)
-        yield part, min(size, n - start)
+        yield take(rows, slice(start, start + size)), min(size, n - start)
 
 
 def mean_loss(loss: Callable[[Rows], Tensor], data: Data, size: int) -> float:
@@ -193,23 +215,13 @@ def describe(data: Data) -> str:
     return f"{kind} {_shapes(parts)} {digest.hexdigest()[:16]}"
 
 
-def _move(rows: Rows, device: torch.device, dtype: torch.dtype) -> Rows:
-    if isinstance(rows, Tensor):
-        return rows.to(device, dtype)
-    return tuple(x.to(device, dtype) for x in rows)
+def _each(rows: SomeRows, change: Callable[[Tensor], Tensor]) -> SomeRows:
+    changed = tuple(map(change, _parts(rows)))
+    return cast(SomeRows, changed if isinstance(rows, tuple) else changed[0])
 
 
 def _parts(rows: Rows) -> tuple[Tensor, ...]:
     return rows if isinstance(rows, tuple) else (rows,)
-
-
-def _first(rows: Rows) -> Tensor:
-    return _parts(rows)[0]
-
-
-def _take(rows: SomeRows, indices: Tensor) -> SomeRows:
-    taken = tuple(x[indices.to(x.device)] for x in _parts(rows))
-    return cast(SomeRows, taken if isinstance(rows, tuple) else taken[0])
 
 
 def _shapes(rows: Rows) -> str:
