@@ -211,7 +211,7 @@ def study(
 ) -> dict[str, Any]:
     """Compare the arms on one subject; the figures of every arm, and lift minus each."""
     budget = Budget("study", steps, 128, tuple(rates), min(2, seeds), seeds, extensions=extensions)
-    result = compare(own=SUBJECTS[name], budget=budget, out=folder, jobs=1)
+    result = compare(own=SUBJECTS[name], budget=budget, out=folder, jobs=1).result
     keys = ("lr", "test", "half_budget", "ms_per_step", "parameters", "rates")
     return {
         "description": result["description"],

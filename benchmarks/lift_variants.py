@@ -32,7 +32,6 @@ from typing import Any, final
 
 import timing
 import torch
-from convexlift.study.fixed_batch import FixedBatchLift
 from rates import Ledger, Outcome, beside, or_inf
 from torch import Tensor, nn
 
@@ -45,7 +44,7 @@ from convexlift.problems import Problem, problem
 from convexlift.seeds import seed_of
 from convexlift.sources.readout import Factored
 from convexlift.sources.summary import DeepSets, pool
-from convexlift.study.arms import Arm, build
+from convexlift.study.arms import Arm, FixedBatchLift, build
 from convexlift.study.protocol import best_rate
 from convexlift.study.statistics import paired_difference, summary
 from convexlift.training.batches import Batches

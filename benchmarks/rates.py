@@ -26,7 +26,7 @@ import torch
 from convexlift.data import whole
 from convexlift.problems import problem
 from convexlift.study.arms import build
-from convexlift.study.cells import code_digest
+from convexlift.study.digest import code_digest
 from convexlift.training import fit
 from convexlift.training.run import TrainingDiverged
 

@@ -12,7 +12,7 @@ import pytest
 import convexlift
 
 SOURCE = Path(convexlift.__file__).parent
-_GROUND = {"names", "checks", "files", "seeds", "data", "tables", "freezing"}
+_GROUND = {"names", "version", "checks", "files", "seeds", "data", "tables", "freezing"}
 _CORE = {*_GROUND, "calculus", "architectures"}
 _SOURCES = {*_CORE, "sources"}
 _OBJECTIVES = {*_SOURCES, "integration", "objectives"}
@@ -34,6 +34,7 @@ _LIBRARY = {
 # What each part of the package may import from the package.
 MAY: dict[str, set[str]] = {
     "names": set(),
+    "version": set(),
     "checks": set(),
     "files": set(),
     "seeds": set(),

@@ -81,6 +81,12 @@ def test_a_cell_reports_how_well_log_z_is_known() -> None:
     json.dumps(outcome, allow_nan=False)
 
 
+def test_a_cell_of_chains_repeats_itself() -> None:
+    setting, cell = Setting(subject, TINY), Cell("softplus", 0.1, SELECTION_SEED, 4, scored=False)
+    one, two = (train_cell(setting, cell) for _ in range(2))
+    assert one["curve"] == two["curve"] and one["rows"] == two["rows"]
+
+
 def test_rates_are_chosen_without_annealing(monkeypatch: pytest.MonkeyPatch) -> None:
     cell = Cell("softplus", 0.01, SELECTION_SEED, 6, scored=False)
     monkeypatch.setattr(cells, "SELECTION_SEED", SELECTION_SEED + 1)

@@ -15,7 +15,7 @@ from convexlift.data import place, whole
 from convexlift.mechanism import emission_noise, shoulder, step_amplification, weight_histogram
 from convexlift.objectives import objective_named
 from convexlift.problems import Problem
-from convexlift.seeds import one_thread
+from convexlift.seeds import one_thread, seed_torch
 from convexlift.sources import Lift, is_lifted
 from convexlift.study.arms import Arm, build, first_batches, source_factor
 from convexlift.study.cells import Cell, Outcome, Setting, subject
@@ -39,8 +39,9 @@ def train_cell(setting: Setting, cell: Cell) -> Outcome:
     Divergence, and a test loss that is not finite, are outcomes; every other error is raised.
     """
     chosen, arms, _ = subject(setting)
-    started = time.perf_counter()
-    with one_thread():
+    started, device = time.perf_counter(), torch.device(setting.device)
+    with one_thread(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seed_torch(device, cell.seed, "initialise")  # as `fit` does
         outcome = _train(setting, cell, chosen, arms)
     return {"cell": dataclasses.asdict(cell), **outcome, "seconds": time.perf_counter() - started}
 
