@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 
 import convexlift as cl
 from convexlift import saving
+from convexlift.cli import train
 from convexlift.cli.main import join_lists, main
 from convexlift.plots import density
 from convexlift.study import protocol
@@ -100,11 +102,72 @@ def test_train_evaluate_sample_transform(trained: Path, capsys: pytest.CaptureFi
     assert np.allclose(np.load("z.npz")["samples"], latent.numpy())
 
 
+def test_result_json_is_written_once_and_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    replace = os.replace
+
+    def noted(source: str, target: str) -> None:
+        written.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    assert main(["train", "density", "--data", write_rows(), "--out", "run", *SMALL]) == 0
+    assert written.count("result.json") == 1 and written[-1] == "result.json"
+    assert written.count("model.safetensors") == 1 and "best.safetensors" in written
+
+
+def test_a_run_that_ends_in_an_error_has_no_result_and_resumes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def collapsed(*_: object) -> None:
+        raise RuntimeError("log Z collapsed")
+
+    call = ["train", "density", "--data", write_rows(), "--out", "run", *SMALL]
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Density, "further", collapsed)
+        assert main(call) == 1
+    assert capsys.readouterr().err == "error: log Z collapsed\n"
+    assert not Path("run/result.json").exists() and not Path("run/model.safetensors").exists()
+    assert main(["evaluate", "run", "--data", "rows.csv"]) == 1
+    assert "run/best.safetensors is a checkpoint of an unfinished" in capsys.readouterr().err
+    assert main([*call, "--resume"]) == 0
+    assert Path("run/result.json").exists()
+
+
 def test_a_finished_run_resumes_to_itself(trained: Path) -> None:
     before = files_of(trained)["model.safetensors"]
     data = str(trained.parent / "rows.csv")
     assert main(["train", "flow", "--data", data, "--out", str(trained), *SMALL, "--resume"]) == 0
     assert files_of(trained)["model.safetensors"] == before
+
+
+OLD = Path(__file__).parents[1] / "fixtures" / "0.1.0"
+OLD_STATE = "state.pt was written by convexlift 0.1.0, whose runs only that version can resume"
+
+
+def test_a_finished_run_of_version_0_1_0_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(OLD / "run-finished"), "--data", str(OLD / "rows.csv")]) == 0
+    assert "mean negative log-likelihood: 4.3688 ± 0.2725 nats (40 rows)" in capsys.readouterr().out
+    assert main(["sample", str(OLD / "run-finished"), "-n", "2", "--out", "new.csv"]) == 0
+    assert Path("new.csv").read_text().splitlines()[0] == "a,b"
+
+
+@pytest.mark.parametrize("name", ["run-finished", "run-interrupted"])
+def test_a_run_of_version_0_1_0_is_not_resumed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(OLD / name, "run")
+    before = files_of(Path("run"))
+    call = f"train flow --data {OLD / 'rows.csv'} --out run --steps 4 --hidden 3 --depth 1 --batch-size 32"
+    assert main([*call.split(), "--resume"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: run/{OLD_STATE}") and err.count("\n") == 1
+    assert main(call.split()) == 1
+    assert "run holds config.json already; pass --resume" in capsys.readouterr().err
+    assert files_of(Path("run")) == before
+
+
+def test_an_unfinished_run_of_version_0_1_0_is_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(OLD / "run-interrupted"), "--out", "new.csv"]) == 1
+    assert "model.safetensors is a checkpoint of an unfinished training run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["flow", "density"])

@@ -20,7 +20,9 @@ from convexlift.cli.compare import (
     shown,
 )
 from convexlift.files import write_whole
-from convexlift.problems.catalogue import NAMES
+from convexlift.names import check_name
+from convexlift.problems.catalogue import NAMES, check_problem
+from convexlift.study.protocol import BUDGETS, OPTIMIZERS
 
 
 def ablate(
@@ -50,6 +52,9 @@ def ablate(
       convexlift ablate collider --optimizer sgd --budget standard --out results/ablate-collider-sgd
     """
     folder = out if out is not None else Path("runs") / f"ablate-{problem}-{optimizer}"
+    check_problem(problem)
+    check_name("optimizer", optimizer, OPTIMIZERS)
+    check_name("budget", budget, BUDGETS["density"])
     check_folder(folder, problem, None)
     options: dict[str, Any] = {
         "optimizer": optimizer,

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from convexlift.names import DEFAULT_ARMS, OBJECTIVES, SOURCES
-from convexlift.problems.catalogue import DENSITIES, FROM_FILES, NAMES
+from convexlift.names import CONTROLS, DEFAULT_ARMS, OBJECTIVES, SOURCES, check_name
+from convexlift.problems.catalogue import DENSITIES, FROM_FILES, NAMES, check_problem
+from convexlift.study.protocol import BUDGETS
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from convexlift.study.outcomes import Event
 
 GALLERY = "gallery"
@@ -94,7 +93,14 @@ def compare(
     gallery = {name: folder / name for name in DENSITIES}
     places = gallery if chosen == GALLERY else {chosen: folder}
     for target, place in places.items():
+        if own is None:
+            check_problem(str(target))
         check_folder(place, str(target), own, task)
+    if own is None:
+        for arm in items(arms) or ():
+            check_name("arm", arm, (*SOURCES, *CONTROLS))
+    check_name("budget", budget, BUDGETS["density"])
+    check_name("objective", objective, OBJECTIVES)
     options: dict[str, Any] = {
         "arms": items(arms),
         "rates": numbers(rates),
@@ -264,6 +270,10 @@ def summary(result: dict[str, Any]) -> str:
 @contextmanager
 def shown() -> Iterator[Callable[[Event], None]]:
     """Show how far a comparison is: live on a terminal, else a line for every run."""
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda event: console.print(
@@ -297,6 +307,8 @@ def shown() -> Iterator[Callable[[Event], None]]:
 
 def _standing(losses: dict[tuple[str, str, float], list[float]], phase: str) -> Table:
     """The best mean loss of every arm so far, in this phase."""
+    from rich.table import Table
+
     table = Table(box=None, padding=(0, 2))
     for title in ("arm", "best so far", "at rate", "runs"):
         table.add_column(title, justify="left" if title == "arm" else "right")

@@ -24,6 +24,7 @@ _NAMED = {
         ("regression-square", "regression-logsumexp"), ("simulated.regression", "regression_problem")
     ),
 }
+_LATENTS = ("digits-latents", "mnist-latents")
 FROM_FILES = (*_PUBLISHED, "mnist-latents")
 NAMES = ("digits21", *FROM_FILES, "digits-latents", "collider", *_NAMED)
 
@@ -45,17 +46,25 @@ def problem(name: str, data: str | Path | None = None) -> Problem:
         ...
         ValueError: unknown problem 'gambel'; did you mean 'gumbel'? known: digits21, hepmass, ...
     """
-    if name.partition(":")[0] in ("digits-latents", "mnist-latents"):
+    check_problem(name)
+    if name.partition(":")[0] in _LATENTS:
         return _made("images.latents", "latents_of", name, data).problem
-    if name not in NAMES:
-        close = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise ValueError(f"unknown problem '{name}'; {hint}known: {', '.join(NAMES)}")
     if name in _PUBLISHED:
         return _made(*_PUBLISHED[name], data)
     if data is not None:
         raise ValueError(f"problem '{name}' reads no file; remove --data {data}")
     return _made(*_ALONE[name]) if name in _ALONE else _made(*_NAMED[name], name)
+
+
+def check_problem(name: str) -> None:
+    """Refuse an unknown name with a ValueError, before anything is imported.
+
+    >>> check_problem("digits-latents:3")
+    """
+    if name not in NAMES and name.partition(":")[0] not in _LATENTS:
+        close = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise ValueError(f"unknown problem '{name}'; {hint}known: {', '.join(NAMES)}")
 
 
 def _made(module: str, function: str, *arguments: object) -> Any:
