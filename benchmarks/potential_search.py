@@ -308,7 +308,7 @@ def train(chosen: Problem, candidate: Candidate, lr: float, seed: int, steps: in
         "ms_per_step": history.ms_per_step,
     }
     if test:
-        loss = float(chosen.score(flow.freeze(cast(Tensor, whole(chosen.train)))).double().mean())
+        loss = float(chosen.evaluate(flow.freeze(cast(Tensor, whole(chosen.train)))).double().mean())
         outcome["test"] = loss if math.isfinite(loss) else None
     return outcome
 

@@ -1,4 +1,4 @@
-"""Training data: rows, samplers, and the checks that they pass before anything is computed."""
+"""Training data: rows, simulators, and the checks that they pass before anything is computed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Unpaired:
 
 
 @final
-class Sampler:
+class Simulator:
     """Fresh rows at every step, from a function ``draw(n, generator)`` that returns n rows.
 
     Args:
@@ -45,14 +45,14 @@ class Sampler:
         seed: of the fixed draws; the draws of training depend on the seed of `fit`.
 
     Example:
-        >>> normal = Sampler(lambda n, generator: torch.randn(n, 2, generator=generator))
+        >>> normal = Simulator(lambda n, generator: torch.randn(n, 2, generator=generator))
         >>> normal.fixed(5).shape, torch.equal(normal.fixed(5), normal.fixed(5))
         (torch.Size([5, 2]), True)
     """
 
     def __init__(self, draw: Callable[[int, torch.Generator], Rows], *, seed: int = 0) -> None:
         if not callable(draw):
-            raise TypeError(f"a Sampler needs a function draw(n, generator); got {type(draw).__name__}")
+            raise TypeError(f"a Simulator needs a function draw(n, generator); got {type(draw).__name__}")
         self._draw = draw
         self.seed = seed
         self._fixed: dict[int, Rows] = {}
@@ -65,25 +65,25 @@ class Sampler:
         return rows
 
     def fixed(self, n: int = 20_000) -> Rows:
-        """Return the n rows that stand for this sampler's distribution: the same ones at every call."""
+        """Return the n rows that stand for this simulator's distribution: the same ones at every call."""
         if n not in self._fixed:
             self._fixed[n] = self.draw(n, generator_of(self.seed, "fixed"))
         return self._fixed[n]
 
 
-Data = Tensor | tuple[Tensor, ...] | Unpaired | Sampler
+Data = Tensor | tuple[Tensor, ...] | Unpaired | Simulator
 
 
 def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype) -> Data:
     """Return the data on a device and in a dtype if `fit` can train on them, else raise with what is wrong.
 
     Raises:
-        TypeError: neither a tensor, a tuple of tensors, `Unpaired` nor a `Sampler`; or not floating-point.
+        TypeError: neither a tensor, a tuple of tensors, `Unpaired` nor a `Simulator`; or not floating-point.
         ValueError: no rows, rows that do not align, entries that are NaN or infinite, or are once cast.
     """
-    if not isinstance(data, Tensor | tuple | Unpaired | Sampler):
+    if not isinstance(data, Tensor | tuple | Unpaired | Simulator):
         raise TypeError(
-            f"{name} must be a tensor, a tuple of row-aligned tensors, Unpaired or a Sampler; "
+            f"{name} must be a tensor, a tuple of row-aligned tensors, Unpaired or a Simulator; "
             f"got {type(data).__name__}"
         )
     parts = _parts(whole(data))
@@ -124,17 +124,17 @@ def check_alike(data: Data, validation: Data) -> None:
 
 
 def place(data: Data, device: torch.device, dtype: torch.dtype) -> Data:
-    """Return the data on a device, in a dtype; what a `Sampler` draws is moved as it comes."""
+    """Return the data on a device, in a dtype; what a `Simulator` draws is moved as it comes."""
 
     def moved(rows: Rows) -> Rows:
         return _each(rows, lambda x: x.to(device, dtype))
 
     if isinstance(data, Unpaired):
         return Unpaired(data.xs.to(device, dtype), data.xt.to(device, dtype))
-    if isinstance(data, Sampler):
+    if isinstance(data, Simulator):
         if all(x.device == device and x.dtype == dtype for x in _parts(data.fixed())):
             return data
-        return Sampler(lambda n, generator: moved(data.draw(n, generator)), seed=data.seed)
+        return Simulator(lambda n, generator: moved(data.draw(n, generator)), seed=data.seed)
     return moved(data)
 
 
@@ -181,10 +181,10 @@ def take(rows: SomeRows, which: Tensor | slice) -> SomeRows:
 
 
 def whole(data: Data) -> Rows:
-    """Return all rows in the form of one batch: the pair of `Unpaired`, the fixed draws of a `Sampler`."""
+    """Return all rows in the form of one batch: the pair of `Unpaired`, the fixed draws of a `Simulator`."""
     if isinstance(data, Unpaired):
         return data.xs, data.xt
-    return data.fixed() if isinstance(data, Sampler) else data
+    return data.fixed() if isinstance(data, Simulator) else data
 
 
 def chunks(data: Data, size: int) -> Iterator[tuple[Rows, int]]:
@@ -211,7 +211,7 @@ def describe(data: Data) -> str:
     parts = _parts(whole(data))
     for x in parts:
         digest.update(x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    kind = type(data).__name__ if isinstance(data, Unpaired | Sampler) else "rows"
+    kind = type(data).__name__ if isinstance(data, Unpaired | Simulator) else "rows"
     return f"{kind} {_shapes(parts)} {digest.hexdigest()[:16]}"
 
 

@@ -219,7 +219,7 @@ class LogConcaveDensity(_Density):
 
     f is an input-convex network of the whitened columns. Z is found by quadrature in one and two columns, and
     above by annealed importance sampling, at the first call of ``score_samples`` or ``score``, which then
-    takes seconds; ``model_.log_normalizer()`` says how well it is known.
+    takes seconds; ``model_.normaliser()`` says how well it is known.
 
     Columns are read as numbers, whole ones too: a count has no density, so add uniform noise of one step to
     it first. Rows that occur k times count k times, as a ``sample_weight`` of k does.

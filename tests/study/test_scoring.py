@@ -92,7 +92,7 @@ def test_rates_are_chosen_without_annealing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cells, "SELECTION_SEED", SELECTION_SEED + 1)
     trusted = train_cell(Setting(subject, TINY), cell)
     monkeypatch.setattr(cells, "SELECTION_SEED", SELECTION_SEED)
-    monkeypatch.setattr(cl.LogConcaveDensity, "log_normalizer", None)
+    monkeypatch.setattr(cl.LogConcaveDensity, "normaliser", None)
     monkeypatch.setattr(cl.LogConcaveDensity, "normalise", None)
     outcome = train_cell(Setting(subject, TINY), cell)
     assert outcome["metrics"] == trusted["metrics"] == {}
@@ -235,5 +235,5 @@ def test_a_histogram_integrates_to_the_share_within() -> None:
 def test_only_multivariate_densities_are_scored_so() -> None:
     assert not densities.is_multivariate(problem("gumbel")) and not densities.is_multivariate(problem("moon"))
     assert densities.is_multivariate(logistics())
-    own = dataclasses.replace(logistics(), objective=lambda blocks: blocks[0])
+    own = dataclasses.replace(logistics(), build=lambda blocks: blocks[0])
     assert not densities.is_multivariate(own)

@@ -56,7 +56,7 @@ def show(
         ("task", f"{found.task}, {found.dim} dimension{'s' if found.dim > 1 else ''}"),
         ("metric", found.metric),
         *(
-            (split, "fresh draws" if isinstance(part, cl.Sampler) else f"{_rows(part):,} rows")
+            (split, "fresh draws" if isinstance(part, cl.Simulator) else f"{_rows(part):,} rows")
             for split, part in (
                 ("train", found.train),
                 ("validation", found.validation),

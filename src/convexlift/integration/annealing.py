@@ -93,7 +93,7 @@ class _Path:
 
 
 @torch.no_grad()
-def log_normalizer(
+def annealed_normaliser(
     value: Function,
     gradient: Function,
     proposal: Gaussian,
@@ -141,7 +141,7 @@ def log_normalizer(
         >>> f = lambda x: (x + 2 * torch.nn.functional.softplus(-x)).sum(1)  # two logistics: Z = 1
         >>> score = lambda x: 1 - 2 * torch.sigmoid(-x)
         >>> q = Gaussian(torch.zeros(2), 1.5 * torch.eye(2))
-        >>> found = log_normalizer(f, score, q, generator=torch.Generator().manual_seed(0))
+        >>> found = annealed_normaliser(f, score, q, generator=torch.Generator().manual_seed(0))
         >>> bool(abs(found.log_z) < 4 * found.error), found.error < 0.02
         (True, True)
     """
@@ -190,8 +190,8 @@ def short_annealing(function: ValueAndGradient, proposal: Gaussian, seed: int) -
 
     Sequential Monte Carlo: 1,024 particles drawn from q pass the densities proportional to
     q^(1 - b) exp(-b f), b = (k / 24)^3, with one MALA move at each and a new draw from among themselves where
-    their effective sample size falls below a half. For watching a training run; ``log_normalizer`` is for
-    results.
+    their effective sample size falls below a half. For watching a training run; results take
+    ``annealed_normaliser``.
 
     Args:
         function: maps (N, d) to f (N,) and its gradient (N, d), in the dtype of ``proposal``.

@@ -24,7 +24,7 @@ def is_multivariate(problem: Problem) -> bool:
         >>> is_multivariate(problem("gumbel")), is_multivariate(problem("moon").as_task("density"))
         (False, True)
     """
-    return problem.kind.objectives and problem.dim > 1 and problem.objective is None
+    return problem.kind.objectives and problem.dim > 1 and problem.build is None
 
 
 @torch.no_grad()
@@ -40,11 +40,11 @@ def quick_losses(problem: Problem, frozen: nn.Module, rows: Rows) -> Tensor:
         >>> from convexlift.problems import problem
         >>> moon = problem("moon").as_task("density")
         >>> density = cl.LogConcaveDensity(cl.ICNN(2, hidden=(8,), seed=0)).freeze()
-        >>> bool((quick_losses(moon, density, moon.test) - moon.score(density)).abs().max() < 0.1)
+        >>> bool((quick_losses(moon, density, moon.test) - moon.evaluate(density)).abs().max() < 0.1)
         True
     """
     if not is_multivariate(problem):
-        return problem.score(frozen, rows)
+        return problem.evaluate(frozen, rows)
     density, x = cast(LogConcaveDensity, frozen), cast(Tensor, rows)
     potential = cast(ICNN, density.block).emit()
     t = density.block_inputs(x)[0]

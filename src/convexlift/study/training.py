@@ -83,8 +83,8 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
     metrics = chosen.metrics(frozen) if chosen.metrics is not None and cell.scored else {}
     if is_multivariate(chosen) and cell.scored:
         metrics |= normalised(frozen)
-        metrics |= {} if task.ess is None else {"training_share": task.ess}
-    score = quick_losses if cell.selects else Problem.score  # annealing is kept for what is reported
+        metrics |= {} if task.effective_share is None else {"training_share": task.effective_share}
+    score = quick_losses if cell.selects else Problem.evaluate  # annealing is kept for what is reported
     try:
         losses = score(chosen, frozen, test).double().cpu()
     except FloatingPointError as error:

@@ -34,7 +34,7 @@ class ConditionalNormaliser:
     Example:
         >>> import convexlift as cl
         >>> density = ConditionalDensity(cl.PICNN(1, 1, hidden=(8, 8), seed=0))
-        >>> found = density.log_normalizer(torch.zeros(4, 1))
+        >>> found = density.normaliser(torch.zeros(4, 1))
         >>> found.log_z.shape, bool(found.error.max() < 1e-6)
         (torch.Size([4]), True)
     """
@@ -53,7 +53,7 @@ class ConditionalDensity(Task):
       row is integrated along rays from near the mode of f(.; e), each to where f is 25 higher; by convexity
       that leaves out about 1e-11 of the mass. 16 Gauss-Legendre nodes a ray, 2 rays for d = 1 and 16 for
       d = 2. With the default activation log Z is then off by some 1e-7 for most contexts and by at most 1e-4
-      (d = 1) or 1e-3 (d = 2); a sharp activation costs more. ``log_normalizer`` refines until it settles.
+      (d = 1) or 1e-3 (d = 2); a sharp activation costs more. ``normaliser`` refines until it settles.
     - ``"score"``: exact score matching, mean of |grad f|^2 / 2 - laplacian f at (t; e), for any d.
 
     A lift emits from the rows (t, e) of the data batch, once a step; the same weights are used at the nodes.
@@ -129,7 +129,7 @@ class ConditionalDensity(Task):
         return (given.value(t) + log_z).mean() - self.standardiser.log_scale_jacobian
 
     def log_prob(self, x: Tensor, c: Tensor, batch: Pair | None = None) -> Tensor:
-        """log p(x | c), (N,), with log Z from ``log_normalizer``, once for each distinct context.
+        """log p(x | c), (N,), with log Z from ``normaliser``, once for each distinct context.
 
         Changes no state. The gradient flows through f, not through log Z. An unfrozen lift needs a ``batch``.
         """
@@ -147,7 +147,7 @@ class ConditionalDensity(Task):
         return -potential.given(e).gradient(t) / self.standardiser.scale
 
     @torch.no_grad()
-    def log_normalizer(self, c: Tensor, batch: Pair | None = None) -> ConditionalNormaliser:
+    def normaliser(self, c: Tensor, batch: Pair | None = None) -> ConditionalNormaliser:
         """log Z in float64, of f over the standardised x, for each context (N, k), with its error.
 
         By quadrature for d = 1 and 2: rays to where f is 40 above the mode, rules refined until log Z changes

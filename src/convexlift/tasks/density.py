@@ -15,7 +15,7 @@ from convexlift.calculus.solve import invert_gradient
 from convexlift.checks import check_draws
 from convexlift.integration import line
 from convexlift.integration.annealing import AnnealedNormaliser
-from convexlift.integration.annealing import log_normalizer as annealed
+from convexlift.integration.annealing import annealed_normaliser as annealed
 from convexlift.integration.gaussian import Gaussian, laplace
 from convexlift.integration.langevin import Draws, adapted
 from convexlift.integration.langevin import draw as run_chains
@@ -76,7 +76,7 @@ class LogConcaveDensity(Task):
         >>> density.initialise(x)
         >>> density.log_prob(x).shape, density.score(x).shape, density.sample(5, seed=0).shape
         (torch.Size([3]), torch.Size([3, 1]), torch.Size([5, 1]))
-        >>> density.log_normalizer().error < 1e-6
+        >>> density.normaliser().error < 1e-6
         True
     """
 
@@ -104,9 +104,9 @@ class LogConcaveDensity(Task):
         return {"block": self.block, "objective": "known"}
 
     @property
-    def ess(self) -> float | None:
+    def effective_share(self) -> float | None:
         """The effective share of the draws of the last training step; None without draws."""
-        return self.objective.ess
+        return self.objective.effective_share
 
     def loss(self, batch: Rows, emit_from: Rows | None = None) -> Tensor:
         """The mean loss of the batch, for likelihoods of -log p in nats; others are those of ``Objective``.
@@ -145,7 +145,7 @@ class LogConcaveDensity(Task):
         """The gradient of log p at x, (N, d). It needs no Z."""
         return -self.standardiser.pull_back(self._potential(batch).gradient(self._rows(x)))
 
-    def log_normalizer(
+    def normaliser(
         self, batch: Rows | None = None, *, seed: int = 0, particles: int = 2048
     ) -> Normaliser | PlaneNormaliser | AnnealedNormaliser:
         """log Z in float64, of f over the standardised points, with its ``error``.
@@ -253,7 +253,7 @@ class LogConcaveDensity(Task):
         frozen.log_z.fill_(torch.nan)
         frozen.quick_log_z.fill_(torch.nan)
         if self.dim == 1:
-            frozen.log_z.copy_(frozen.log_normalizer().log_z)
+            frozen.log_z.copy_(frozen.normaliser().log_z)
         elif (estimate := self.objective.estimate(frozen.block.emit())) is not None:
             if not bool(estimate.isfinite()):
                 raise FloatingPointError(f"the estimate of log Z is {float(estimate)}")
@@ -392,7 +392,7 @@ def normalised(density: LogConcaveDensity) -> dict[str, float]:
         >>> found["log_z_error"] < 0.05, found["log_z_share"] > 0.1, bool(density.log_z.isfinite())
         (True, True, True)
     """
-    found = density.log_normalizer(particles=_PARTICLES)
+    found = density.normaliser(particles=_PARTICLES)
     density.log_z.copy_(found.log_z)
     told = {"log_z_error": float(found.error)}
     particles = getattr(found, "particles", None)
