@@ -195,7 +195,7 @@ def _subject(
         source="scikit-learn's bundled digits" if name == "factorisation" else "simulated",
         licence="CC BY 4.0 (UCI)" if name == "factorisation" else "none needed (simulated)",
         network=network,
-        objective=lambda blocks: LeastSquares(blocks[0], errors),
+        build=lambda blocks: LeastSquares(blocks[0], errors),
         losses=lambda model, rows: errors(cast(Any, model).block, rows),
     )
     sources = {"projected": Projected, "softplus": Softplus, "squared": Squared}

@@ -276,7 +276,7 @@ def train(setting: Setting, arm: str, lr: float, seed: int, probed: bool) -> Out
         )
     except TrainingDiverged:
         return {"validation": None, "test": None}
-    test = float(chosen.score(task.freeze(rows)).double().mean())
+    test = float(chosen.evaluate(task.freeze(rows)).double().mean())
     return {"validation": history.best_validation, "test": test if math.isfinite(test) else None, **notes}
 
 

@@ -153,7 +153,7 @@ def train(chosen: Problem, choice: Choice, seed: int, steps: int, batch_size: in
         )
     except TrainingDiverged:
         return {"validation": None, "test": None}
-    test = float(chosen.score(task.freeze(rows)).double().mean())
+    test = float(chosen.evaluate(task.freeze(rows)).double().mean())
     return {"validation": history.best_validation, "test": test if math.isfinite(test) else None}
 
 

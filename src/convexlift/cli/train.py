@@ -262,7 +262,7 @@ class Density(Training):
         return cl.LogConcaveDensity(self.network(dim), self.objective)
 
     def further(self, frozen: Any, train: Tensor, names: Sequence[str]) -> dict[str, Any]:
-        from convexlift.study.scoring import normalised
+        from convexlift.tasks.density import normalised
 
         error = normalised(frozen)["log_z_error"]
         _draw_density(frozen, train, names, self.out / "density.svg")

@@ -159,8 +159,8 @@ def _network(problem: Problem, seed: int) -> nn.Module:
 
 
 def _task(problem: Problem, blocks: list[nn.Module]) -> nn.Module:
-    if problem.objective is not None:
-        return problem.objective(blocks)
+    if problem.build is not None:
+        return problem.build(blocks)
     return problem.kind.build(blocks, problem.density_objective)
 
 

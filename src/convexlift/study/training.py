@@ -19,10 +19,11 @@ from convexlift.seeds import one_thread, seed_torch
 from convexlift.sources import Lift, is_lifted
 from convexlift.study.arms import Arm, build, first_batches, source_factor
 from convexlift.study.cells import Cell, Outcome, Setting, subject
-from convexlift.study.scoring import is_multivariate, normalised, quick_losses
+from convexlift.study.scoring import is_multivariate, quick_losses
 from convexlift.study.snapshots import picture_of_model
 from convexlift.study.statistics import finite_or_none
 from convexlift.study.tracing import Trace
+from convexlift.tasks.density import normalised
 from convexlift.training.fit import fit
 from convexlift.training.optimisation import Group
 from convexlift.training.run import FitEvent, TrainingDiverged
@@ -82,8 +83,8 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
     metrics = chosen.metrics(frozen) if chosen.metrics is not None and cell.scored else {}
     if is_multivariate(chosen) and cell.scored:
         metrics |= normalised(frozen)
-        metrics |= {} if task.ess is None else {"training_share": task.ess}
-    score = quick_losses if cell.selects else Problem.score  # annealing is kept for what is reported
+        metrics |= {} if task.effective_share is None else {"training_share": task.effective_share}
+    score = quick_losses if cell.selects else Problem.evaluate  # annealing is kept for what is reported
     try:
         losses = score(chosen, frozen, test).double().cpu()
     except FloatingPointError as error:
