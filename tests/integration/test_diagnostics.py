@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from arviz_stats.base import array_stats
 from torch import Tensor
 
 from convexlift.integration.diagnostics import effective_sample_size, importance_ess, r_hat
@@ -59,6 +60,41 @@ def test_it_follows_the_published_formulas_literally() -> None:
     assert float(r_hat(draws)) == pytest.approx(
         max(float((over / within).sqrt()), float(r_hat(folded))), rel=0.02
     )
+
+
+ORACLE = {
+    "independent": autoregressive(0.0, 4, 500),
+    "dependent": autoregressive(0.9, 4, 1000),
+    "weakly dependent": autoregressive(0.5, 4, 500),
+    "antithetic": autoregressive(-0.5, 4, 500),
+    "an odd number": autoregressive(0.3, 3, 101),
+    "hardly moving": autoregressive(0.999, 4, 200),
+    "in other places": autoregressive(0.5, 4, 300) + torch.arange(4.0)[:, None, None],
+    "of other widths": autoregressive(0.5, 4, 300) * torch.tensor([1.0, 1.0, 1.0, 5.0])[:, None, None],
+    "drifting": autoregressive(0.0, 4, 300) + torch.linspace(-2, 2, 300)[:, None],
+    "heavy-tailed": autoregressive(0.2, 4, 500).pow(5),
+    "rounded": autoregressive(0.2, 4, 200).round(),
+    "one still": torch.cat([autoregressive(0.0, 3, 100), torch.zeros(1, 100, 1)]),
+    "of four draws": autoregressive(0.0, 4, 4),
+    "of six draws": autoregressive(0.5, 4, 6),
+}
+
+
+@pytest.mark.parametrize("kind", ORACLE)
+def test_r_hat_is_arvizs(kind: str) -> None:
+    draws = ORACLE[kind]
+    oracle = array_stats.rhat(draws[..., 0].numpy(), method="rank", chain_axis=0, draw_axis=1)
+    assert float(r_hat(draws)) == pytest.approx(float(oracle), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, draws in ORACLE.items() if draws.shape[1] >= 100])
+def test_the_sample_size_is_arvizs(kind: str) -> None:
+    """To rounding, where the pair of coefficients that ends the sum starts negative. Elsewhere ArviZ adds its
+    first coefficient too, and it stops short of the longest lags: the article says neither."""
+    draws = ORACLE[kind]
+    oracle = array_stats.ess(draws[..., 0].numpy(), method="bulk", chain_axis=0, draw_axis=1)
+    same = kind in ("independent", "dependent", "of other widths", "one still")
+    assert float(effective_sample_size(draws)) == pytest.approx(float(oracle), rel=1e-9 if same else 0.05)
 
 
 def test_chains_that_differ_in_place_or_width_are_seen() -> None:
