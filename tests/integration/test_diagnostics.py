@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 from arviz_stats.base import array_stats
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from convexlift.integration.diagnostics import effective_sample_size, importance_ess, r_hat
@@ -109,6 +111,23 @@ def test_chains_that_differ_in_place_or_width_are_seen() -> None:
     assert float(effective_sample_size(shifted)) < 200
 
 
+@given(
+    seed=st.integers(0, 1000),
+    rho=st.floats(-0.8, 0.95),
+    length=st.integers(4, 60),
+    order=st.permutations(range(3)),
+)
+def test_neither_units_nor_the_order_of_the_chains_count(
+    seed: int, rho: float, length: int, order: list[int]
+) -> None:
+    draws = autoregressive(rho, 3, length, dim=2, seed=seed)
+    mapped = torch.stack([draws[..., 0].sinh(), -4 * draws[..., 1]], -1)[order]
+    torch.testing.assert_close(effective_sample_size(mapped), effective_sample_size(draws))
+    torch.testing.assert_close(r_hat(mapped)[1], r_hat(draws)[1])
+    total = 3 * (length - length % 2)
+    assert float(effective_sample_size(draws).max()) <= total * math.log10(total) + 1e-9
+
+
 def test_they_do_not_change_under_monotone_maps() -> None:
     draws = autoregressive(0.5, 4, 200)
     torch.testing.assert_close(effective_sample_size(draws), effective_sample_size(draws.exp()))
@@ -144,6 +163,14 @@ def test_bad_chains_have_one_sentence(function) -> None:
     broken[2, 7, 1] = torch.nan
     with pytest.raises(ValueError, match="chain 2 is not finite at draw 7"):
         function(broken)
+
+
+@given(logs=st.lists(st.floats(-50, 50), min_size=1, max_size=20), shift=st.floats(-500, 500))
+def test_importance_weights_count_for_one_to_all_in_any_unit(logs: list[float], shift: float) -> None:
+    ess = importance_ess(torch.tensor(logs, dtype=torch.float64))
+    assert 1 - 1e-12 <= ess <= len(logs) + 1e-9
+    moved = importance_ess(torch.tensor(logs, dtype=torch.float64) + shift)
+    assert moved == pytest.approx(ess, rel=1e-9)
 
 
 def test_importance_weights() -> None:
