@@ -3,7 +3,7 @@
 
     python scripts/count.py [CHECKOUT] [--no-tests]
 
-All lines of the files count, blank ones and comments too. Earlier names stand with the areas that they became,
+All lines of the files count, blank ones and comments too. Earlier names stand with the areas they became,
 so that two checkouts can be compared; a module of no area counts as "other", so nothing goes missing.
 """
 
