@@ -13,9 +13,8 @@ import convexlift
 
 SOURCE = Path(convexlift.__file__).parent
 # What is described, or caught, rather than built on; all that derives from one of these is left alone.
-FORMS = {"Protocol", "TypedDict", "NamedTuple"} | {
-    name for name, value in vars(builtins).items() if inspect.isclass(value) and issubclass(value, BaseException)
-}
+FORMS = {"Protocol", "TypedDict", "NamedTuple"}
+FORMS |= {name for name, value in inspect.getmembers(builtins, inspect.isclass) if issubclass(value, Exception)}
 
 
 def name_of(node: ast.expr) -> str:
