@@ -14,7 +14,7 @@ import convexlift
 SOURCE = Path(convexlift.__file__).parent
 # What is described, or caught, rather than built on; all that derives from one of these is left alone.
 FORMS = {"Protocol", "TypedDict", "NamedTuple"}
-FORMS |= {name for name, value in inspect.getmembers(builtins, inspect.isclass) if issubclass(value, Exception)}
+FORMS |= {name for name, kind in inspect.getmembers(builtins, inspect.isclass) if issubclass(kind, Exception)}
 
 
 def name_of(node: ast.expr) -> str:
