@@ -32,6 +32,7 @@ from typing import Any, final
 
 import timing
 import torch
+from convexlift.study.fixed_batch import FixedBatchLift
 from rates import Ledger, Outcome, beside, or_inf
 from torch import Tensor, nn
 
@@ -45,7 +46,6 @@ from convexlift.seeds import seed_of
 from convexlift.sources.readout import Factored
 from convexlift.sources.summary import DeepSets, pool
 from convexlift.study.arms import Arm, build
-from convexlift.study.fixed_batch import FixedBatchLift
 from convexlift.study.protocol import best_rate
 from convexlift.study.statistics import paired_difference, summary
 from convexlift.training.batches import Batches

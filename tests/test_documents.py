@@ -66,7 +66,7 @@ def test_a_comparison_of_ones_own_runs(tmp_path: Path) -> None:
     names: dict[str, object] = {"__name__": "mine"}
     exec(code("docs/comparison.md")[0], names)
     budget = Budget("tiny", 4, 64, (0.01,), 1, 1, extensions=0)
-    result = compare(own=names["comparison"], budget=budget, out=tmp_path, jobs=1)  # type: ignore[arg-type]
+    result = compare(own=names["comparison"], budget=budget, out=tmp_path, jobs=1).result  # type: ignore[arg-type]
     assert result["problem"] == "mine" and result["metric"] == "loss"
     assert all(arm["test"]["mean"] is not None for arm in result["arms"].values())
 

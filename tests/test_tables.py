@@ -30,18 +30,18 @@ def written(path: Path, text: str | bytes) -> Path:
     ],
 )
 def test_csv(tmp_path: Path, text: str, names: list[str], rows: list[list[float]]) -> None:
-    table, found = tables.read_table(written(tmp_path / "t.csv", text))
-    assert found == names
-    assert table.dtype == torch.float32
-    assert torch.equal(table, torch.tensor(rows, dtype=torch.float32))
+    table = tables.read_table(written(tmp_path / "t.csv", text))
+    assert table.names == names
+    assert table.rows.dtype == torch.float32
+    assert torch.equal(table.rows, torch.tensor(rows, dtype=torch.float32))
 
 
 def test_columns_by_name_number_and_range(tmp_path: Path) -> None:
     file = written(tmp_path / "t.csv", "id,a,b,c-d\nx,1,2,3\ny,4,5,6\n")
     for columns, names in (("b,a", ["b", "a"]), ("2-3", ["a", "b"]), ("c-d,2", ["c-d", "a"])):
-        table, found = tables.read_table(file, columns=columns)
-        assert found == names
-        assert table.shape == (2, 2)
+        table = tables.read_table(file, columns=columns)
+        assert table.names == names
+        assert table.rows.shape == (2, 2)
     for columns, message in (
         ("e", r"t.csv has no column 'e'; it has id, a, b, c-d"),
         ("5", r"t.csv has no column 5: it has 4 columns"),
@@ -58,13 +58,13 @@ def test_arrays(tmp_path: Path) -> None:
     np.save(tmp_path / "t.npy", rows)
     np.savez(tmp_path / "one.npz", rows)
     np.savez_compressed(tmp_path / "two.npz", train=rows, test=rows[:1])
-    for table, names in (
+    for table in (
         tables.read_table(tmp_path / "t.npy"),
         tables.read_table(tmp_path / "one.npz"),
         tables.read_table(tmp_path / "two.npz", key="train"),
     ):
-        assert names == ["x1", "x2"]
-        assert torch.equal(table, torch.from_numpy(rows).float())
+        assert table.names == ["x1", "x2"]
+        assert torch.equal(table.rows, torch.from_numpy(rows).float())
 
 
 BAD_CSV = {
@@ -160,9 +160,9 @@ def test_rows_that_cannot_be_trained_on() -> None:
 def test_what_is_written_is_read_back(tmp_path: Path, suffix: str) -> None:
     rows = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)) * 1e-3
     tables.write_table(tmp_path / f"t{suffix}", rows, ["a", "b", "c"])
-    again, names = tables.read_table(tmp_path / f"t{suffix}")
-    assert torch.equal(rows, again)
-    assert names == (["a", "b", "c"] if suffix == ".csv" else ["x1", "x2", "x3"])
+    again = tables.read_table(tmp_path / f"t{suffix}")
+    assert torch.equal(rows, again.rows)
+    assert again.names == (["x1", "x2", "x3"] if suffix in (".npy", ".npz") else ["a", "b", "c"])
 
 
 def test_outputs(tmp_path: Path) -> None:

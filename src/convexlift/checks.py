@@ -78,6 +78,23 @@ def check_draws(n: Any) -> int:
     return count
 
 
+def check_device(device: torch.device | str) -> torch.device:
+    """Return the device, if torch knows it and it is here, else raise.
+
+    Raises:
+        ValueError: it is not.
+
+    >>> check_device("abacus")
+    Traceback (most recent call last):
+    ...
+    ValueError: device 'abacus' is unknown or not available
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device '{device}' is unknown or not available") from error
+
+
 def may_branch(*tensors: Tensor) -> bool:
     """Whether Python may look at values here: not under ``torch.compile``, ``export`` or ``torch.func``.
 

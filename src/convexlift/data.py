@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import TypeVar, cast, final
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from convexlift.seeds import generator_of
 
 # What a loss receives, and what `initialise`, `settle` and `freeze` receive.
 Rows = Tensor | tuple[Tensor, ...]
+SomeRows = TypeVar("SomeRows", bound=Rows)
 
 
 @final
@@ -71,6 +72,28 @@ class Sampler:
 
 
 Data = Tensor | tuple[Tensor, ...] | Unpaired | Sampler
+
+
+def hold_out(rows: SomeRows, share: float, seed: int = 0) -> tuple[SomeRows, SomeRows]:
+    """Return training rows and held-out rows: the last and the first of a permutation by ``seed``.
+
+    Of n rows max(1, round(share * n)) are held out; those of a tuple stay together.
+
+    Raises:
+        ValueError: the share is not between 0 and 1, or fewer than two rows would be left to train on.
+
+    Example:
+        >>> [len(part) for part in hold_out(torch.zeros(50, 2), 0.1)]
+        [45, 5]
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"the share of rows to hold out must lie between 0 and 1; got {share}")
+    n = len(_parts(rows)[0])
+    held = max(1, round(share * n))
+    if n - held < 2:
+        raise ValueError(f"{n} rows are too few: {n - held} would be left to train on")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return _take(rows, order[held:]), _take(rows, order[:held])
 
 
 def whole(data: Data) -> Rows:
@@ -185,8 +208,9 @@ def _first(rows: Rows) -> Tensor:
     return _parts(rows)[0]
 
 
-def _take(x: Tensor, indices: Tensor) -> Tensor:
-    return x[indices.to(x.device)]
+def _take(rows: SomeRows, indices: Tensor) -> SomeRows:
+    taken = tuple(x[indices.to(x.device)] for x in _parts(rows))
+    return cast(SomeRows, taken if isinstance(rows, tuple) else taken[0])
 
 
 def _shapes(rows: Rows) -> str:

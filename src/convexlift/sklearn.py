@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self, final
 
 import numpy as np
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from convexlift import tasks
 from convexlift.architectures import ICNN
 from convexlift.data import Rows, place
-from convexlift.sources import Centred, Lift, Projected, Softplus, Squared
+from convexlift.sources import Centred
+from convexlift.sources.named import source_named
 from convexlift.tasks.density import check_outliers
 from convexlift.training import fit
 
@@ -31,14 +31,6 @@ except ImportError as error:
 __all__ = ["ConvexPotentialFlow", "ConvexRegressor", "LogConcaveDensity"]
 
 Randomness = int | np.random.RandomState | None
-
-_SOURCES: Mapping[str, Callable[[ICNN], nn.Module]] = {
-    "squared": Squared,
-    "softplus": Softplus,
-    "softplus-fan-in": partial(Softplus, fan_in=True),
-    "projected": Projected,
-    "lift": Lift,
-}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -74,8 +66,7 @@ class _Estimator(BaseEstimator):
 
     def _train(self, rows: Rows) -> Self:
         """Train the task on the rows but for a validation share, and keep it frozen."""
-        if self.source not in _SOURCES:
-            raise ValueError(f"unknown source {self.source!r}; known: {', '.join(_SOURCES)}")
+        source_named(self.source)  # or an error, before anything else
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64'; got {self.dtype!r}")
 
@@ -109,7 +100,7 @@ class _Estimator(BaseEstimator):
         return self
 
     def _block(self) -> nn.Module:
-        return _SOURCES[self.source](
+        return source_named(self.source)(
             ICNN(
                 self.n_features_in_,
                 self.hidden,
@@ -166,8 +157,8 @@ class ConvexPotentialFlow(_Density):
     Args:
         blocks: number of potentials, one after another.
         hidden: widths of the hidden layers of each.
-        source: where non-negative weights come from: "squared", "softplus", "softplus-fan-in", "projected" or
-            "lift".
+        source: where non-negative weights come from: "squared", "softplus", "softplus-fan-in", "projected",
+            "lift" or "lift-reference".
         sharpness: k of the activation softplus(k u) / k; the default did best for flows, see
             docs/potential-search.md.
         strong_convexity: where the learned alpha of (alpha/2) |x|^2 starts, positive.

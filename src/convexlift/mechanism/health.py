@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from convexlift.mechanism.shoulder import speed
 from convexlift.sources import Centred, WeightSource
 
 
+@final
 @dataclass(frozen=True)
 class LayerHealth:
     """How well one constrained tensor W can be trained; see ``gradient_health``.

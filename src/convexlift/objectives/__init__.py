@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from convexlift.names import OBJECTIVES
 from convexlift.objectives.chains import Chains
 from convexlift.objectives.contrast import NoiseContrastive
 from convexlift.objectives.importance import ImportanceSampling
@@ -21,8 +22,6 @@ __all__ = [
     "ScoreMatching",
     "objective_named",
 ]
-
-OBJECTIVES = ("mle", "importance", "importance-flow", "chains", "score", "denoising", "nce")
 
 
 def objective_named(name: str, dim: int) -> Objective:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convexlift.architectures import ICNN
+from convexlift.data import Rows
 from convexlift.integration.annealing import short_annealing
 from convexlift.integration.gaussian import Gaussian
 from convexlift.integration.langevin import together
@@ -25,15 +26,16 @@ def is_multivariate(problem: Problem) -> bool:
         >>> is_multivariate(problem("gumbel")), is_multivariate(problem("moon").as_task("density"))
         (False, True)
     """
-    return problem.task == "density" and problem.dim > 1 and problem.objective is None
+    return problem.kind.objectives and problem.dim > 1 and problem.objective is None
 
 
 @torch.no_grad()
-def quick_losses(problem: Problem, frozen: nn.Module, rows: Tensor) -> Tensor:
-    """The loss of each row (N, d) under a frozen density, log Z to about a tenth of a nat, (N,).
+def quick_losses(problem: Problem, frozen: nn.Module, rows: Rows) -> Tensor:
+    """The loss of each row (N, d) under a frozen model, in multivariate densities with log Z to about a tenth
+    of a nat, (N,).
 
-    It takes the estimate by which the objective validates; objectives that need no log Z get a short
-    annealing from the standard normal of whitened rows.
+    That is the estimate by which the objective validates; objectives that need no log Z get a short annealing
+    from the standard normal of whitened rows.
 
     Example:
         >>> import convexlift as cl
@@ -43,15 +45,17 @@ def quick_losses(problem: Problem, frozen: nn.Module, rows: Tensor) -> Tensor:
         >>> bool((quick_losses(moon, density, moon.test) - moon.score(density)).abs().max() < 0.1)
         True
     """
-    density = cast(LogConcaveDensity, frozen)
+    if not is_multivariate(problem):
+        return problem.score(frozen, rows)
+    density, x = cast(LogConcaveDensity, frozen), cast(Tensor, rows)
     potential = cast(ICNN, density.block).emit()
-    t = density.block_inputs(rows)[0]
+    t = density.block_inputs(x)[0]
     log_z = density.quick_log_z
     if not bool(log_z.isfinite()):
         start = Gaussian(torch.zeros_like(t[0]), torch.eye(problem.dim).to(t))
         log_z = short_annealing(together(potential.value, potential.gradient), start, seed=0)
     losses = potential.value(t) + log_z - density.standardiser.log_scale_jacobian
-    return losses if problem.log_prob is None else losses + problem.log_prob(rows)
+    return losses if problem.log_prob is None else losses + problem.log_prob(x)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,6 +47,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[Callable[[FitEvent], object]] = (),
+    conclude: Callable[[History], Mapping[str, Any]] | None = None,
     compile: bool = False,
 ) -> History:
     """Train a module in place by minimising its ``loss(batch)``, a mean over the rows of the batch.
@@ -94,6 +95,8 @@ def fit(
         resume: go on from the last checkpoint in ``run_dir``, bit for bit; a folder without a run is begun.
         progress: show a progress bar where stderr is a terminal.
         callbacks: called with a `FitEvent` at each evaluation, before its checkpoint.
+        conclude: called at the end, unless the run was interrupted, with the module as it is left; what it
+            returns joins the result in ``run_dir``.
         compile: run the loss through ``torch.compile``: the same numbers up to rounding, after a minute or so
             of compilation. Random numbers drawn inside the loss (estimated log-determinants, a lift's matched
             noise) are others. Needs a C++ compiler, on a GPU Triton.
@@ -177,6 +180,8 @@ def fit(
         finally:
             module.train(training)
         run.finish()
+    over = run.history.stopped != "interrupted"
+    run.write_result(**(conclude(run.history) if over and conclude is not None else {}))
     return run.history
 
 

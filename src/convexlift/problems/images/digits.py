@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from convexlift.problems.problem import Problem
+from convexlift.problems.base import Problem
 
 COMPONENTS = 21
 TRAINING_ROWS, VALIDATION_ROWS = 1_197, 240  # and 360 test rows

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convexlift.problems.base import Problem
 from convexlift.problems.images.autoencoder import Autoencoder, Recipe, cached_autoencoder
 from convexlift.problems.images.digits import TRAINING_ROWS, VALIDATION_ROWS
 from convexlift.problems.images.idx import read_idx
-from convexlift.problems.problem import Problem
 from convexlift.problems.published.tables import sizes
 from convexlift.seeds import one_thread
 

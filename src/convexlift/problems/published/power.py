@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from convexlift.problems.problem import Problem
+from convexlift.problems.base import Problem
 from convexlift.problems.published.tables import (
     ARCHITECTURE,
     TextTable,

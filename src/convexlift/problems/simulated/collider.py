@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from convexlift.data import Sampler
-from convexlift.problems.problem import Problem
+from convexlift.problems.base import Problem
 
 RESONANCE, TOP, W = (1000.0, 20.0), (173.0, 1.4), (80.4, 2.1)  # mass, width
 BOTTOM = 4.7
@@ -37,27 +37,8 @@ NAMES = (
 )
 # of 200,000 events, rounded
 MEANS = (
-    132.0,
-    0.0,
-    0.0,
-    115.8,
-    0.0,
-    255.4,
-    0.0,
-    0.0,
-    169.6,
-    0.0,
-    0.0,
-    102.5,
-    0.0,
-    0.0,
-    54.16,
-    0.0,
-    0.0,
-    57.62,
-    80.6,
-    173.2,
-    185.2,
+    *(132.0, 0.0, 0.0, 115.8, 0.0, 255.4, 0.0, 0.0, 169.6, 0.0, 0.0),
+    *(102.5, 0.0, 0.0, 54.16, 0.0, 0.0, 57.62, 80.6, 173.2, 185.2),
 )
 DEVIATIONS = (
     *(88.0, 0.928, 1.814, 86.4, 1.814, 76.1, 0.866, 1.814, 63.4, 0.897, 1.814),

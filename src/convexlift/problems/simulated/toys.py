@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from convexlift.data import Sampler
-from convexlift.problems.problem import Problem
+from convexlift.problems.base import Problem
 
 VALIDATION_ROWS = 1_000
 TEST_ROWS = 4_000

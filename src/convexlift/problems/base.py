@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from convexlift.data import Rows, Sampler
-
-# What every arm trains where a flow's rows are fitted by one log-concave density.
-DENSITY_ARCHITECTURE = {"hidden": (64, 64, 64), "strong_convexity": 0.1}
+from convexlift.problems.kinds import KINDS, Kind
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Problem:
     """A learning problem with fixed splits, its metric, and what is known exactly about it.
@@ -55,13 +54,18 @@ class Problem:
     density_objective: str = "mle"
 
     @property
+    def kind(self) -> Kind:
+        """What the task makes of the problem; raises a ValueError for an unknown task."""
+        if self.task not in KINDS:
+            raise ValueError(f"problem '{self.name}' has task '{self.task}'; known: {', '.join(KINDS)}")
+        return KINDS[self.task]
+
+    @property
     def metric(self) -> str:
         """The name of the loss that `score` returns."""
         if self.losses is not None:
             return "loss"
-        if self.task == "regression":
-            return "noiseless mean squared error"
-        return f"{'excess ' if self.log_prob is not None else ''}negative log-likelihood (nats)"
+        return f"{'excess ' if self.log_prob is not None else ''}{self.kind.metric}"
 
     def as_task(self, task: str) -> Problem:
         """The same rows for another task: one log-concave density in place of a flow; or the problem itself.
@@ -80,14 +84,15 @@ class Problem:
         """
         if task == self.task:
             return self
-        if (self.task, task) != ("flow", "density") or self.objective is not None:
+        kind = KINDS.get(task)
+        if kind is None or self.task not in kind.takes or self.objective is not None:
             raise ValueError(f"problem '{self.name}' has task '{self.task}'; it cannot be taken as '{task}'")
         return dataclasses.replace(
             self,
             task=task,
             blocks=1,
-            architecture=DENSITY_ARCHITECTURE,
-            description=f"{self.description}; fitted by one log-concave density",
+            architecture=kind.architecture,
+            description=f"{self.description}; {kind.told}",
         )
 
     def score(self, model: nn.Module, data: Rows | None = None) -> Tensor:
@@ -106,10 +111,5 @@ class Problem:
         with torch.no_grad():
             if self.losses is not None:
                 return self.losses(model, rows).detach()
-            network = cast(Any, model)
-            if self.task == "regression":
-                x, y = rows
-                return (network.predict(x) - y).square()
-            x = cast(Tensor, rows)
-            loss = -network.log_prob(x)
-            return loss if self.log_prob is None else loss + self.log_prob(x)
+            found = self.kind.losses(model, rows)
+            return found if self.log_prob is None else found + self.log_prob(cast(Tensor, rows))
