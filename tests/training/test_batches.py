@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from convexlift.data import chunks, describe, mean_loss, place, whole
 from convexlift.seeds import seed_of
@@ -24,6 +26,15 @@ def test_an_epoch_visits_every_row_once_and_drops_the_short_batch() -> None:
     assert len(seen) == len(set(seen)) == 9
     again = [i for step in range(3, 6) for i in batches.at(step).rows()]
     assert seen != again
+
+
+@given(n=st.integers(1, 60), size=st.integers(1, 70), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 9))
+def test_every_epoch_is_a_permutation_less_a_short_batch(n: int, size: int, seed: int, epoch: int) -> None:
+    batches = Batches(rows(n), size, seed)
+    steps = batches.steps_per_epoch()
+    seen = [i for step in range(steps) for i in batches.at(epoch * steps + step).rows()]
+    assert len(set(seen)) == len(seen) == min(n, steps * size) and set(seen) <= set(range(n))
+    assert n - len(seen) < size
 
 
 @pytest.mark.parametrize(
@@ -85,6 +96,13 @@ def test_placing_a_sampler_casts_what_it_draws() -> None:
     assert Batches(double, 4, seed=0).at(0).data.dtype == torch.float64
 
 
+@given(n=st.integers(1, 40), size=st.integers(1, 50))
+def test_chunks_are_the_rows_in_order(n: int, size: int) -> None:
+    parts = list(chunks((rows(n), rows(n, 1)), size))
+    assert all(len(x) == len(y) == count <= size for (x, y), count in parts)
+    assert torch.equal(torch.cat([x for (x, _), _ in parts]), rows(n))
+
+
 @pytest.mark.parametrize("size", [1, 4, 10, 11, 100])
 def test_the_mean_over_chunks_weights_rows_equally(size: int) -> None:
     x = torch.randn(11, 2, generator=torch.Generator().manual_seed(0)).double()
@@ -106,6 +124,13 @@ def test_descriptions_tell_data_apart() -> None:
     assert len({describe(data) for data in kinds}) == len(kinds)
     assert describe(x) == describe(x.clone())
     assert describe(x).startswith("rows 6 x 2 ")
+
+
+@given(st.lists(st.integers() | st.text() | st.floats(), min_size=1, max_size=4))
+def test_a_seed_is_a_function_of_its_parts(parts: list[object]) -> None:
+    seed = seed_of(*parts)
+    assert 0 <= seed < 2**63 and seed == seed_of(*parts)
+    assert seed != seed_of(*parts, 0) and seed != seed_of(0, *parts)
 
 
 def test_seeds_are_spread_and_fit_a_generator() -> None:
