@@ -166,7 +166,7 @@ def test_failed_cells_are_tried_again(tmp_path):
 def test_a_new_task_is_one_entry(tmp_path, monkeypatch):
     kind = Kind(lambda blocks, _: toy.LeastSquares(blocks[0]), toy.toy().losses, "squared error")
     monkeypatch.setitem(KINDS, "line", kind)
-    line = dataclasses.replace(toy.toy(), task="line", objective=None, losses=None)
+    line = dataclasses.replace(toy.toy(), task="line", build=None, losses=None)
     arms = {"one": toy.identity, "two": toy.identity}
     result = compared(own=lambda: (line, arms), budget=LINE, rates=[0.1], out=tmp_path, jobs=1)
     assert (result["task"], result["metric"], result["picture"]) == ("line", "squared error", None)
