@@ -32,8 +32,8 @@ from convexlift.problems import Problem, problem
 from convexlift.sources import Centred, WeightSource
 from convexlift.study.arms import ALL_ARMS, build
 from convexlift.training import fit
+from convexlift.training.history import TrainingDiverged
 from convexlift.training.optimisation import Group
-from convexlift.training.run import TrainingDiverged
 
 ARMS = ("projected", "softplus", "softplus-fan-in", "squared", "lift")
 RATES = (0.0025, 0.01, 0.04)

@@ -30,7 +30,7 @@ from convexlift.mechanism import Landscape, landscape, plateaus
 from convexlift.problems import Problem, problem
 from convexlift.study.arms import ALL_ARMS, build
 from convexlift.training import History, fit
-from convexlift.training.run import TrainingDiverged
+from convexlift.training.history import TrainingDiverged
 
 ARMS = ("projected", "softplus", "squared", "lift", "lift-fixed-batch")
 OWN_START = ("lift-reference", "softplus-scattered")  # they start elsewhere: no landscape in common

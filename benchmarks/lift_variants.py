@@ -38,7 +38,7 @@ from torch import Tensor, nn
 import convexlift as cl
 from convexlift.architectures import Potential
 from convexlift.calculus.derivatives import preactivations
-from convexlift.data import whole
+from convexlift.data import Batches, whole
 from convexlift.mechanism import coupling, emission_noise
 from convexlift.problems import Problem, problem
 from convexlift.seeds import seed_of
@@ -47,8 +47,7 @@ from convexlift.sources.summary import DeepSets, pool
 from convexlift.study.arms import Arm, FixedBatchLift, build
 from convexlift.study.protocol import best_rate
 from convexlift.study.statistics import paired_difference, summary
-from convexlift.training.batches import Batches
-from convexlift.training.run import FitEvent, TrainingDiverged
+from convexlift.training.history import FitEvent, TrainingDiverged
 
 BODY = (64,)
 FEATURES = 32

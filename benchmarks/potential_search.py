@@ -41,7 +41,7 @@ from convexlift.study.statistics import paired_difference, summary
 from convexlift.tasks import ConvexPotentialFlow
 from convexlift.tasks.standardise import Standardiser, Whitener
 from convexlift.training import fit
-from convexlift.training.run import TrainingDiverged
+from convexlift.training.history import TrainingDiverged
 
 PROBLEMS = ("collider", "hepmass")
 RATE = 0.032

@@ -28,7 +28,7 @@ from convexlift.problems import problem
 from convexlift.study.arms import build
 from convexlift.study.digest import code_digest
 from convexlift.training import fit
-from convexlift.training.run import TrainingDiverged
+from convexlift.training.history import TrainingDiverged
 
 RATES = (1e-4, 4e-4, 1.6e-3, 6.4e-3, 0.0256, 0.1024, 0.4096, 1.0)
 ARMS = ("projected", "softplus", "squared", "lift")

@@ -36,7 +36,7 @@ from convexlift.study import Budget, compare
 from convexlift.study.arms import build
 from convexlift.study.statistics import paired_difference
 from convexlift.training import fit
-from convexlift.training.run import TrainingDiverged
+from convexlift.training.history import TrainingDiverged
 
 Result = dict[str, Any]
 Step = tuple[float, float]  # rate and weight decay

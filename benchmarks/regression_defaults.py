@@ -27,7 +27,7 @@ from torch import Tensor
 
 import convexlift as cl
 from convexlift.training import fit
-from convexlift.training.run import TrainingDiverged
+from convexlift.training.history import TrainingDiverged
 
 HIDDEN, BATCH_SIZE = (64, 64, 64), 256  # those of convexlift.sklearn.ConvexRegressor
 SIZES = (

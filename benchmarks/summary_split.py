@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 import convexlift as cl
-from convexlift.data import whole
+from convexlift.data import Batches, whole
 from convexlift.files import write_json
 from convexlift.mechanism import coupling, emission_noise, step_amplification
 from convexlift.problems import Problem, problem
@@ -45,10 +45,9 @@ from convexlift.sources.readout import Factored
 from convexlift.study.arms import build
 from convexlift.study.protocol import best_rate
 from convexlift.study.statistics import paired_difference, summary
-from convexlift.training.batches import Batches
 from convexlift.training.environment import environment
+from convexlift.training.history import FitEvent, TrainingDiverged
 from convexlift.training.optimisation import Group, parameter_groups
-from convexlift.training.run import FitEvent, TrainingDiverged
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from convexlift.problems.catalogue import FROM_FILES
 from convexlift.seeds import seed_of
 from convexlift.study.statistics import paired_difference, rows_interval, summary
 from convexlift.training import fit
+from convexlift.training.history import TrainingDiverged
 from convexlift.training.optimisation import Group
-from convexlift.training.run import TrainingDiverged
 
 SOURCES = {"squared": cl.Squared, "softplus": cl.Softplus}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convexlift.mechanism.recorder import Recorder
 from convexlift.sources import WeightSource
-from convexlift.training.run import FitEvent
+from convexlift.training.history import FitEvent
 
 __all__ = ["TensorBoard"]
 

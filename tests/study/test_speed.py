@@ -10,7 +10,7 @@ import torch
 from convexlift.study import speed
 from convexlift.study.cells import Named, Setting
 from convexlift.study.protocol import budget_for
-from convexlift.training.run import Run
+from convexlift.training.fit import Run
 
 
 @pytest.mark.parametrize(("optimizer", "kind"), [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)])

@@ -11,24 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convexlift.architectures.potential import Calculus, Potential
+from convexlift.architectures.potential import Block, Calculus, Potential
 from convexlift.calculus import activations
 from convexlift.calculus.activations import Activation
 
 P = TypeVar("P")
-
-
-class Block(nn.Module):
-    """What tasks are built of: an architecture or a weight source of one, told how training goes."""
-
-    def initialise(self, x: Tensor) -> None:
-        """Data-dependent start, called once with training points as the block will see them."""
-
-    def settle(self, data: Tensor) -> None:
-        """Fix what depends on the batch to its value on the training data."""
-
-    def set_progress(self, t: float) -> None:
-        """Tell how far training is, t in [0, 1]."""
 
 
 class Architecture(Block, Generic[P]):

@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from convexlift.architectures.base import Architecture
 
 
+class Block(nn.Module):
+    """What emits potentials: an architecture or a weight source of one. Tasks tell it how training goes."""
+
+    def initialise(self, x: Tensor) -> None:
+        """Data-dependent start, called once with training points as the block will see them."""
+
+    def settle(self, data: Tensor) -> None:
+        """Fix what depends on the batch to its value on the training data."""
+
+    def set_progress(self, t: float) -> None:
+        """Tell how far training is, t in [0, 1]."""
+
+
 @final
 @dataclass(frozen=True)
 class Calculus:

@@ -47,8 +47,10 @@ class Evaluate(Reading):
     def __call__(self) -> None:
         import torch
 
+        from convexlift.tables import read_table
+
         model = load_density(self.run)
-        table = self.read()
+        table = read_table(self.data, **self.how)
         rows = table.rows.to(model.dtype)
         if len(rows) < 2:
             raise ValueError(f"{self.data} has one row; a standard error needs at least two")
@@ -96,12 +98,14 @@ class Transform(_Output, Reading):
     def __call__(self) -> None:
         import torch
 
+        from convexlift.tables import read_table
+
         check_output_file(self.out, force=self.force)
         model = load_density(self.run)
         if not isinstance(model, cl.ConvexPotentialFlow):
             kind = type(model).__name__
             raise ValueError(f"{self.run} holds a {kind}; only a flow maps rows to latent points")
-        table = self.read()
+        table = read_table(self.data, **self.how)
         with torch.no_grad():
             chunks = table.rows.to(model.dtype).split(_CHUNK)
             latent = torch.cat([model(chunk)[0] for chunk in chunks])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from convexlift.tables import Table
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,10 @@ class Reading:
     decimal: Annotated[str | None, typer.Option(help="Decimal mark of a text: . or , [default: .]")] = None
     thousands: Annotated[str | None, typer.Option(help="What groups the digits in a text.")] = None
 
-    def read(self) -> Table:
-        """The table; as text it says what was taken for what."""
-        from convexlift.tables import read_table
-
-        how = {name: getattr(self, name) for name in ("key", "columns", "header", "decimal", "thousands")}
-        return read_table(self.data, **how)
+    @property
+    def how(self) -> dict[str, Any]:
+        """What `convexlift.tables.read_table` is told beside the file."""
+        return {name: getattr(self, name) for name in ("key", "columns", "header", "decimal", "thousands")}
 
 
 def add_commands(app: typer.Typer, *commands: type[Callable[[], None]]) -> None:

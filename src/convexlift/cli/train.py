@@ -83,9 +83,10 @@ class Training(Reading):
 
         from convexlift.checks import check_device
         from convexlift.data import hold_out
+        from convexlift.tables import read_table
 
         check_device(self.device)
-        table = self.read()
+        table = read_table(self.data, **self.how)
         rows, names = table.rows, table.names
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)

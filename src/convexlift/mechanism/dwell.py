@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convexlift.mechanism.observing import emissions
 from convexlift.mechanism.shoulder import SHOULDER_SLOPE, speed
 from convexlift.tasks.task import evaluating
-from convexlift.training.run import FitEvent
+from convexlift.training.history import FitEvent
 
 
 @final

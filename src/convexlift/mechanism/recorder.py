@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from convexlift.data import Data, Rows, place, whole
+from convexlift.data import Batches, Data, Rows, place, whole
 from convexlift.mechanism.coupling import coupling
 from convexlift.mechanism.health import gradient_health
 from convexlift.mechanism.noise import emission_noise, step_amplification
@@ -19,8 +19,7 @@ from convexlift.mechanism.shoulder import SHOULDER_SLOPE, speed
 from convexlift.seeds import seed_of
 from convexlift.sources import is_lifted
 from convexlift.tasks.task import evaluating
-from convexlift.training.batches import Batches
-from convexlift.training.run import FitEvent
+from convexlift.training.history import FitEvent
 
 _COUPLING_PERMUTATIONS = 199
 

@@ -86,6 +86,7 @@ class Lift(WeightSource):
     """
 
     psi: PositiveMap
+    reads_batch = True
     anchor: Tensor
     stored: Tensor
     running_mean: Tensor
@@ -351,13 +352,13 @@ class Lift(WeightSource):
 
 
 def is_lifted(module: nn.Module) -> bool:
-    """Whether the module holds an unfrozen ``Lift``.
+    """Whether the module holds a source that reads the batch: an unfrozen ``Lift``.
 
     >>> import convexlift as cl
     >>> is_lifted(cl.Lift(cl.ICNN(2))), is_lifted(cl.ICNN(2))
     (True, False)
     """
-    return any(isinstance(part, Lift) for part in module.modules())
+    return any(getattr(part, "reads_batch", False) for part in module.modules())
 
 
 def _choose(option: str, given: str | None, *known: str | None) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from convexlift.architectures import Architecture, BoundModule, PartialPotential, Potential
-from convexlift.architectures.base import Block, check_nonnegative_tensors
+from convexlift.architectures.base import check_nonnegative_tensors
+from convexlift.architectures.potential import Block
 from convexlift.sources.positivity import PositiveMap
 
 
@@ -28,6 +29,8 @@ class WeightSource(Block):
 
     psi: PositiveMap | None = None
     """The map from latents to weights; ``None`` where the latent is the weight."""
+    reads_batch = False
+    """Whether ``weights`` depend on the batch, so that the model has to be frozen on training data."""
 
     def __init__(self, module: nn.Module, names: Sequence[str] | None = None) -> None:
         super().__init__()
@@ -53,7 +56,7 @@ class WeightSource(Block):
 
         For a module without calculus of its own it is the module as a callable with its tensors bound.
         """
-        module, weights = self.architecture, self.weights(batch)
+        module, weights = self.architecture, self.weights(batch if self.reads_batch else None)
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers()), **weights}
         if isinstance(module, Architecture):
             return module.potential(tensors)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convexlift.architectures import ICNN
-from convexlift.data import Rows, whole
+from convexlift.data import Batches, Rows, whole
 from convexlift.mechanism import step_amplification
 from convexlift.mechanism.observing import parts
 from convexlift.names import CONTROLS, SOURCES, check_name
@@ -19,7 +19,6 @@ from convexlift.problems import Problem
 from convexlift.seeds import seed_of
 from convexlift.sources import Lift, Softplus
 from convexlift.sources.named import Source, source_named
-from convexlift.training.batches import Batches
 
 Arm = Source
 

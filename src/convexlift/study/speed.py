@@ -11,7 +11,7 @@ from convexlift.data import place
 from convexlift.seeds import one_thread
 from convexlift.study.arms import build
 from convexlift.study.cells import Setting, subject
-from convexlift.training.run import Run
+from convexlift.training.fit import Run
 from convexlift.training.settings import Settings
 
 WARM_UP, ROUNDS = 5, 31

@@ -14,7 +14,7 @@ from convexlift.problems import Problem
 from convexlift.sources import is_lifted
 from convexlift.study.statistics import finite_or_none
 from convexlift.tasks.task import evaluating
-from convexlift.training.run import FitEvent
+from convexlift.training.history import FitEvent
 
 COUPLED_AT = (0.0, 0.3, 0.6)
 """Fractions of training at which the coupling is measured: all before a lift settles at its default."""

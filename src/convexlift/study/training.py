@@ -25,8 +25,8 @@ from convexlift.study.statistics import finite_or_none
 from convexlift.study.tracing import Trace
 from convexlift.tasks.density import normalised
 from convexlift.training.fit import fit
+from convexlift.training.history import FitEvent, TrainingDiverged
 from convexlift.training.optimisation import Group
-from convexlift.training.run import FitEvent, TrainingDiverged
 
 EVALUATIONS = 20  # a run is frozen and validated this often
 PICTURED_SEED = 0  # the seed whose model is drawn beside the data

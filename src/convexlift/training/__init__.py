@@ -3,8 +3,7 @@
 from convexlift.data import Simulator, Unpaired
 from convexlift.training.environment import environment
 from convexlift.training.fit import fit
-from convexlift.training.history import History
-from convexlift.training.run import FitEvent, TrainingDiverged
+from convexlift.training.history import FitEvent, History, TrainingDiverged
 from convexlift.training.run_folder import RunFolder
 
 __all__ = [

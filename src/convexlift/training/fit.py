@@ -1,27 +1,38 @@
-"""Training: any module with a scalar loss, on any of the data kinds of `convexlift.training.batches`."""
+"""Training: any module with a scalar loss, on any of the data kinds of `convexlift.data`."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from convexlift.data import Data, check_alike, describe, prepare
-from convexlift.training.batches import Batches
-from convexlift.training.compilation import check_compiler
-from convexlift.training.history import History
-from convexlift.training.optimisation import OptimizerChoice, Schedule, parameter_groups
-from convexlift.training.progress import progress_bar
-from convexlift.training.run import FitEvent, Run
-from convexlift.training.run_folder import RunFolder
-from convexlift.training.settings import Settings, check_count
+from convexlift.data import Batch, Batches, Data, Rows, check_alike, describe, mean_loss, prepare, whole
+from convexlift.seeds import seed_of, seed_torch
+from convexlift.training.averaging import Average
+from convexlift.training.compilation import check_compiler, compiled
+from convexlift.training.environment import environment
+from convexlift.training.history import FitEvent, History, TrainingDiverged
+from convexlift.training.optimisation import (
+    OptimizerChoice,
+    Rates,
+    Schedule,
+    attach_weight_decay,
+    clip_gradients,
+    make_optimizer,
+    parameter_groups,
+)
+from convexlift.training.progress import interruptible, progress_bar
+from convexlift.training.run_folder import STATE, RunFolder, State
+from convexlift.training.settings import Settings, check_callbacks, check_count, check_module, place_and_kind
 
 
 def fit(
@@ -123,9 +134,9 @@ def fit(
         >>> [round(m, 2) for m in model.m.tolist()], history.stopped
         ([2.0, 4.0], 'finished')
     """
-    _check_module(module)
-    _check_callbacks(callbacks)
-    place, kind = _place_and_kind(module, device, dtype)
+    check_module(module)
+    check_callbacks(callbacks)
+    place, kind = place_and_kind(module, device, dtype)
     data = prepare(data, "training data", place, kind)
     if validation is not None:
         validation = prepare(validation, "validation data", place, kind)
@@ -163,7 +174,7 @@ def fit(
     cuda = [place] if place.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=cuda),
-        _interruptible() as interrupted,
+        interruptible() as interrupted,
         progress_bar(steps, progress) as show,
     ):
         run = Run(module, data, validation, settings, callbacks, folder, saved)
@@ -185,18 +196,309 @@ def fit(
     return run.history
 
 
-def _check_module(module: nn.Module) -> None:
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"fit trains a torch module; got {type(module).__name__}")
-    if not callable(getattr(module, "loss", None)):
-        raise TypeError(f"{type(module).__name__} has no method loss(batch)")
-    parameter_groups(module)
+@final
+@dataclass
+class Progress:
+    """Where a run stands, beside the tensors of module and optimiser."""
+
+    step: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0  # since the last evaluation
+    loss_count: int = 0
+    settled: bool = False
+    history: History = field(default_factory=History)
 
 
-def _check_callbacks(callbacks: Sequence[Callable[[FitEvent], object]]) -> None:
-    for callback in callbacks:
-        if not callable(callback):
-            raise TypeError(f"callbacks must be functions of a FitEvent; got {type(callback).__name__}")
+@final
+class Run:
+    """A module in training. What is random in step s is seeded by (seed, s), so it resumes at any step."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        data: Data,
+        validation: Data | None,
+        settings: Settings,
+        callbacks: Sequence[Callable[[FitEvent], object]],
+        folder: RunFolder | None,
+        saved: State | None,
+    ) -> None:
+        self.module: Any = module  # its loss and its optional hooks are looked up by name
+        self.device = next(module.parameters()).device
+        self.rows: Rows = whole(data)
+        self.validation = validation
+        self.settings = settings
+        self.callbacks = callbacks
+        self.folder = folder
+        self.batches = Batches(data, settings.batch_size, settings.seed)
+        self.emitting: Batches | None = None
+        # Lifts that emit from another batch than that of the loss have a stream of batches of their own.
+        if any(getattr(part, "coupling", None) == "independent" for part in module.modules()):
+            self.emitting = Batches(data, settings.batch_size, seed_of(settings.seed, "emitting"))
+        loss: Any = self.module.loss
+        self.loss: Callable[..., Any] = compiled(loss) if settings.compile else loss
+        self.at = Progress()
+        self.best: State | None = None  # the module's state at the best validation loss
+        self.durations: list[float] = []
+
+        module.train()
+        self._seed("initialise")
+        self._call("initialise", self.rows)
+        self.optimizer = make_optimizer(settings.optimizer, parameter_groups(module), settings.lr)
+        attach_weight_decay(self.optimizer, module, settings.weight_decay)
+        self.average = Average(module, settings.averaging)
+        self.rates = Rates(self.optimizer, settings.schedule)
+        for part in module.modules():
+            if hasattr(part, "attach"):
+                part.attach(self.optimizer)  # type: ignore[operator]
+        if saved is not None:
+            self._resume(saved)
+        # What to go back to on divergence: the module at the last evaluation, or at the start.
+        with self.average.in_place():
+            self.good, self.good_step = snapshot(module), self.at.step
+        if saved is None:
+            self.checkpoint()
+
+    @property
+    def history(self) -> History:
+        return self.at.history
+
+    @property
+    def going(self) -> bool:
+        return self.at.step < self.settings.steps and self.history.stopped == "interrupted"
+
+    def train_step(self) -> float:
+        """Make one optimiser step and return the loss before it."""
+        started = time.perf_counter()
+        self._tell_progress()
+        self._seed("step", self.at.step)
+        batch = self.batches.at(self.at.step)
+        self.rates.set(self.at.step / self.settings.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        value = self._backward(batch)
+        self.optimizer.step()
+        self.at.step += 1
+        self.average.update(self.at.step)
+        self.at.loss_sum += value
+        self.at.loss_count += 1
+        self.durations.append(time.perf_counter() - started)
+        self.at.seconds += self.durations[-1]
+        return value
+
+    def evaluate(self) -> None:
+        """Score the frozen model, keep the best, call the callbacks, write a checkpoint.
+
+        All but the checkpoint see the averaged parameters, if there is an average.
+        """
+        self._tell_progress()
+        try:
+            with self.average.in_place():
+                frozen, validation = self._score()
+        except FloatingPointError as error:
+            raise self.diverged(str(error)) from error
+        with self.average.in_place():
+            self.module.train()
+            self.good, self.good_step = snapshot(self.module), self.at.step
+            loss = self.at.loss_sum / self.at.loss_count
+            self.at.loss_sum, self.at.loss_count = 0.0, 0
+            improved = self._record(loss, validation)
+            for callback in self.callbacks:
+                callback(FitEvent(self.at.step, loss, validation, self.module, frozen))
+        self._write(improved)
+
+    def finish(self) -> None:
+        """Leave the module at the best state, or interrupted at the last one."""
+        if self.best is not None and self.history.stopped != "interrupted":
+            self.module.load_state_dict(self.best)
+            self._call("set_progress", self.history.best_step / self.settings.steps)
+        else:
+            self.average.take_place()
+
+    def checkpoint(self) -> None:
+        """Write down everything that the next step depends on."""
+        if self.folder is not None:
+            self.folder.write_state(
+                {
+                    "progress": asdict(self.at),
+                    "module": snapshot(self.module),
+                    "optimizer": self.optimizer.state_dict(),
+                    "best": self.best,
+                    **({"average": self.average.state()} if self.settings.averaging else {}),
+                }
+            )
+
+    def diverged(self, what: str, batch: Batch | None = None) -> TrainingDiverged:
+        """Go back to the last good state and return the error to raise."""
+        self.module.load_state_dict(self.good)
+        self.history.stopped = "diverged"
+        rows = None if batch is None else batch.rows()
+        message = (
+            f"training diverged after {self.at.step} steps: {what}{_named(rows)}; "
+            f"the module is back at its state after {self.good_step} steps"
+        )
+        self.write_result(error=message)
+        return TrainingDiverged(message, step=self.at.step, rows=rows, history=self.history)
+
+    def _backward(self, batch: Batch) -> float:
+        try:
+            if self.emitting is None:
+                loss = self.loss(batch.data)
+            else:
+                loss = self.loss(batch.data, emit_from=self.emitting.at(self.at.step).data)
+            value = _scalar(loss)
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the loss is {value}")
+            loss.backward()
+            norm = clip_gradients(self.optimizer, self.settings.clip)
+            if not math.isfinite(norm):
+                raise FloatingPointError(f"the loss is {value:g} but its gradient is not finite")
+        except FloatingPointError as error:
+            raise self.diverged(str(error), batch) from error
+        return value
+
+    def _score(self) -> tuple[nn.Module, float | None]:
+        if not all(bool(p.isfinite().all()) for p in self.module.parameters()):
+            raise FloatingPointError("a parameter is not finite")
+        if self.validation is None and not self.callbacks:
+            return self.module, None  # nobody looks at the frozen model
+        self._seed("freeze", self.at.step)
+        frozen: Any
+        validation = None
+        try:
+            if hasattr(self.module, "freeze"):
+                frozen = self.module.freeze(self.rows)
+            else:
+                frozen = copy.deepcopy(self.module).eval()
+            if self.validation is not None:
+                size = max(1024, self.settings.batch_size)
+                validation = mean_loss(frozen.loss, self.validation, size)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"the frozen model fails ({error})") from error
+        if validation is not None and not math.isfinite(validation):
+            raise FloatingPointError(f"the frozen model's validation loss is {validation}")
+        return frozen, validation
+
+    def _record(self, loss: float, validation: float | None) -> bool:
+        history = self.history
+        history.steps.append(self.at.step)
+        history.loss.append(loss)
+        history.seconds.append(self.at.seconds)
+        history.ms_per_step = 1000.0 * statistics.median(self.durations)
+        best = history.best_validation
+        improved = validation is None or best is None or validation < best
+        if validation is not None:
+            history.validation.append(validation)
+        if improved:
+            history.best_step, history.best_validation = self.at.step, validation
+            self.best = None if validation is None else self.good
+        since_best = len(history.steps) - 1 - history.steps.index(history.best_step)
+        if self.at.step == self.settings.steps:
+            history.stopped = "finished"
+        elif self.settings.patience is not None and since_best >= self.settings.patience:
+            history.stopped = "patience"
+        return improved
+
+    def _tell_progress(self) -> None:
+        t = self.at.step / self.settings.steps
+        self._call("set_progress", t)
+        settle_at = getattr(self.module, "settle_at", None)
+        if settle_at is not None and t >= settle_at and not self.at.settled:
+            self._seed("settle")
+            self._call("settle", self.rows)
+            self.at.settled = True
+
+    def _seed(self, *parts: object) -> None:
+        seed_torch(self.device, self.settings.seed, *parts)
+
+    def _call(self, hook: str, argument: object) -> None:
+        if hasattr(self.module, hook):
+            getattr(self.module, hook)(argument)
+
+    def _write(self, improved: bool) -> None:
+        if self.folder is None:
+            return
+        if improved:
+            about = {"step": self.at.step, "module": type(self.module).__name__}
+            self.folder.write_model(self.good, about)
+        self.folder.append_metrics(_records(self.history)[-1])
+        self.checkpoint()
+
+    def write_result(self, error: str | None = None, **more: Any) -> None:
+        """Write what there is to say of the run, once: it is over."""
+        if self.folder is not None:
+            self.folder.write_result(
+                {
+                    "schema": 1,
+                    "seed": self.settings.seed,
+                    "steps": self.at.step,
+                    "parameters": sum(p.numel() for p in self.module.parameters()),
+                    **{k: v for k, v in self.history.to_dict().items() if not isinstance(v, list)},
+                    "seconds": self.at.seconds,
+                    "error": error,
+                    "environment": environment(),
+                    **more,
+                }
+            )
+
+    def _resume(self, saved: State) -> None:
+        try:
+            at = Progress(**{**saved["progress"], "history": History.from_dict(saved["progress"]["history"])})
+            module, optimizer, best = saved["module"], saved["optimizer"], saved["best"]
+            check_state(self.module, module)
+            if best is not None:
+                check_state(self.module, best)
+            if self.settings.averaging:
+                self.average.load(saved.get("average"))
+            self.optimizer.load_state_dict(optimizer)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            path = "the checkpoint" if self.folder is None else self.folder.path / STATE
+            raise ValueError(f"{path} does not fit this run: {error}") from error
+        self.module.load_state_dict(module)
+        self.at, self.best = at, best
+        if self.folder is not None:
+            self.folder.write_metrics(_records(at.history))
+
+
+def snapshot(module: nn.Module) -> State:
+    """Return a copy of the module's state that later steps do not change."""
+    state = module.state_dict()
+    return {k: v.detach().clone() if isinstance(v, Tensor) else copy.deepcopy(v) for k, v in state.items()}
+
+
+def check_state(module: nn.Module, state: State) -> None:
+    """Raise ValueError, naming the first tensor that differs, unless the state is one of such a module."""
+    own = module.state_dict()
+    for name in sorted(own.keys() | state.keys()):
+        if name not in state:
+            raise ValueError(f"it has no tensor {name!r}, so it is of another model")
+        if name not in own:
+            raise ValueError(f"it has a tensor {name!r} that this module has not, so it is of another model")
+        if isinstance(own[name], Tensor) and own[name].shape != state[name].shape:
+            shapes = f"{tuple(state[name].shape)}, here {tuple(own[name].shape)}"
+            raise ValueError(f"its tensor {name!r} has shape {shapes}, so it is of another model")
+
+
+def _scalar(loss: Any) -> float:
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(f"loss(batch) must return a scalar tensor; got {got}")
+    if not loss.requires_grad:
+        raise ValueError("loss(batch) does not depend on any trainable parameter")
+    return loss.item()
+
+
+def _named(rows: list[int] | tuple[list[int], ...] | None) -> str:
+    if not isinstance(rows, list):
+        return ""
+    listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    return f" on a batch of {len(rows)} rows ({listed})"
+
+
+def _records(history: History) -> list[dict[str, Any]]:
+    columns = {"step": history.steps, "loss": history.loss, "seconds": history.seconds}
+    if history.validation:
+        columns = {**columns, "validation": history.validation}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _steps(steps: int | None, epochs: int | None, data: Data, batch_size: int) -> int:
@@ -207,20 +509,6 @@ def _steps(steps: int | None, epochs: int | None, data: Data, batch_size: int) -
     if epochs is not None:
         return epochs * Batches(data, batch_size, seed=0).steps_per_epoch()
     return 1_000 if steps is None else steps
-
-
-def _place_and_kind(
-    module: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
-) -> tuple[torch.device, torch.dtype]:
-    """Return the device and the dtype to train in: what was asked for, or the module's own."""
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating dtype; got {str(dtype).removeprefix('torch.')}")
-    like = next(p for p in module.parameters() if p.requires_grad)
-    try:
-        place = torch.empty(0, device=like.device if device is None else device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} is unknown or not available") from error
-    return place, like.dtype if dtype is None else dtype
 
 
 def _config(
@@ -246,24 +534,3 @@ def _config(
         "device": device.type,
         "dtype": str(dtype).removeprefix("torch."),
     }
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Hold back the first Ctrl-C until the step in progress is complete; a second one interrupts at once."""
-    pressed: list[int] = []
-
-    def hold(signum: int, frame: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(signum)
-
-    ours = threading.current_thread() is threading.main_thread()
-    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, hold)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        if ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)

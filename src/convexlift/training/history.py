@@ -1,10 +1,12 @@
-"""The record of a training run."""
+"""What a training run tells: its record, its events, its end."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, final
+
+from torch import nn
 
 
 @final
@@ -52,3 +54,51 @@ class History:
         for name in sorted(known.symmetric_difference(fields)):
             raise ValueError(f"not a history: field {name!r} is {'missing' if name in known else 'unknown'}")
         return cls(**fields)
+
+
+@final
+class TrainingDiverged(FloatingPointError):
+    """The loss, a gradient, a parameter or the frozen model's validation loss was not finite.
+
+    The module is back at its last good state, that of the last evaluation.
+
+    Attributes:
+        step: how many steps had been done.
+        rows: which rows of the training data made up the batch, where a batch is to blame and its rows are
+            known; two lists for `Unpaired`.
+        history: the run until then.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: int = 0,
+        rows: list[int] | tuple[list[int], ...] | None = None,
+        history: History | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.step = step
+        self.rows = rows
+        self.history = history if history is not None else History()
+
+
+@final
+@dataclass(frozen=True)
+class FitEvent:
+    """What a callback of `fit` receives at each evaluation.
+
+    Attributes:
+        step: optimiser steps done.
+        loss: mean training loss since the evaluation before.
+        validation: mean validation loss of the frozen model, None without validation data.
+        module: the module in training. With ``averaging`` it holds the averaged parameters during the
+            callback and those of the last step again after it: what a callback writes to them is lost.
+        frozen: the frozen model, of the averaged parameters where there are any.
+    """
+
+    step: int
+    loss: float
+    validation: float | None
+    module: nn.Module
+    frozen: nn.Module

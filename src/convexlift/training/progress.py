@@ -1,7 +1,9 @@
-"""The progress bar of `fit`."""
+"""What stands between `fit` and whoever watches it: a progress bar, and Ctrl-C."""
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -35,3 +37,24 @@ def progress_bar(steps: int, shown: bool) -> Iterator[Show]:
                 bar.update(task, completed=step, figures=f"loss {loss:.4g}{frozen}{speed}")
 
         yield show
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Hold back the first Ctrl-C until the step in progress is complete; a second one interrupts at once."""
+    pressed: list[int] = []
+
+    def hold(signum: int, frame: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(signum)
+
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, hold)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

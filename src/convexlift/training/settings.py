@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from convexlift.training.optimisation import SCHEDULES, OptimizerChoice, Schedule
+import torch
+from torch import nn
+
+from convexlift.checks import check_device, name_dtype
+from convexlift.training.history import FitEvent
+from convexlift.training.optimisation import SCHEDULES, OptimizerChoice, Schedule, parameter_groups
 
 
 @final
@@ -69,6 +74,31 @@ def check_count(name: str, value: object, least: int = 1) -> None:
         raise TypeError(f"{name} must be an int; got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}")
+
+
+def check_module(module: nn.Module) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"fit trains a torch module; got {type(module).__name__}")
+    if not callable(getattr(module, "loss", None)):
+        raise TypeError(f"{type(module).__name__} has no method loss(batch)")
+    parameter_groups(module)
+
+
+def check_callbacks(callbacks: Sequence[Callable[[FitEvent], object]]) -> None:
+    for callback in callbacks:
+        if not callable(callback):
+            raise TypeError(f"callbacks must be functions of a FitEvent; got {type(callback).__name__}")
+
+
+def place_and_kind(
+    module: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """Return the device and the dtype to train in: what was asked for, or the module's own."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating dtype; got {name_dtype(dtype)}")
+    like = next(p for p in module.parameters() if p.requires_grad)
+    place = like.device if device is None else check_device(device)
+    return place, like.dtype if dtype is None else dtype
 
 
 def _is_number(value: object) -> bool:

@@ -5,10 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convexlift.data import chunks, describe, mean_loss, place, whole
+from convexlift.data import Batches, chunks, describe, mean_loss, place, whole
 from convexlift.seeds import seed_of
 from convexlift.training import Simulator, Unpaired
-from convexlift.training.batches import Batches
 
 
 def rows(n: int, d: int = 2) -> torch.Tensor:
