@@ -1,4 +1,4 @@
-"""Every test and doctest starts alike: one thread (small networks only), the same seed."""
+"""Every test and doctest starts alike: one thread (small networks only), the same seed and examples."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)

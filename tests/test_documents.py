@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import convexlift as cl
+from convexlift.cli.main import main
 from convexlift.study.comparison import compare
 from convexlift.study.protocol import Budget
 
@@ -65,6 +66,14 @@ def test_a_comparison_of_ones_own_runs(tmp_path: Path) -> None:
     names: dict[str, object] = {"__name__": "mine"}
     exec(code("docs/comparison.md")[0], names)
     budget = Budget("tiny", 4, 64, (0.01,), 1, 1, extensions=0)
-    result = compare(own=names["comparison"], budget=budget, out=tmp_path, jobs=1)  # type: ignore[arg-type]
+    result = compare(own=names["comparison"], budget=budget, out=tmp_path, jobs=1).result  # type: ignore[arg-type]
     assert result["problem"] == "mine" and result["metric"] == "loss"
     assert all(arm["test"]["mean"] is not None for arm in result["arms"].values())
+
+
+def test_the_page_of_every_result_is_made_from_its_figures(tmp_path: Path) -> None:
+    folders = sorted(str(file.parent) for file in ROOT.glob("results/*/result.json"))
+    assert len(folders) >= 28
+    page = tmp_path / "all.html"
+    assert main(["report", *folders, "--out", str(page)]) == 0
+    assert f"Over {len(folders)} problems" in page.read_text(encoding="utf-8")

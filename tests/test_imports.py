@@ -12,7 +12,8 @@ import pytest
 import convexlift
 
 SOURCE = Path(convexlift.__file__).parent
-_GROUND = {"checks", "files", "seeds", "data", "tables", "freezing"}
+STUB = "__init__.pyi"  # what the package loads when it is asked for
+_GROUND = {"names", "version", "checks", "files", "seeds", "data", "tables", "freezing"}
 _CORE = {*_GROUND, "calculus", "architectures"}
 _SOURCES = {*_CORE, "sources"}
 _OBJECTIVES = {*_SOURCES, "integration", "objectives"}
@@ -33,6 +34,8 @@ _LIBRARY = {
 
 # What each part of the package may import from the package.
 MAY: dict[str, set[str]] = {
+    "names": set(),
+    "version": set(),
     "checks": set(),
     "files": set(),
     "seeds": set(),
@@ -54,22 +57,24 @@ MAY: dict[str, set[str]] = {
     "sklearn": _TRAINING,
     "tensorboard": {*_TRAINING, "mechanism"},
     "plots": {*_TRAINING, "plots"},
-    "problems": {*_GROUND, "problems"},
+    "problems": {*_TASKS, "problems"},
     "study": {*_LIBRARY, "study", "__version__"},
     "cli": {*_LIBRARY, "study", "cli", ""},
     "__main__": {"cli"},
     "": _LIBRARY,
+    STUB: {*_LIBRARY, "sklearn"},
 }
 
 
 def imported(part: str, text: str) -> set[str]:
     """The modules of the package that a module imports, anywhere in it, without the package's name."""
     names: set[str] = set()
+    package = "convexlift" if part in ("", STUB) else f"convexlift.{part}"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ["", f"convexlift.{part}", "convexlift"][node.level]
+            base = ["", package, "convexlift"][node.level]
             module = ".".join(filter(None, (base, node.module)))
             inside = {f"{module}.{alias.name}" for alias in node.names}
             names |= inside if module == "convexlift" else {module}
@@ -83,10 +88,12 @@ def violations(part: str, text: str) -> list[str]:
 
 def part_of(file: Path) -> str:
     parts = file.relative_to(SOURCE).with_suffix("").parts
+    if file == SOURCE / STUB:
+        return STUB
     return "" if parts == ("__init__",) else parts[0]
 
 
-FILES = sorted(SOURCE.rglob("*.py"))
+FILES = sorted([*SOURCE.rglob("*.py"), *SOURCE.rglob("*.pyi")])
 
 
 @pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(SOURCE)) for file in FILES])
@@ -107,10 +114,10 @@ def test_a_module_imports_from_below_only(file: Path) -> None:
             "if TYPE_CHECKING:\n    from convexlift.study.arms import ARMS",
             ["study.arms"],
         ),
-        ("problems", "from convexlift.data import Sampler", []),
-        ("problems", "from convexlift.training import Sampler", ["training"]),
+        ("problems", "from convexlift.data import Simulator", []),
+        ("problems", "from convexlift.training import Simulator", ["training"]),
         ("problems", "from .problem import Problem\nfrom . import toys", []),
-        ("problems", "from ..training import Sampler", ["training"]),
+        ("problems", "from ..training import Simulator", ["training"]),
         ("tasks", "from .. import training", ["training"]),
         ("study", "from convexlift.cli.files import read_table", ["cli.files"]),
         ("sklearn", "from convexlift.study.arms import ARMS", ["study.arms"]),
@@ -118,19 +125,36 @@ def test_a_module_imports_from_below_only(file: Path) -> None:
         ("", "from convexlift.cli import main", ["cli"]),
         ("", "from convexlift.sklearn import LogConcaveDensity", ["sklearn"]),
         ("cli", "from convexlift.study.arms import ARMS\nimport torch", []),
+        ("", "from . import tasks, cli", ["cli"]),
+        (STUB, "from . import problems, sklearn\nfrom .tasks import Ensemble as Ensemble", []),
+        (STUB, "from . import study\nfrom .cli.main import main as main", ["cli.main", "study"]),
     ],
 )
 def test_a_violation_is_found(part: str, text: str, found: list[str]) -> None:
     assert violations(part, text) == found
 
 
-def test_the_library_does_not_load_what_only_the_command_line_and_the_extras_need() -> None:
-    program = "import sys, convexlift; print(*{name.split('.')[0] for name in sys.modules})"
+def loaded(program: str) -> set[str]:
+    """The packages that a fresh process has loaded when the program is done."""
     run = subprocess.run(
-        [sys.executable, "-c", program],
+        [
+            sys.executable,
+            "-c",
+            f"{program}; import sys; print(*{{name.split('.')[0] for name in sys.modules}})",
+        ],
         capture_output=True,
         text=True,
         check=True,
         env={"PYTHONPATH": str(SOURCE.parent), "PATH": "/usr/bin:/bin"},
     )
-    assert {"typer", "sklearn", "matplotlib"}.isdisjoint(run.stdout.split())
+    return set(run.stdout.split())
+
+
+def test_the_package_alone_loads_nothing() -> None:
+    assert {"torch", "numpy", "scipy"}.isdisjoint(loaded("import convexlift; convexlift.__version__"))
+
+
+def test_the_library_does_not_load_what_only_the_command_line_and_the_extras_need() -> None:
+    found = loaded("import convexlift as cl; [getattr(cl, name) for name in cl.__all__]")
+    assert {"torch", "convexlift"} <= found
+    assert {"typer", "rich", "sklearn", "matplotlib", "pandas", "scipy"}.isdisjoint(found)

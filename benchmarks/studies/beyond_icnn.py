@@ -177,7 +177,7 @@ def _subject(network: Any, errors: Errors, splits: Sequence[Any], **facts: Any) 
         task="own",
         **dict(zip(("train", "validation", "test"), splits, strict=True)),
         network=lambda seed: network(seed=seed),
-        objective=lambda blocks: LeastSquares(blocks[0], errors),
+        build=lambda blocks: LeastSquares(blocks[0], errors),
         losses=lambda model, rows: errors(cast(Any, model).block, rows),
         **facts,
     )
@@ -194,7 +194,7 @@ def study(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
     """Compare the arms on one subject; the figures of every arm, and lift minus each."""
     seeds, rates = options.seeds, tuple(options.rates)
     budget = Budget("study", options.steps, 128, rates, min(2, seeds), seeds, extensions=options.extensions)
-    result = compare(own=SUBJECTS[name], budget=budget, out=folder, jobs=1)
+    result = compare(own=SUBJECTS[name], budget=budget, out=folder, jobs=1).result
     protocol = ("steps", "batch_size", "rates", "on_edge", "intervals")
     keys = ("lr", "test", "half_budget", "ms_per_step", "parameters", "rates")
     return {

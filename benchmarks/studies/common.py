@@ -140,7 +140,7 @@ def train_and_score(
     frozen = task.freeze(whole(known.train))
     return {
         "validation": history.best_validation,
-        "test": finite(float(known.score(frozen).double().mean())) if scored else None,
+        "test": finite(float(known.evaluate(frozen).double().mean())) if scored else None,
         "best_step": history.best_step,
         "ms_per_step": history.ms_per_step,
         **also(frozen, history),

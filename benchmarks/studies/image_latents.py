@@ -75,7 +75,7 @@ def main() -> None:
             row["arms"][arm] = {
                 "test": float(losses.mean()),
                 "standard_error_of_rows": float(losses.std() / len(losses) ** 0.5),
-                "log_z_error": density.log_normalizer().error,
+                "log_z_error": density.normaliser().error,
             }
             if arm == options.arms[0]:
                 draws = density.draw(COLUMNS, seed=options.seed)

@@ -59,7 +59,7 @@ def cell(name: str, start: str, arm: str, lr: float, seed: int, steps: int) -> d
     if history is None:
         return {"test": None, "curve": [], "plateaus": []}
     return {
-        "test": finite(float(known.score(frozen).double().mean())),
+        "test": finite(float(known.evaluate(frozen).double().mean())),
         "curve": list(zip(history.steps, history.validation, strict=True)),
         "plateaus": [dataclasses.asdict(found) for found in plateaus(history)],
     }
@@ -153,6 +153,11 @@ def draw(file: Path, title: str, curves: Result, plane: Landscape, drawn: Any) -
 
 def table_plateaus(result: Result) -> str:
     """Plateaus of the validation curves."""
+
+    def loss(row: Result) -> str:
+        error = f" ± {row['error']:.1g}" if row["error"] else ""
+        return "diverged" if row["mean"] is None else f"{row['mean']:.4g}{error}"
+
     cells = {
         "problem": "{problem}",
         "start": "{start}",
@@ -161,14 +166,9 @@ def table_plateaus(result: Result) -> str:
         "runs with a plateau": "{with_plateau} of {runs}",
         "share of the run on one": lambda row: f"{100 * row['share']:.0f} %",
         "deepest (nats)": lambda row: short(row["depth"]) if row["depth"] else "",
-        "test loss": lambda row: told(row["mean"], row["error"]),
+        "test loss": loss,
     }
     return columns(result["rows"], cells)
-
-
-def told(loss: float | None, error: float | None) -> str:
-    """A test loss with its standard error."""
-    return "diverged" if loss is None else f"{loss:.4g}" + (f" ± {error:.1g}" if error else "")
 
 
 def table_landscapes(result: Result) -> str:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, final
 
@@ -323,17 +323,15 @@ def table_lift_variants(result: Result) -> str:
 
 def main(line: Sequence[str] | None = None) -> dict[str, Any]:
     parser = arguments(__file__, __doc__, seeds=len(SEEDS))
-    names = [f"{s.problem}-{s.batch}" for s in SETTINGS]
-    parser.add_argument("--settings", nargs="+", default=names, choices=names, help="problem-batch")
+    named = {f"{setting.problem}-{setting.batch}": setting for setting in SETTINGS}
+    parser.add_argument("--settings", nargs="+", default=list(named), choices=named, help="problem-batch")
     parser.add_argument("--steps", type=int, default=None, help="steps of every run, for a trial")
     parser.add_argument("--rates", nargs="+", type=float, default=None, help="in place of each setting's")
     options = parsed(parser, line)
     ledger = Ledger(options.out, __file__)
-    settings = [
-        Setting(s.problem, s.batch, options.steps or s.steps, tuple(options.rates or s.rates))
-        for s, name in zip(SETTINGS, names, strict=True)
-        if name in options.settings
-    ]
+    changes = {"steps": options.steps, "rates": options.rates and tuple(options.rates)}
+    changes = {key: value for key, value in changes.items() if value}
+    settings = [replace(setting, **changes) for name, setting in named.items() if name in options.settings]
     seeds = tuple(range(options.seeds))
     rows = [row for setting in settings for row in study(setting, ledger, seeds)]
     result = {"settings": [asdict(setting) for setting in settings], "selection_seeds": SELECTION_SEEDS}

@@ -234,7 +234,7 @@ def main(line: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if options.out is None else options.out.with_suffix(".cells")
         for name in (name for name in options.confirmed if name in MADE_HERE):
-            others[name] = compare(name, budget=BUDGET, arms=ARMS, out=folder / name, jobs=1)
+            others[name] = compare(name, budget=BUDGET, arms=ARMS, out=folder / name, jobs=1).result
     step = {task: {r["arm"]: (r["lr"], r["weight_decay"]) for r in rows} for task, rows in ranked.items()}
     figures: dict[str, Any] = {}
     chosen: dict[str, dict[str, Choice]] = {}

@@ -298,15 +298,8 @@ def started(recipe: Recipe, rows: Tensor, steps: int) -> tuple[Any, float]:
 
 
 # The sides in the order of the table.
-TITLES = {
-    "maf": "MAF",
-    "maf-chosen": "MAF, chosen",
-    "nsf": "NSF",
-    "nsf-chosen": "NSF, chosen",
-    "flow-softplus": "flow, softplus",
-    "flow": "flow",
-    "flow-chosen": "flow, chosen",
-}
+ORDER = ("maf", "maf-chosen", "nsf", "nsf-chosen", "flow-softplus", "flow", "flow-chosen")
+TITLES = {side: side.replace("-", ", ").replace("maf", "MAF").replace("nsf", "NSF") for side in ORDER}
 PAIRS = ("flow - nsf", "flow-chosen - nsf-chosen", "flow-chosen - flow")
 
 

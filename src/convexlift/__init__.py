@@ -1,45 +1,9 @@
-"""convexlift: train input-convex neural networks and put them to work."""
+"""convexlift: train input-convex neural networks and put them to work.
 
-from convexlift.architectures import ICNN, PICNN, ConvICNN, PartialPotential, Potential
-from convexlift.distribution import FlowDistribution, FlowTransform
-from convexlift.freezing import freeze
-from convexlift.saving import load, save
-from convexlift.sources import Centred, Lift, Projected, Softplus, Squared
-from convexlift.tasks import (
-    ConditionalDensity,
-    ConvexPotentialFlow,
-    ConvexRegression,
-    Ensemble,
-    LogConcaveDensity,
-)
-from convexlift.training import History, Sampler, TrainingDiverged, Unpaired, fit
+Names and modules load on first use, so that the package itself costs nothing; `__init__.pyi` lists them.
+"""
 
-__version__ = "0.1.0"
+import lazy_loader
 
-__all__ = [
-    "ICNN",
-    "PICNN",
-    "Centred",
-    "ConditionalDensity",
-    "ConvICNN",
-    "ConvexPotentialFlow",
-    "ConvexRegression",
-    "Ensemble",
-    "FlowDistribution",
-    "FlowTransform",
-    "History",
-    "Lift",
-    "LogConcaveDensity",
-    "PartialPotential",
-    "Potential",
-    "Projected",
-    "Sampler",
-    "Softplus",
-    "Squared",
-    "TrainingDiverged",
-    "Unpaired",
-    "fit",
-    "freeze",
-    "load",
-    "save",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__.remove("sklearn")  # `import *` works without scikit-learn

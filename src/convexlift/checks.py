@@ -32,8 +32,8 @@ def check_samples(x: Tensor, dim: int, dtype: torch.dtype | None = None, *, name
     if x.ndim != 2 or x.shape[1] != dim:
         raise ValueError(f"expected (N, {dim}) {name}; got {_shape(x)}")
     if not x.dtype.is_floating_point or (dtype is not None and x.dtype != dtype):
-        wanted = "floating-point" if dtype is None else _dtype(dtype)
-        raise TypeError(f"expected {wanted} {name}; got {_dtype(x.dtype)}")
+        wanted = "floating-point" if dtype is None else name_dtype(dtype)
+        raise TypeError(f"expected {wanted} {name}; got {name_dtype(x.dtype)}")
     return x
 
 
@@ -78,6 +78,23 @@ def check_draws(n: Any) -> int:
     return count
 
 
+def check_device(device: torch.device | str) -> torch.device:
+    """Return the device, if torch knows it and it is here, else raise.
+
+    Raises:
+        ValueError: it is not.
+
+    >>> check_device("abacus")
+    Traceback (most recent call last):
+    ...
+    ValueError: device 'abacus' is unknown or not available
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device '{device}' is unknown or not available") from error
+
+
 def may_branch(*tensors: Tensor) -> bool:
     """Whether Python may look at values here: not under ``torch.compile``, ``export`` or ``torch.func``.
 
@@ -99,9 +116,14 @@ def name_rows(failed: Tensor) -> str:
     return f"{len(rows)} of {len(failed)} rows ({shown})"
 
 
+def name_dtype(dtype: torch.dtype) -> str:
+    """The dtype as users call it.
+
+    >>> name_dtype(torch.float32)
+    'float32'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
 def _shape(x: Tensor) -> str:
     return f"({', '.join(str(n) for n in x.shape)}{',' if x.ndim == 1 else ''})"
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -32,10 +32,25 @@ def test_ablate_leaves_a_result_a_table_and_a_page(capsys: pytest.CaptureFixture
     folder = Path("runs/ablate-regression-square-sgd")
     result = json.loads((folder / "result.json").read_text())
     assert result["protocol"]["rates"] == [0.001, 0.002]
+    assert result["protocol"]["command"] == (
+        "convexlift ablate regression-square --optimizer sgd --budget quick --rates 0.001 0.002"
+    )
     shown = capsys.readouterr().out
     assert (folder / "effects.md").read_text() in shown and "lift-no-slack" in shown
     assert (folder / "report.html").stat().st_size > 0
     assert main(["report", str(folder)]) == 0
+
+
+def test_all_that_decides_the_result_is_in_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noted(problem: str, **options: object) -> None:
+        assert (options["seeds"], options["steps"], options["rates"]) == (1, 3, [0.002])
+        assert options["command"] == (
+            f"convexlift ablate {problem} --optimizer adam --budget quick --rates 0.002 --seeds 1 --steps 3"
+        )
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablation, "ablate", noted)
+    assert main("ablate gumbel --rates 0.002 --seeds 1 --steps 3 --jobs 1 --no-resume".split()) == 130
 
 
 @pytest.mark.parametrize(

@@ -5,22 +5,26 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 from safetensors.torch import save_file
 
 import convexlift as cl
 from convexlift import saving
-from convexlift.cli import compare as compare_command
-from convexlift.cli import train as train_command
+from convexlift.cli import train
 from convexlift.cli.main import join_lists, main
+from convexlift.cli.options import add_commands
+from convexlift.plots import density
 from convexlift.study import protocol
 from convexlift.tasks import ConvexRegression
 from convexlift.training import History, RunFolder
@@ -72,6 +76,7 @@ def test_train_evaluate_sample_transform(trained: Path, capsys: pytest.CaptureFi
         "config.json",
         "metrics.jsonl",
         "state.pt",
+        "best.safetensors",
         "model.safetensors",
         "result.json",
         "loss.svg",
@@ -100,11 +105,72 @@ def test_train_evaluate_sample_transform(trained: Path, capsys: pytest.CaptureFi
     assert np.allclose(np.load("z.npz")["samples"], latent.numpy())
 
 
+def test_result_json_is_written_once_and_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    replace = os.replace
+
+    def noted(source: str, target: str) -> None:
+        written.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    assert main(["train", "density", "--data", write_rows(), "--out", "run", *SMALL]) == 0
+    assert written.count("result.json") == 1 and written[-1] == "result.json"
+    assert written.count("model.safetensors") == 1 and "best.safetensors" in written
+
+
+def test_a_run_that_ends_in_an_error_has_no_result_and_resumes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def collapsed(*_: object) -> None:
+        raise RuntimeError("log Z collapsed")
+
+    call = ["train", "density", "--data", write_rows(), "--out", "run", *SMALL]
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Density, "further", collapsed)
+        assert main(call) == 1
+    assert capsys.readouterr().err == "error: log Z collapsed\n"
+    assert not Path("run/result.json").exists() and not Path("run/model.safetensors").exists()
+    assert main(["evaluate", "run", "--data", "rows.csv"]) == 1
+    assert "run/best.safetensors is a checkpoint of an unfinished" in capsys.readouterr().err
+    assert main([*call, "--resume"]) == 0
+    assert Path("run/result.json").exists()
+
+
 def test_a_finished_run_resumes_to_itself(trained: Path) -> None:
     before = files_of(trained)["model.safetensors"]
     data = str(trained.parent / "rows.csv")
     assert main(["train", "flow", "--data", data, "--out", str(trained), *SMALL, "--resume"]) == 0
     assert files_of(trained)["model.safetensors"] == before
+
+
+OLD = Path(__file__).parents[1] / "fixtures" / "0.1.0"
+OLD_STATE = "state.pt was written by convexlift 0.1.0, whose runs only that version can resume"
+
+
+def test_a_finished_run_of_version_0_1_0_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(OLD / "run-finished"), "--data", str(OLD / "rows.csv")]) == 0
+    assert "mean negative log-likelihood: 4.3688 ± 0.2725 nats (40 rows)" in capsys.readouterr().out
+    assert main(["sample", str(OLD / "run-finished"), "-n", "2", "--out", "new.csv"]) == 0
+    assert Path("new.csv").read_text().splitlines()[0] == "a,b"
+
+
+@pytest.mark.parametrize("name", ["run-finished", "run-interrupted"])
+def test_a_run_of_version_0_1_0_is_not_resumed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(OLD / name, "run")
+    before = files_of(Path("run"))
+    call = f"train flow --data {OLD / 'rows.csv'} --out run --steps 4 --hidden 3 --depth 1 --batch-size 32"
+    assert main([*call.split(), "--resume"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: run/{OLD_STATE}") and err.count("\n") == 1
+    assert main(call.split()) == 1
+    assert "run holds config.json already; pass --resume" in capsys.readouterr().err
+    assert files_of(Path("run")) == before
+
+
+def test_an_unfinished_run_of_version_0_1_0_is_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(OLD / "run-interrupted"), "--out", "new.csv"]) == 1
+    assert "model.safetensors is a checkpoint of an unfinished training run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["flow", "density"])
@@ -192,7 +258,7 @@ def test_a_density_that_cannot_be_drawn_is_kept(
     def unmixed(*_: object) -> None:
         raise RuntimeError("the chains have not mixed")
 
-    monkeypatch.setattr(train_command, "density_chart", unmixed)
+    monkeypatch.setattr(density, "density_chart", unmixed)
     assert main(["train", "density", "--data", write_rows(), "--out", "run", *SMALL]) == 0
     assert "no density.svg: the chains have not mixed\n" in capsys.readouterr().err
     assert Path("run/model.safetensors").exists() and not Path("run/density.svg").exists()
@@ -244,7 +310,7 @@ def test_whole_numbers_and_copies_are_read_as_numbers(capsys: pytest.CaptureFixt
 def test_an_interrupted_training_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train_command, "fit", lambda *_, **__: History(stopped="interrupted"))
+    monkeypatch.setattr(cl, "fit", lambda *_, **__: History(stopped="interrupted"))
     assert main(["train", "flow", "--data", write_rows(), "--out", "run", *SMALL]) == 130
     assert capsys.readouterr().err == (
         "interrupted; run keeps the run: the same command with --resume goes on\n"
@@ -312,7 +378,7 @@ def test_an_interrupted_comparison_says_how_to_go_on(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_command, "run_comparison", interrupted)
+    monkeypatch.setattr("convexlift.study.comparison.compare", interrupted)
     assert main(["compare", "gumbel", "--out", "here"]) == 130
     assert capsys.readouterr().err == (
         "interrupted; here keeps every finished run: the same command goes on from there\n"
@@ -326,7 +392,7 @@ def test_compare_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.update(options, problem=problem)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_command, "run_comparison", noted)
+    monkeypatch.setattr("convexlift.study.comparison.compare", noted)
     call = (
         "compare gumbel --rates 0.01 2e-2 --arms lift,softplus --seeds 3 --budget full --jobs 2 --no-resume"
     )
@@ -347,10 +413,19 @@ def test_compare_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "own": None,
         "task": None,
         "objective": "mle",
+        "command": "convexlift compare gumbel --arms lift softplus --rates 0.01 0.02 --seeds 3 --budget full",
     }
     assert main("compare power --data power.npz --task density --objective score".split()) == 130
     assert (seen["task"], seen["objective"]) == ("density", "score")
     assert seen["out"] == Path("runs/power-density")
+    assert seen["command"] == (
+        "convexlift compare power --budget quick --task density --objective score --data power.npz"
+    )
+    assert main("compare moon --task density --fixed-rate".split()) == 130
+    assert seen["command"] == "convexlift compare moon --budget quick --task density --fixed-rate"
+    assert main("compare --own mine:subject --arms one".split()) == 130
+    assert seen["problem"] is None
+    assert seen["command"] == "convexlift compare --own mine:subject --arms one --budget quick"
 
 
 def test_lists_of_words() -> None:
@@ -372,6 +447,44 @@ def test_help(call: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
     if "--help" in call:
         assert "convexlift " in out and "Example" in out
+
+
+def test_how_a_table_is_read_is_said_and_told(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("t.csv", "1,5;2.000,25\n2,5;3.000,5\n4,0;1.000,0\n")
+    how = ["--no-header", "--decimal", ",", "--thousands", "."]
+    for call in (["evaluate", str(trained)], ["transform", str(trained), "--out", "z.csv"]):
+        assert main([*call, "--data", "t.csv", *how]) == 0
+        assert capsys.readouterr().out.endswith("\nt.csv: 3 rows, 2 columns without names: x1, x2\n")
+    call = ["train", "flow", "--out", "run", *SMALL, "--validation-fraction", "0.3"]
+    assert main([*call, "--data", write_rows(), "--columns", "b"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("\nrows.csv: 80 rows, 1 column: b; left out: a (not chosen)\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(train.Training):
+    """Train two potentials."""
+
+    depth: train.Depth = 1
+    sharpness: train.Sharpness = 2.0
+    lr: train.Rate = 0.01
+    first: Annotated[int, typer.Option(help="Seed of the first.")] = 3
+
+    def build(self, dim: int) -> cl.ConvexPotentialFlow:
+        return cl.ConvexPotentialFlow([self.network(dim, place) for place in (self.first, self.first + 1)])
+
+
+def test_another_kind_of_model_is_one_class(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer(rich_markup_mode=None)
+    add_commands(app, Pair)
+    call = ["--data", write_rows(), "--out", "run", "--steps", "2", "--hidden", "4", "--first", "7"]
+    assert not app(call, standalone_mode=False)
+    assert json.loads(Path("run/result.json").read_text())["kind"] == "train pair"
+    assert len(saving.load("run/model.safetensors").blocks) == 2
+    capsys.readouterr()
+    app(["--help"], standalone_mode=False)
+    out = capsys.readouterr().out
+    assert "Train two potentials." in out and "--first" in out and "--weight-decay" in out
 
 
 # What is wrong with the input.
@@ -434,7 +547,10 @@ BAD_DATA: dict[str, tuple[Callable[[], str], str]] = {
     "random csv": (lambda: write("t.csv", NOISE), "t.csv is not a CSV text file"),
     "random npy": (lambda: write("t.npy", NOISE), "t.npy is not a readable .npy file of numbers"),
     "random npz": (lambda: write("t.npz", NOISE), "t.npz is not a readable .npz file of numbers"),
-    "suffix": (lambda: write("t.txt", "1,2\n"), "t.txt is not a .csv, .npy or .npz file"),
+    "suffix": (
+        lambda: write("t.txt", "1,2\n"),
+        "t.txt is not a .csv, .npy or .npz file (also .tsv, .csv.gz, .tsv.gz, .parquet, .feather)",
+    ),
 }
 
 
@@ -480,7 +596,7 @@ BAD_MODEL: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "unfinished": (
         unfinished,
-        "copy/model.safetensors is a checkpoint of an unfinished training run, not a frozen model",
+        "copy/best.safetensors is a checkpoint of an unfinished training run, not a frozen model",
     ),
     "missing": (lambda run: "none", "none does not exist"),
     "no run": (lambda run: ".", "holds no trained model (there is no model.safetensors in it)"),
@@ -574,7 +690,7 @@ BAD_CALLS: dict[str, tuple[str, int, str]] = {
     "train device": (
         "train flow --data rows.csv --out out --device abacus",
         1,
-        "cannot use the device 'abacus'",
+        "device 'abacus' is unknown or not available",
     ),
     "objective": (
         "train density --data rows.csv --out out --objective map",

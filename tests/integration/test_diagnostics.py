@@ -4,6 +4,9 @@ import math
 
 import pytest
 import torch
+from arviz_stats.base import array_stats
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from convexlift.integration.diagnostics import effective_sample_size, importance_ess, r_hat
@@ -61,6 +64,41 @@ def test_it_follows_the_published_formulas_literally() -> None:
     )
 
 
+ORACLE = {
+    "independent": autoregressive(0.0, 4, 500),
+    "dependent": autoregressive(0.9, 4, 1000),
+    "weakly dependent": autoregressive(0.5, 4, 500),
+    "antithetic": autoregressive(-0.5, 4, 500),
+    "an odd number": autoregressive(0.3, 3, 101),
+    "hardly moving": autoregressive(0.999, 4, 200),
+    "in other places": autoregressive(0.5, 4, 300) + torch.arange(4.0)[:, None, None],
+    "of other widths": autoregressive(0.5, 4, 300) * torch.tensor([1.0, 1.0, 1.0, 5.0])[:, None, None],
+    "drifting": autoregressive(0.0, 4, 300) + torch.linspace(-2, 2, 300)[:, None],
+    "heavy-tailed": autoregressive(0.2, 4, 500).pow(5),
+    "rounded": autoregressive(0.2, 4, 200).round(),
+    "one still": torch.cat([autoregressive(0.0, 3, 100), torch.zeros(1, 100, 1)]),
+    "of four draws": autoregressive(0.0, 4, 4),
+    "of six draws": autoregressive(0.5, 4, 6),
+}
+
+
+@pytest.mark.parametrize("kind", ORACLE)
+def test_r_hat_is_arvizs(kind: str) -> None:
+    draws = ORACLE[kind]
+    oracle = array_stats.rhat(draws[..., 0].numpy(), method="rank", chain_axis=0, draw_axis=1)
+    assert float(r_hat(draws)) == pytest.approx(float(oracle), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, draws in ORACLE.items() if draws.shape[1] >= 100])
+def test_the_sample_size_is_arvizs(kind: str) -> None:
+    """To rounding, where the pair of coefficients that ends the sum starts negative. Elsewhere ArviZ adds its
+    first coefficient too, and it stops short of the longest lags: the article says neither."""
+    draws = ORACLE[kind]
+    oracle = array_stats.ess(draws[..., 0].numpy(), method="bulk", chain_axis=0, draw_axis=1)
+    same = kind in ("independent", "dependent", "of other widths", "one still")
+    assert float(effective_sample_size(draws)) == pytest.approx(float(oracle), rel=1e-9 if same else 0.05)
+
+
 def test_chains_that_differ_in_place_or_width_are_seen() -> None:
     shifted = autoregressive(0.0, 4, 500)
     shifted[0] += 2.0
@@ -71,6 +109,23 @@ def test_chains_that_differ_in_place_or_width_are_seen() -> None:
     trend = autoregressive(0.0, 4, 500) + torch.linspace(-2, 2, 500)[:, None]
     assert float(r_hat(trend)) > 1.1
     assert float(effective_sample_size(shifted)) < 200
+
+
+@given(
+    seed=st.integers(0, 1000),
+    rho=st.floats(-0.8, 0.95),
+    length=st.integers(4, 60),
+    order=st.permutations(range(3)),
+)
+def test_neither_units_nor_the_order_of_the_chains_count(
+    seed: int, rho: float, length: int, order: list[int]
+) -> None:
+    draws = autoregressive(rho, 3, length, dim=2, seed=seed)
+    mapped = torch.stack([draws[..., 0].sinh(), -4 * draws[..., 1]], -1)[order]
+    torch.testing.assert_close(effective_sample_size(mapped), effective_sample_size(draws))
+    torch.testing.assert_close(r_hat(mapped)[1], r_hat(draws)[1])
+    total = 3 * (length - length % 2)
+    assert float(effective_sample_size(draws).max()) <= total * math.log10(total) + 1e-9
 
 
 def test_they_do_not_change_under_monotone_maps() -> None:
@@ -108,6 +163,14 @@ def test_bad_chains_have_one_sentence(function) -> None:
     broken[2, 7, 1] = torch.nan
     with pytest.raises(ValueError, match="chain 2 is not finite at draw 7"):
         function(broken)
+
+
+@given(logs=st.lists(st.floats(-50, 50), min_size=1, max_size=20), shift=st.floats(-500, 500))
+def test_importance_weights_count_for_one_to_all_in_any_unit(logs: list[float], shift: float) -> None:
+    ess = importance_ess(torch.tensor(logs, dtype=torch.float64))
+    assert 1 - 1e-12 <= ess <= len(logs) + 1e-9
+    moved = importance_ess(torch.tensor(logs, dtype=torch.float64) + shift)
+    assert moved == pytest.approx(ess, rel=1e-9)
 
 
 def test_importance_weights() -> None:

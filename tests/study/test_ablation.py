@@ -12,16 +12,24 @@ import torch
 
 import convexlift as cl
 from convexlift.data import whole
-from convexlift.mechanism import Dwell
+from convexlift.mechanism import Dwell, restricted_mean
 from convexlift.problems import problem
 from convexlift.sources import Lift
 from convexlift.study import Budget, ablation, speed, tracing
-from convexlift.study.ablation import Ablated, ablate, effects_table, effects_text
-from convexlift.study.arms import ABLATION_ARMS, ALL_ARMS, SCATTERED, WITHOUT, build
-from convexlift.study.cells import Cell, Setting, train_cell
-from convexlift.study.fixed_batch import ROWS, FixedBatchLift
+from convexlift.study.ablation import ablate, effects_table, effects_text
+from convexlift.study.arms import (
+    ABLATION_ARMS,
+    ALL_ARMS,
+    FIXED_ROWS,
+    SCATTERED,
+    WITHOUT,
+    FixedBatchLift,
+    build,
+)
+from convexlift.study.cells import Cell, Named, Setting
 from convexlift.study.report.page import read_result, write_report
-from convexlift.study.tracing import COUPLED_AT, Trace, restricted_mean
+from convexlift.study.tracing import COUPLED_AT, Trace
+from convexlift.study.training import train_cell
 
 TINY = Budget("tiny", 4, 32, (0.01,), 1, 2, extensions=0, architecture=(("hidden", (4, 4)),))
 PROBLEM = "regression-square"  # its runs are the shortest
@@ -39,7 +47,7 @@ def _small_instruments():
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablation")
-    return ablate(PROBLEM, budget=TINY, out=folder, jobs=1), folder
+    return ablate(PROBLEM, budget=TINY, out=folder, jobs=1, command="convexlift ablate").result, folder
 
 
 def started(arm: str, seed: int = 0):
@@ -82,7 +90,7 @@ def test_fixed_batch_lift_has_the_parameters_of_the_full_lift_and_reads_one_batc
     full.initialise(x)
     first, other = (fixed.weights(batch) for batch in (x[:64], 5 + x[64:128]))
     assert all(torch.equal(first[name], other[name]) for name in first)
-    expected = full.weights(x[:ROWS])
+    expected = full.weights(x[:FIXED_ROWS])
     assert all(torch.equal(first[name], expected[name]) for name in first)
     loss = fixed(x[:64]).mean()
     loss.backward()
@@ -116,7 +124,7 @@ def test_an_independent_batch_has_a_coupling_of_zero_within_its_error():
 @pytest.mark.parametrize("arm", ["lift", "lift-noise", "lift-independent", "projected"])
 def test_a_traced_run_is_the_same_run(arm):
     plain, traced = (
-        train_cell(Setting(Ablated(PROBLEM), dataclasses.replace(TINY, traced=on)), Cell(arm, 0.01, 0, 10))
+        train_cell(Setting(Named(PROBLEM), dataclasses.replace(TINY, traced=on)), Cell(arm, 0.01, 0, 10))
         for on in (False, True)
     )
     for key in ("rows", "curve", "test_curve", "validation"):
@@ -129,7 +137,7 @@ def test_a_traced_run_is_the_same_run(arm):
 def test_the_optimiser_decides_the_run():
     adam, sgd = (
         train_cell(
-            Setting(Ablated(PROBLEM), dataclasses.replace(TINY, optimizer=name)),
+            Setting(Named(PROBLEM), dataclasses.replace(TINY, optimizer=name)),
             Cell("softplus", 0.01, 0, 10, scored=False),
         )
         for name in ("adam", "sgd")
@@ -168,7 +176,7 @@ def test_a_result_holds_every_arm_and_its_effects(result):
     assert tuple(made["arms"]) == tuple(made["fixed_rate"]["arms"]) == ABLATION_ARMS
     assert SCATTERED in made["arms"]
     assert made["protocol"]["optimizer"] == "adam"
-    assert made["protocol"]["command"] == f"convexlift ablate {PROBLEM} --optimizer adam --budget tiny"
+    assert made["protocol"]["command"] == "convexlift ablate"
     for section in ("tuned", "fixed_rate"):
         effects = made["ablation"][section]
         assert effects["lift"]["sigma_batch"]["mean"] != 0 and effects["lift"]["tests"] == 2 * len(COUPLED_AT)
@@ -198,19 +206,16 @@ def test_an_ablation_goes_on_from_its_finished_cells(result):
     made, folder = result
     before = {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
     events = []
-    again = ablate(PROBLEM, budget=TINY, out=folder, jobs=1, progress=events.append)
+    again = ablate(PROBLEM, budget=TINY, out=folder, jobs=1, progress=events.append).result
     assert again["ablation"] == made["ablation"] and len(events) > 0
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
 
 
-def test_options_are_in_the_command_and_decide_the_cells(tmp_path, monkeypatch):
+def test_options_decide_the_cells(tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "ABLATION_ARMS", ("lift", "softplus"))
     made = ablate(
         PROBLEM, optimizer="sgd", budget=TINY, rates=[0.002], seeds=1, steps=3, out=tmp_path, jobs=1
-    )
-    assert made["protocol"]["command"] == (
-        f"convexlift ablate {PROBLEM} --optimizer sgd --budget tiny --rates 0.002 --seeds 1 --steps 3"
-    )
+    ).result
     assert made["protocol"]["steps"] == 3 and made["protocol"]["optimizer"] == "sgd"
     assert made["ablation"]["tuned"]["lift"]["sigma_batch"]["sem"] is None
 

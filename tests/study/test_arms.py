@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from convexlift.data import whole
+from convexlift.names import DEFAULT_ARMS, SOURCES
 from convexlift.problems import problem
 from convexlift.sources import Lift, Softplus
 from convexlift.study.arms import (
     ARMS,
-    DEFAULT_ARMS,
     MULTIPLIED,
     SCATTERED,
     build,
     check_arms,
-    probe_batches,
+    first_batches,
     source_factor,
 )
 
@@ -94,11 +94,11 @@ def test_multiplied_softplus_starts_as_softplus_with_a_larger_rate():
     assert source_factor(chosen, "lift", 0, 64) == 1.0
 
 
-def test_probe_batches_are_those_of_a_run():
+def test_first_batches_are_those_of_a_run():
     chosen = problem("digits21")
-    batches = probe_batches(chosen, 32, seed=4, count=3)
+    batches = first_batches(chosen, 32, seed=4, count=3)
     assert [tuple(batch.shape) for batch in batches] == [(32, 21)] * 3
-    assert torch.equal(batches[0], probe_batches(chosen, 32, seed=4, count=1)[0])
+    assert torch.equal(batches[0], first_batches(chosen, 32, seed=4, count=1)[0])
 
 
 def test_a_users_arm_may_have_any_name():
@@ -117,6 +117,10 @@ def test_arm_names_are_checked():
         check_arms([], {"mine": ARMS["lift"]})
     with pytest.raises(ValueError, match="^unknown arm 'lift'; known: mine$"):
         check_arms(["lift"], {"mine": ARMS["lift"]})
+
+
+def test_the_names_that_a_user_chooses_from_are_those_of_the_arms():
+    assert tuple(ARMS) == SOURCES and set(DEFAULT_ARMS) < set(ARMS)
 
 
 def test_unknown_task():

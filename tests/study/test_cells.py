@@ -17,8 +17,10 @@ import torch
 
 from convexlift.files import write_json
 from convexlift.study import digest
-from convexlift.study.cells import Cell, Named, Setting, Workers, cell_path, read_outcome, train_cell
+from convexlift.study.cells import Cell, Named, Setting, cell_path, read_outcome
 from convexlift.study.protocol import Budget
+from convexlift.study.training import train_cell
+from convexlift.study.workers import Workers
 
 TINY = Budget("tiny", 6, 32, (0.01,), 1, 1, extensions=0, architecture=(("hidden", (8, 8)),))
 GUMBEL = Setting(Named("gumbel"), TINY)
@@ -123,7 +125,7 @@ def test_the_digest_of_the_code_ignores_comments_and_docstrings(package):
     ("file", "counts"),
     [
         ("problems/baselines.py", True),
-        ("problems/problem.py", True),
+        ("problems/base.py", True),
         ("problems/published/tables.py", True),
         ("checks.py", True),
         ("data.py", True),
@@ -180,8 +182,9 @@ def test_interrupting_ends_the_workers_and_keeps_what_was_finished(tmp_path):
             """
             import sys
             from pathlib import Path
-            from convexlift.study.cells import Cell, Named, Setting, Workers
+            from convexlift.study.cells import Cell, Named, Setting
             from convexlift.study.protocol import Budget
+            from convexlift.study.workers import Workers
 
             if __name__ == "__main__":
                 small = (("hidden", (8, 8)),)

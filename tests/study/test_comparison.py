@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import sys
 
 import pytest
 
+from convexlift.problems import KINDS, Kind
 from convexlift.study import Budget, compare
 from convexlift.study.cells import Cell
 from convexlift.study.comparison import _load
@@ -18,6 +20,11 @@ from . import toy
 
 LINE = Budget("line", 40, 16, (0.05, 0.1), 2, 3, extensions=2)
 GUMBEL = Budget("tiny", 4, 32, (0.01, 0.02), 1, 2, extensions=1, architecture=(("hidden", (4, 4)),))
+
+
+def compared(*arguments, **options):
+    """The result of a comparison."""
+    return compare(*arguments, **options).result
 
 
 def timeless(result):
@@ -33,8 +40,15 @@ def timeless(result):
 
 def test_result_has_the_stated_form(tmp_path):
     events = []
-    result = compare(
-        "gumbel", arms=["projected", "lift"], budget=GUMBEL, out=tmp_path, jobs=1, progress=events.append
+    command = "convexlift compare gumbel --arms projected lift --budget tiny"
+    result = compared(
+        "gumbel",
+        arms=["projected", "lift"],
+        budget=GUMBEL,
+        out=tmp_path,
+        jobs=1,
+        command=command,
+        progress=events.append,
     )
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
     assert set(result) >= {
@@ -46,7 +60,7 @@ def test_result_has_the_stated_form(tmp_path):
     protocol = result["protocol"]
     assert protocol["selection_seeds"] == [1000] and protocol["evaluation_seeds"] == [0, 1]
     assert len(protocol["rates"]) == 3 and protocol["half_steps"] == 2
-    assert protocol["command"] == "convexlift compare gumbel --arms projected lift --budget tiny"
+    assert protocol["command"] == command
     lift = result["arms"]["lift"]
     assert set(lift) >= {
         *("lr", "test", "half_budget", "equal_seconds", "ms_per_step", "parameters", "emission_noise"),
@@ -76,28 +90,53 @@ def test_result_has_the_stated_form(tmp_path):
 
 
 def test_resuming_repeats_no_cell_and_changes_nothing(tmp_path, monkeypatch):
-    first = compare(own=toy.two_arms, budget=LINE, out=tmp_path, jobs=1)
-    monkeypatch.setattr("convexlift.study.cells.train_cell", None)
-    again = compare(own=toy.two_arms, budget=LINE, out=tmp_path, jobs=1)
+    first = compared(own=toy.two_arms, budget=LINE, out=tmp_path, jobs=1)
+    monkeypatch.setattr("convexlift.study.workers.train_cell", None)
+    again = compared(own=toy.two_arms, budget=LINE, out=tmp_path, jobs=1)
     assert timeless(first) == timeless(again)
 
 
+def test_data_are_loaded_once(tmp_path):
+    loads = []
+
+    def counted():
+        loads.append(os.getpid())
+        return toy.two_arms()
+
+    result = compared(own=counted, budget=LINE, out=tmp_path / "one", jobs=1, fixed_rate=True)
+    assert loads == [os.getpid()] and result["fixed_rate"] is not None
+    compared(own=counted, budget=LINE, out=tmp_path / "one", jobs=1)
+    assert len(loads) == 2  # a comparison begins with what its files hold now
+
+
+def test_a_comparison_returns_its_outcomes(tmp_path):
+    found = compare(own=toy.two_arms, budget=LINE, rates=[0.1], seeds=2, out=tmp_path, jobs=1)
+    assert set(found.outcomes) == {
+        Cell(arm, 0.1, seed, steps, steps == 40)
+        for arm in ("one", "two")
+        for seed in (0, 1)
+        for steps in (20, 40)
+    }
+    losses = [found.outcomes[Cell("one", 0.1, seed, 40)]["test"] for seed in (0, 1)]
+    assert losses == found.result["arms"]["one"]["test"]["per_seed"]
+
+
 def test_identical_arms_tie_and_a_handicapped_one_is_found(tmp_path):
-    result = compare(own=toy.two_arms, budget=LINE, out=tmp_path / "same", jobs=1)
+    result = compared(own=toy.two_arms, budget=LINE, out=tmp_path / "same", jobs=1)
     pair = result["pairs"]["one-two"]
     assert pair["mean"] == 0 and pair["ci95"][0] <= 0 <= pair["ci95"][1] and pair["verdict"] == "undecided"
-    found = compare(own=toy.handicapped, budget=LINE, out=tmp_path / "bad", jobs=1)["pairs"]["good-bad"]
+    found = compared(own=toy.handicapped, budget=LINE, out=tmp_path / "bad", jobs=1)["pairs"]["good-bad"]
     assert found["mean"] == pytest.approx(-1, abs=0.4) and found["verdict"] == "lower"
 
 
 def test_rates_are_shared_and_grow_together(tmp_path):
-    result = compare(own=toy.two_arms, budget=LINE, out=tmp_path, jobs=1)
+    result = compared(own=toy.two_arms, budget=LINE, out=tmp_path, jobs=1)
     grids = [[entry["lr"] for entry in arm["rates"]] for arm in result["arms"].values()]
     assert grids[0] == grids[1] == result["protocol"]["rates"]
     assert len(grids[0]) > 2
-    fixed = compare(own=toy.two_arms, budget=LINE, rates=[0.1, 0.02], out=tmp_path, jobs=1)
+    fixed = compared(own=toy.two_arms, budget=LINE, rates=[0.1, 0.02], out=tmp_path, jobs=1)
     assert fixed["protocol"]["rates"] == [0.02, 0.1]
-    single = compare(own=toy.two_arms, budget=LINE, rates=[0.1], seeds=1, out=tmp_path, jobs=1)
+    single = compared(own=toy.two_arms, budget=LINE, rates=[0.1], seeds=1, out=tmp_path, jobs=1)
     assert single["arms"]["one"]["lr"] == 0.1 and single["arms"]["one"]["rates"] == [
         {"lr": 0.1, "validation": None, "test": None}
     ]
@@ -105,7 +144,7 @@ def test_rates_are_shared_and_grow_together(tmp_path):
 
 
 def test_diverged_and_failed_cells_are_reported(tmp_path):
-    result = compare(own=toy.troubled, budget=LINE, out=tmp_path, jobs=1)
+    result = compared(own=toy.troubled, budget=LINE, out=tmp_path, jobs=1)
     assert result["arms"]["good"]["test"]["mean"] < 1
     for name, said in (
         ("explosive", "training diverged after 0 steps: the loss is "),
@@ -119,9 +158,21 @@ def test_diverged_and_failed_cells_are_reported(tmp_path):
 
 
 def test_failed_cells_are_tried_again(tmp_path):
-    compare(own=toy.troubled, budget=LINE, out=tmp_path, jobs=1)
+    compared(own=toy.troubled, budget=LINE, out=tmp_path, jobs=1)
     names = {path.name.split("-")[0] for path in (tmp_path / "cells").iterdir()}
     assert names == {"good", "explosive"}
+
+
+def test_a_new_task_is_one_entry(tmp_path, monkeypatch):
+    kind = Kind(lambda blocks, _: toy.LeastSquares(blocks[0]), toy.toy().losses, "squared error")
+    monkeypatch.setitem(KINDS, "line", kind)
+    line = dataclasses.replace(toy.toy(), task="line", build=None, losses=None)
+    arms = {"one": toy.identity, "two": toy.identity}
+    result = compared(own=lambda: (line, arms), budget=LINE, rates=[0.1], out=tmp_path, jobs=1)
+    assert (result["task"], result["metric"], result["picture"]) == ("line", "squared error", None)
+    assert result["facts"] == {} and "objective" not in result["protocol"]
+    usual = compared(own=toy.two_arms, budget=LINE, rates=[0.1], out=tmp_path / "own", jobs=1)
+    assert result["arms"]["one"]["test"] == usual["arms"]["one"]["test"]
 
 
 def test_a_comparison_without_any_result_is_an_error(tmp_path):
@@ -129,22 +180,22 @@ def test_a_comparison_without_any_result_is_an_error(tmp_path):
         RuntimeError,
         match="^no arm could be evaluated; the first failure: broken, rate .*LookupError: no such thing$",
     ):
-        compare(own=toy.hopeless, budget=LINE, out=tmp_path, jobs=1)
+        compared(own=toy.hopeless, budget=LINE, out=tmp_path, jobs=1)
     assert not (tmp_path / "result.json").exists()
 
 
 def test_diverged_evaluation_seeds_count_as_infinitely_bad(tmp_path, monkeypatch):
-    from convexlift.study import cells
+    from convexlift.study import workers
 
-    train = cells.train_cell
+    train = workers.train_cell
 
     def unlucky(setting, cell: Cell):
         if cell.arm == "two" and cell.seed == 1 and cell.steps == LINE.steps:
             return {"cell": dataclasses.asdict(cell), "status": "diverged", "message": "boom", "seconds": 0.0}
         return train(setting, cell)
 
-    monkeypatch.setattr(cells, "train_cell", unlucky)
-    result = compare(own=toy.two_arms, budget=LINE, out=tmp_path, jobs=1)
+    monkeypatch.setattr(workers, "train_cell", unlucky)
+    result = compared(own=toy.two_arms, budget=LINE, out=tmp_path, jobs=1)
     two = result["arms"]["two"]
     assert two["test"]["mean"] is None and [v is None for v in two["test"]["per_seed"]] == [
         False,
@@ -157,7 +208,7 @@ def test_diverged_evaluation_seeds_count_as_infinitely_bad(tmp_path, monkeypatch
 
 def test_common_rate_table_with_its_controls(tmp_path):
     budget = dataclasses.replace(GUMBEL, rates=(0.01,), evaluation_seeds=2, extensions=0)
-    result = compare("gumbel", arms=["lift"], budget=budget, fixed_rate=True, out=tmp_path, jobs=1)
+    result = compared("gumbel", arms=["lift"], budget=budget, fixed_rate=True, out=tmp_path, jobs=1)
     table = result["fixed_rate"]
     assert table["lr"] == 0.001
     assert list(table["arms"]) == [
@@ -169,13 +220,13 @@ def test_common_rate_table_with_its_controls(tmp_path):
     assert table["arms"]["softplus-multiplied"]["source_factor"] > 1
     assert table["arms"]["softplus"]["source_factor"] == 1
     assert set(table["pairs"]) == {f"lift-{name}" for name in table["arms"] if name != "lift"}
-    assert result["protocol"]["command"].endswith("--fixed-rate")
+    assert result["protocol"]["command"] is None  # the command line alone puts one together
 
 
 def test_equal_seconds_stops_slower_arms_earlier(tmp_path, monkeypatch):
     module = sys.modules["convexlift.study.comparison"]  # the package exports the function of that name
     monkeypatch.setattr(module, "step_times", lambda setting, arms: {"one": 1.0, "two": 4.0})
-    result = compare(own=toy.two_arms, budget=LINE, rates=[0.1], out=tmp_path, jobs=1)
+    result = compared(own=toy.two_arms, budget=LINE, rates=[0.1], out=tmp_path, jobs=1)
     one, two = result["arms"]["one"], result["arms"]["two"]
     assert one["equal_seconds"]["seconds"] == two["equal_seconds"]["seconds"] == pytest.approx(0.04)
     assert one["equal_seconds"]["mean"] == pytest.approx(one["test"]["mean"], rel=1e-6)
@@ -241,13 +292,13 @@ def test_equal_seconds_stops_slower_arms_earlier(tmp_path, monkeypatch):
 )
 def test_bad_arguments(tmp_path, arguments, error, message):
     with pytest.raises(error, match=message):
-        compare(**arguments, out=tmp_path)
+        compared(**arguments, out=tmp_path)
 
 
 def test_an_unwritable_folder_is_found_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write into .*file: Not a directory"):
-        compare("gumbel", out=tmp_path / "file")
+        compared("gumbel", out=tmp_path / "file")
 
 
 def test_own_by_name_is_loaded():

@@ -15,17 +15,20 @@ from convexlift.plots.corner import corner_chart, least_normal
 from convexlift.plots.density import density_chart
 from convexlift.plots.scatter import histogram, limits
 from convexlift.problems import Problem, problem
-from convexlift.study import cells
+from convexlift.study import cells, training
 from convexlift.study import scoring as densities
 from convexlift.study.arms import ARMS
-from convexlift.study.cells import Cell, Named, Setting, train_cell
+from convexlift.study.cells import Cell, Named, Setting
 from convexlift.study.comparison import compare
 from convexlift.study.protocol import SELECTION_SEED, Budget
 from convexlift.study.report import page as report
 from convexlift.study.report.answers import verdicts
-from convexlift.study.scoring import normalised, quick_losses
+from convexlift.study.scoring import quick_losses
 from convexlift.study.snapshots import picture_of_data, picture_of_model
-from convexlift.tasks.outlines import region_outlines
+from convexlift.study.training import train_cell
+from convexlift.study.workers import Workers
+from convexlift.tasks.density import normalised
+from convexlift.tasks.region import region_outlines
 
 TINY = Budget("tiny", 6, 64, (0.01,), 1, 1, extensions=0, architecture=(("hidden", (8,)),))
 
@@ -78,12 +81,18 @@ def test_a_cell_reports_how_well_log_z_is_known() -> None:
     json.dumps(outcome, allow_nan=False)
 
 
+def test_a_cell_of_chains_repeats_itself() -> None:
+    setting, cell = Setting(subject, TINY), Cell("softplus", 0.1, SELECTION_SEED, 4, scored=False)
+    one, two = (train_cell(setting, cell) for _ in range(2))
+    assert one["curve"] == two["curve"] and one["rows"] == two["rows"]
+
+
 def test_rates_are_chosen_without_annealing(monkeypatch: pytest.MonkeyPatch) -> None:
     cell = Cell("softplus", 0.01, SELECTION_SEED, 6, scored=False)
     monkeypatch.setattr(cells, "SELECTION_SEED", SELECTION_SEED + 1)
     trusted = train_cell(Setting(subject, TINY), cell)
     monkeypatch.setattr(cells, "SELECTION_SEED", SELECTION_SEED)
-    monkeypatch.setattr(cl.LogConcaveDensity, "log_normalizer", None)
+    monkeypatch.setattr(cl.LogConcaveDensity, "normaliser", None)
     monkeypatch.setattr(cl.LogConcaveDensity, "normalise", None)
     outcome = train_cell(Setting(subject, TINY), cell)
     assert outcome["metrics"] == trusted["metrics"] == {}
@@ -118,9 +127,9 @@ def test_an_estimate_that_collapsed_is_a_failed_cell(monkeypatch: pytest.MonkeyP
     def collapsed(density: object) -> None:
         raise UnreliableEstimate("the annealed weights collapsed")
 
-    monkeypatch.setattr(cells, "normalised", collapsed)
+    monkeypatch.setattr(training, "normalised", collapsed)
     setting = Setting(subject, TINY)
-    with cells.Workers(setting, tmp_path, jobs=1) as workers:
+    with Workers(setting, tmp_path, jobs=1) as workers:
         ((_, outcome),) = workers.run([Cell("softplus", 0.01, 0, 6)])
     assert outcome == {"status": "failed", "message": "UnreliableEstimate: the annealed weights collapsed"}
     assert not list(tmp_path.iterdir())
@@ -136,9 +145,10 @@ def test_tasks_and_objectives_do_not_share_cells(tmp_path) -> None:
 
 
 def test_a_flow_s_rows_compared_as_densities(tmp_path) -> None:
-    found = compare("moon", task="density", arms=["softplus", "lift"], budget=TINY, out=tmp_path, jobs=1)
+    found = compare(
+        "moon", task="density", arms=["softplus", "lift"], budget=TINY, out=tmp_path, jobs=1
+    ).result
     assert (found["problem"], found["task"], found["protocol"]["objective"]) == ("moon", "density", "mle")
-    assert found["protocol"]["command"].endswith("--budget tiny --task density")
     assert found["protocol"]["architecture"]["blocks"] == 1 and "cheap estimate" in found["protocol"]["log_z"]
     assert found["picture"]["kind"] == "regions"
     for arm in found["arms"].values():
@@ -225,5 +235,5 @@ def test_a_histogram_integrates_to_the_share_within() -> None:
 def test_only_multivariate_densities_are_scored_so() -> None:
     assert not densities.is_multivariate(problem("gumbel")) and not densities.is_multivariate(problem("moon"))
     assert densities.is_multivariate(logistics())
-    own = dataclasses.replace(logistics(), objective=lambda blocks: blocks[0])
+    own = dataclasses.replace(logistics(), build=lambda blocks: blocks[0])
     assert not densities.is_multivariate(own)

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from convexlift.tasks import Standardiser
 
@@ -21,6 +23,17 @@ def test_fitted_columns_have_zero_mean_and_unit_deviation():
     assert torch.allclose(z.mean(0), torch.zeros(4, dtype=torch.float64), atol=1e-12)
     assert torch.allclose(z.std(0, correction=0), torch.ones(4, dtype=torch.float64), atol=1e-12)
     assert torch.allclose(standardiser.inverse(z), data, atol=1e-11)
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(2, 20), exponents=st.tuples(*[st.integers(-60, 60)] * 4))
+def test_units_of_powers_of_two_change_no_bit_and_the_inverse_returns_the_data(seed, n, exponents):
+    data = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    unit = 2.0 ** torch.tensor(exponents, dtype=torch.float64)
+    one, other = Standardiser(4).double().fit(data), Standardiser(4).double().fit(data * unit)
+    assert torch.equal(other(data * unit), one(data))
+    torch.testing.assert_close(other.inverse(other(data * unit)) / unit, data, rtol=1e-12, atol=1e-12)
+    logs = math.log(2) * sum(exponents)
+    assert float(other.log_scale_jacobian) == pytest.approx(float(one.log_scale_jacobian) - logs, abs=1e-9)
 
 
 def test_log_jacobian_is_minus_the_sum_of_log_scales():

@@ -123,7 +123,7 @@ def content(folder: Path) -> tuple[object, ...]:
     result = json.loads((folder / "result.json").read_text())
     for key in ("seconds", "ms_per_step", "environment"):
         del result[key]
-    return flat(state), metrics, result, (folder / "model.safetensors").read_bytes()
+    return flat(state), metrics, result, (folder / "best.safetensors").read_bytes()
 
 
 def flat(value: object) -> object:

@@ -282,7 +282,7 @@ def test_callbacks_and_the_file_hold_the_averages(tmp_path: Path) -> None:
     best = history.steps.index(history.best_step)
     assert len(seen) == 12 and 0 < best < 11
     assert torch.equal(module.m, seen[best]) and not torch.equal(module.m, ends[history.best_step - 1])
-    assert torch.equal(load_file(tmp_path / "model.safetensors")["m"], seen[best])
+    assert torch.equal(load_file(tmp_path / "best.safetensors")["m"], seen[best])
     # Without validation it is the last.
     again = Mean()
     fit(

@@ -89,9 +89,9 @@ def test_a_run_folder_holds_config_metrics_model_state_and_result(tmp_path: Path
     path = tmp_path / "runs" / "first"
     model = train(path)
     assert sorted(bytes_of(path)) == [
+        "best.safetensors",
         "config.json",
         "metrics.jsonl",
-        "model.safetensors",
         "result.json",
         "state.pt",
     ]
@@ -103,7 +103,7 @@ def test_a_run_folder_holds_config_metrics_model_state_and_result(tmp_path: Path
     metrics = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in metrics] == [4, 8, 12]
     assert list(metrics[0]) == ["step", "loss", "seconds", "validation"]
-    tensors = load_file(path / "model.safetensors")
+    tensors = load_file(path / "best.safetensors")
     assert torch.equal(tensors["m"], model.m) and tensors["seen"] == model.seen
     result = json.loads((path / "result.json").read_text())
     assert result["stopped"] == "finished" and result["steps"] == 12 and result["parameters"] == 2
@@ -117,9 +117,9 @@ def test_the_checkpoint_loads_with_weights_only(tmp_path: Path) -> None:
     assert set(state) == {"format", "progress", "module", "optimizer", "best"}
 
 
-def test_model_safetensors_holds_the_best_model_not_the_last(tmp_path: Path) -> None:
+def test_best_safetensors_holds_the_best_model_not_the_last(tmp_path: Path) -> None:
     model = train(tmp_path, validation=torch.zeros(5, 2), lr=0.5)
-    assert torch.equal(load_file(tmp_path / "model.safetensors")["m"], model.m)
+    assert torch.equal(load_file(tmp_path / "best.safetensors")["m"], model.m)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["progress"]["history"]["best_step"] == 4
     assert not torch.equal(state["module"]["m"], model.m)
@@ -370,7 +370,7 @@ def test_the_folder_alone(tmp_path: Path) -> None:
     folder.append_metrics({"step": 2})
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
     folder.write_model({"a": torch.eye(3)[:, 1], "b": torch.eye(3).T, "n": 3}, {"step": "2"})
-    tensors = load_file(tmp_path / "run" / "model.safetensors")
+    tensors = load_file(tmp_path / "run" / "best.safetensors")
     assert sorted(tensors) == ["a", "b"] and tensors["a"].tolist() == [0.0, 1.0, 0.0]
 
 
@@ -378,5 +378,5 @@ def test_the_same_model_is_the_same_file(tmp_path: Path) -> None:
     folder, contents = RunFolder(tmp_path), set()
     for _ in range(20):
         folder.write_model({"b": torch.eye(2), "a": torch.ones(3)}, {"step": 2, "module": "Mean"})
-        contents.add((tmp_path / "model.safetensors").read_bytes())
+        contents.add((tmp_path / "best.safetensors").read_bytes())
     assert len(contents) == 1

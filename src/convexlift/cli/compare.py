@@ -3,65 +3,54 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from convexlift.cli.files import check_output_file
-from convexlift.objectives import OBJECTIVES
-from convexlift.problems import FROM_FILES, NAMES
-from convexlift.problems.simulated.gallery import DENSITIES
-from convexlift.study.arms import ARMS, DEFAULT_ARMS
-from convexlift.study.comparison import compare as run_comparison
-from convexlift.study.outcomes import Event
-from convexlift.study.report.answers import (
-    difference,
-    interval_text,
-    ranking,
-    reference_arm,
-    score_text,
-    short,
-    verdicts,
-)
-from convexlift.study.report.page import read_result, write_report
+from convexlift.names import CONTROLS, DEFAULT_ARMS, OBJECTIVES, SOURCES, check_name
+from convexlift.problems.catalogue import DENSITIES, FROM_FILES, NAMES, check_problem
+from convexlift.study.protocol import BUDGETS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from convexlift.study.outcomes import Event
 
 GALLERY = "gallery"
 
-Problem = Annotated[
-    str | None,
-    typer.Argument(
-        help=f"One of: {', '.join(NAMES)}; or {GALLERY}, the {len(DENSITIES)} densities of one dimension one "
-        "after the other. [default: digits21]"
-    ),
+Rates = Annotated[
+    str | None, typer.Option(help="Learning rates to try, in place of the growing grid of the budget.")
 ]
-Arms = Annotated[
-    str | None,
-    typer.Option(help=f"Ways of training, of: {', '.join(ARMS)}. [default: {' '.join(DEFAULT_ARMS)}]"),
-]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Seeds to score on the test rows.")]
+Data = Annotated[Path | None, typer.Option(help=f"The file or folder of {', '.join(FROM_FILES)}.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Runs at a time. [default: one for each core]")]
+Resume = Annotated[bool, typer.Option(help="Use the finished runs in the folder.")]
 
 
 def compare(
-    problem: Problem = None,
-    arms: Arms = None,
-    rates: Annotated[
-        str | None, typer.Option(help="Learning rates to try, in place of the growing grid of the budget.")
+    problem: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"One of: {', '.join(NAMES)}; or {GALLERY}, the {len(DENSITIES)} densities of one dimension "
+            "one after the other. [default: digits21]"
+        ),
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds to score on the test rows.")] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(help=f"Ways of training, of: {', '.join(SOURCES)}. [default: {' '.join(DEFAULT_ARMS)}]"),
+    ] = None,
+    rates: Rates = None,
+    seeds: Seeds = None,
     budget: Annotated[
         str, typer.Option(help="quick (minutes), standard, full, or for densities paper.")
     ] = "quick",
-    data: Annotated[Path | None, typer.Option(help=f"The file or folder of {', '.join(FROM_FILES)}.")] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time. [default: one for each core]")
-    ] = None,
+    data: Data = None,
+    jobs: Jobs = None,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, ...")] = "cpu",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the comparison. [default: runs/PROBLEM]")
@@ -80,7 +69,7 @@ def compare(
     objective: Annotated[
         str, typer.Option(help=f"What densities are trained by: {', '.join(OBJECTIVES)}.")
     ] = "mle",
-    resume: Annotated[bool, typer.Option(help="Use the finished runs in the folder.")] = True,
+    resume: Resume = True,
 ) -> None:
     """Compare ways of training, all tuned alike.
 
@@ -96,44 +85,56 @@ def compare(
       convexlift compare miniboone --data MiniBooNE_PID.txt --task density
       convexlift compare gallery --task density --budget standard --out results/gallery
     """
-    name = own.replace(":", "-") if own else problem or "digits21"
+    chosen = problem or (None if own else "digits21")
+    name = own.replace(":", "-") if own else str(chosen)
     folder = out if out is not None else Path("runs") / f"{name}{'' if task is None else f'-{task}'}"
     if own is not None:
         sys.path.insert(0, "")  # the module may lie in the current folder
-    targets = [problem] if problem != GALLERY else list(DENSITIES)
-    places = [folder] if problem != GALLERY else [folder / name for name in DENSITIES]
-    for target, place in zip(targets, places, strict=True):
-        check_folder(place, target or "digits21", own, task)
+    gallery = {name: folder / name for name in DENSITIES}
+    places = gallery if chosen == GALLERY else {chosen: folder}
+    for target, place in places.items():
+        if own is None:
+            check_problem(str(target))
+        check_folder(place, str(target), own, task)
+    if own is None:
+        for arm in items(arms) or ():
+            check_name("arm", arm, (*SOURCES, *CONTROLS))
+    check_name("budget", budget, BUDGETS["density"])
+    check_name("objective", objective, OBJECTIVES)
+    options: dict[str, Any] = {
+        "arms": items(arms),
+        "rates": numbers(rates),
+        "seeds": seeds,
+        "budget": budget,
+        "task": task,
+        "objective": objective,
+        "data": data,
+        "fixed_rate": fixed_rate,
+    }
+    told = {**options, "objective": None} if objective == "mle" else options
 
-    def run(target: str | None, place: Path) -> dict[str, Any]:
-        with shown() as show:
-            result = run_comparison(
-                target,
-                arms=None if arms is None else items(arms),
-                rates=None if rates is None else [rate(text) for text in items(rates)],
-                seeds=seeds,
-                budget=budget,
-                data=data,
-                jobs=jobs,
-                device=device,
-                out=place,
-                resume=resume,
-                fixed_rate=fixed_rate,
-                own=own,
-                task=task,
-                objective=objective,
-                progress=show,
-            )
-        typer.echo(f"{summary(result)}\n\n{verdicts(result)[0][1]}")
-        return result
+    from convexlift.study.comparison import compare as run_comparison
+    from convexlift.study.report.answers import verdicts
+    from convexlift.study.report.page import write_report
 
-    try:
-        results = [run(target, place) for target, place in zip(targets, places, strict=True)]
-    except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted; {folder} keeps every finished run: the same command goes on from there", err=True
-        )
-        raise typer.Exit(130) from None
+    results = []
+    with going_on_from(folder):
+        for target, place in places.items():
+            with shown() as show:
+                words = ["compare", *(["--own", own] if own else [str(target)])]
+                result = run_comparison(
+                    target,
+                    **options,
+                    own=own,
+                    jobs=jobs,
+                    device=device,
+                    out=place,
+                    resume=resume,
+                    command=command(words, told),
+                    progress=show,
+                ).result
+            typer.echo(f"{summary(result)}\n\n{verdicts(result)[0][1]}")
+            results.append(result)
     typer.echo(f"report: {write_report(results, folder / 'report.html')}")
 
 
@@ -152,6 +153,9 @@ def report(
       convexlift report runs/digits21
       convexlift report results/* --out all.html
     """
+    from convexlift.cli.files import check_output_file
+    from convexlift.study.report.page import read_result, write_report
+
     results = [read_result(folder) for folder in folders]
     if out is None:
         lone = folders[0] if folders[0].is_dir() else folders[0].parent
@@ -163,6 +167,8 @@ def report(
 def check_folder(folder: Path, problem: str, own: str | None, task: str | None = None) -> None:
     """Leave alone a folder that holds something else than a comparison on this problem."""
     if (folder / "result.json").exists():
+        from convexlift.study.report.page import read_result
+
         try:
             found = read_result(folder)
             held, fitted = str(found["problem"]), str(found.get("task"))
@@ -177,20 +183,62 @@ def check_folder(folder: Path, problem: str, own: str | None, task: str | None =
             raise FileExistsError(f"{folder} holds a comparison of the task {fitted}; choose another --out")
 
 
-def items(text: str) -> list[str]:
-    """The items of a list given as "a,b" or, by `main.join_lists`, as "a b"."""
-    return text.replace(",", " ").split()
+def items(text: str | None) -> list[str] | None:
+    """The items of a list given as "a,b" or, by `main.join_lists`, as "a b"; None where none is given."""
+    return None if text is None else text.replace(",", " ").split()
 
 
-def rate(text: str) -> float:
+def numbers(text: str | None) -> list[float] | None:
+    """The same of learning rates."""
+    found = []
+    for word in items(text) or []:
+        try:
+            found.append(float(word))
+        except ValueError:
+            raise ValueError(f"--rates: {word!r} is not a number") from None
+    return None if text is None else found
+
+
+def command(words: Sequence[str], options: Mapping[str, Any]) -> str:
+    """The shell command of these words and of the options that are not None.
+
+    >>> command(["compare", "gumbel"], {"rates": [0.01, 0.02], "seeds": None, "fixed_rate": False})
+    'convexlift compare gumbel --rates 0.01 0.02 --no-fixed-rate'
+    """
+    parts = ["convexlift", *words]
+    for name, value in options.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            parts.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None:
+            values = value if isinstance(value, list) else [value]
+            parts += [f"--{option}", *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
+    return shlex.join(parts)
+
+
+@contextmanager
+def going_on_from(folder: Path) -> Iterator[None]:
+    """After Ctrl-C say how to go on, and leave with the exit code of an interruption."""
     try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"--rates: {text!r} is not a number") from None
+        yield
+    except KeyboardInterrupt:
+        typer.echo(
+            f"interrupted; {folder} keeps every finished run: the same command goes on from there", err=True
+        )
+        raise typer.Exit(130) from None
 
 
 def summary(result: dict[str, Any]) -> str:
     """The table of a comparison as aligned text."""
+    from convexlift.study.report.answers import (
+        difference,
+        interval_text,
+        ranking,
+        reference_arm,
+        score_text,
+        short,
+    )
+
     base, order = reference_arm(result), ranking(result)
     rows = [("arm", "test ± s.e.", f"minus {base} (95 %)", "rate", "ms/step", "parameters")]
     for name in [*order, *(name for name in result["arms"] if name not in order)]:
@@ -222,6 +270,10 @@ def summary(result: dict[str, Any]) -> str:
 @contextmanager
 def shown() -> Iterator[Callable[[Event], None]]:
     """Show how far a comparison is: live on a terminal, else a line for every run."""
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda event: console.print(
@@ -255,6 +307,8 @@ def shown() -> Iterator[Callable[[Event], None]]:
 
 def _standing(losses: dict[tuple[str, str, float], list[float]], phase: str) -> Table:
     """The best mean loss of every arm so far, in this phase."""
+    from rich.table import Table
+
     table = Table(box=None, padding=(0, 2))
     for title in ("arm", "best so far", "at rate", "runs"):
         table.add_column(title, justify="left" if title == "arm" else "right")

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
-from torch import Tensor
 
-from convexlift.problems import FROM_FILES, NAMES, problem
-from convexlift.problems.published.fetch import ARCHIVE, DOWNLOADS, Progress, fetch
+import convexlift as cl
+from convexlift.names import DOWNLOADS
+from convexlift.problems.catalogue import FROM_FILES, NAMES, problem
+
+if TYPE_CHECKING:
+    from convexlift.problems.published.fetch import Progress
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -56,7 +56,7 @@ def show(
         ("task", f"{found.task}, {found.dim} dimension{'s' if found.dim > 1 else ''}"),
         ("metric", found.metric),
         *(
-            (split, f"{_rows(part):,} rows" if isinstance(part, Tensor | tuple) else "fresh draws")
+            (split, "fresh draws" if isinstance(part, cl.Simulator) else f"{_rows(part):,} rows")
             for split, part in (
                 ("train", found.train),
                 ("validation", found.validation),
@@ -79,8 +79,8 @@ def fetch_data(
 ) -> None:
     """Download a published data set from the UCI archive.
 
-    Takes up an interrupted download, checks the rows, and records address, size and SHA-256 in SOURCE.json
-    beside the file; once it is there, fetching again only compares the file with the record. Sizes:
+    Checks the rows, and records address, size and SHA-256 in SOURCE.json beside the file; once it is there,
+    fetching again only compares the file with the record. An interrupted download begins anew. Sizes:
     miniboone and power tens of megabytes, gas 0.4 GB, hepmass 2.6 GB.
 
     \b
@@ -88,6 +88,8 @@ def fetch_data(
       convexlift data fetch power
       convexlift data fetch hepmass --out data/hepmass
     """
+    from convexlift.problems.published.fetch import ARCHIVE, fetch
+
     folder = out if out is not None else Path("data") / name
     with _shown() as show_progress:
         records = fetch(name, folder, archive=ARCHIVE, progress=show_progress)
@@ -101,6 +103,10 @@ def fetch_data(
 @contextmanager
 def _shown() -> Iterator[Progress]:
     """Show what is done as a bar, on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
@@ -115,5 +121,5 @@ def _shown() -> Iterator[Progress]:
         yield show
 
 
-def _rows(part: Tensor | tuple[Tensor, ...]) -> int:
-    return len(part) if isinstance(part, Tensor) else len(part[0])
+def _rows(part: Any) -> int:
+    return len(part[0]) if isinstance(part, tuple) else len(part)

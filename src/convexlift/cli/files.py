@@ -1,4 +1,4 @@
-"""Tables that the user names: read with errors that say where, written without replacing anything unasked."""
+"""Files and folders that the user names for output: nothing is replaced unasked."""
 
 from __future__ import annotations
 
@@ -7,46 +7,26 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from convexlift.tables import SUFFIXES, _either
-
-
-def check_training_table(rows: Tensor, names: Sequence[str], path: str | os.PathLike[str]) -> None:
-    """Refuse rows that no density can be fitted to.
-
-    Raises:
-        ValueError: fewer than two rows, or a constant column.
-
-    >>> check_training_table(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), ["a", "b"], "points.csv")
-    Traceback (most recent call last):
-    ...
-    ValueError: points.csv: column 'b' is constant (every value is 2): leave it out with --columns
-    """
-    if len(rows) < 2:
-        raise ValueError(f"{path} has one row; training needs at least two")
-    for column, name in enumerate(names):
-        if bool((rows[:, column] == rows[0, column]).all()):
-            value = f"{float(rows[0, column]):g}"
-            raise ValueError(
-                f"{path}: column '{name}' is constant (every value is {value}): leave it out with --columns"
-            )
+from convexlift.files import make_folder
 
 
 def check_output_file(
-    path: str | os.PathLike[str], *, force: bool = False, suffixes: Sequence[str] = SUFFIXES
+    path: str | os.PathLike[str], *, force: bool = False, suffixes: Sequence[str] = ()
 ) -> Path:
     """The path, if a file can be written there and, without ``force``, none is there yet.
+
+    Without ``suffixes`` it is to be a table.
 
     Raises:
         ValueError: another suffix is needed.
         FileExistsError: the file exists.
         OSError: its folder does not exist or cannot be written to.
     """
-    file = Path(path)
-    if suffixes and file.suffix.lower() not in suffixes:
-        raise ValueError(f"cannot write {file}: its name must end in {_either(suffixes)}")
+    from convexlift.tables import SUFFIXES, either
+
+    file, suffixes = Path(path), suffixes or SUFFIXES
+    if not file.name.lower().endswith(tuple(suffixes)):
+        raise ValueError(f"cannot write {file}: its name must end in {either(suffixes)}")
     if file.is_dir():
         raise IsADirectoryError(f"cannot write {file}: it is a folder")
     if file.exists() and not force:
@@ -63,27 +43,9 @@ def check_output_folder(path: str | os.PathLike[str]) -> Path:
     Raises:
         OSError: it cannot be made or written to.
     """
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise type(error)(f"cannot make the folder {folder}: {error.strerror}") from error
+    folder = make_folder(path)
     _try_writing(folder)
     return folder
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that torch does not know or that is not here.
-
-    Raises:
-        ValueError: so.
-
-    >>> check_device("cpu")
-    """
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"cannot use the device '{device}': torch has no such device here") from error
 
 
 def _try_writing(folder: Path) -> None:

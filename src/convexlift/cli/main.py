@@ -12,6 +12,7 @@ import convexlift
 from convexlift.cli import data, errors, models, train
 from convexlift.cli.ablate import ablate
 from convexlift.cli.compare import compare, report
+from convexlift.cli.options import add_commands
 
 # Options that take a list: "--arms softplus lift" stands for "--arms softplus,lift".
 _LISTS = ("--arms", "--rates")
@@ -21,9 +22,7 @@ app.command()(compare)
 app.command()(report)
 app.command()(ablate)
 app.add_typer(train.app, name="train")
-app.command()(models.evaluate)
-app.command()(models.sample)
-app.command()(models.transform)
+add_commands(app, models.Evaluate, models.Sample, models.Transform)
 app.add_typer(data.app, name="data")
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, final
 
-import torch
 import typer
-from torch import Tensor
 
-from convexlift import saving
+import convexlift as cl
 from convexlift.cli.files import check_output_file
-from convexlift.tables import read_table, write_table
-from convexlift.tasks import ConvexPotentialFlow, LogConcaveDensity
+from convexlift.cli.options import Reading
 
 # Rows scored at a time, so that a large table fits.
 _CHUNK = 4096
@@ -22,14 +20,19 @@ _CHUNK = 4096
 Run = Annotated[
     Path, typer.Argument(help="Folder that `convexlift train` wrote, or a model.safetensors file.")
 ]
-Data = Annotated[Path, typer.Option(help="Table of rows: .csv, .npy or .npz.", show_default=False)]
-Key = Annotated[str | None, typer.Option(help="Which array of an .npz file.")]
-Columns = Annotated[str | None, typer.Option(help='Columns to use, by name or number: "pt,eta" or "1-5,8".')]
-Out = Annotated[Path, typer.Option(help="File to write: .csv, .npy or .npz.", show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 
 
-def evaluate(run: Run, data: Data, key: Key = None, columns: Columns = None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Output:
+    """A file to write."""
+
+    out: Annotated[Path, typer.Option(help="File to write: .csv, .npy, .parquet, ...", show_default=False)]
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Reading):
     """Score the rows of a file.
 
     Prints the mean negative log-likelihood with its standard error.
@@ -38,40 +41,47 @@ def evaluate(run: Run, data: Data, key: Key = None, columns: Columns = None) -> 
     Example:
       convexlift evaluate runs/flow --data test.csv
     """
-    model = load_density(run)
-    rows, _ = read_table(data, key, columns)
-    if len(rows) < 2:
-        raise ValueError(f"{data} has one row; a standard error needs at least two")
-    with torch.no_grad():
-        losses = torch.cat([-model.log_prob(chunk) for chunk in rows.to(model.dtype).split(_CHUNK)]).double()
-    error = float(losses.std()) / math.sqrt(len(losses))
-    typer.echo(
-        f"mean negative log-likelihood: {float(losses.mean()):.4f} ± {error:.4f} nats ({len(rows):,} rows)"
-    )
+
+    run: Run
+
+    def __call__(self) -> None:
+        import torch
+
+        model = load_density(self.run)
+        table = self.read()
+        rows = table.rows.to(model.dtype)
+        if len(rows) < 2:
+            raise ValueError(f"{self.data} has one row; a standard error needs at least two")
+        with torch.no_grad():
+            scores = torch.cat([model.log_prob(chunk) for chunk in rows.split(_CHUNK)])
+        mean, error = -float(scores.double().mean()), float(scores.double().std()) / math.sqrt(len(rows))
+        typer.echo(f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({len(rows):,} rows)")
+        typer.echo(f"{self.data}: {table}")
 
 
-def sample(
-    run: Run,
-    out: Out,
-    n: Annotated[int, typer.Option("-n", "--number", min=1, help="How many rows to draw.")] = 1000,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same rows.")] = 0,
-    force: Force = False,
-) -> None:
+@final
+@dataclass(frozen=True, kw_only=True)
+class Sample(_Output):
     """Draw rows from a trained model.
 
     \b
     Example:
       convexlift sample runs/flow -n 1000 --out samples.csv
     """
-    check_output_file(out, force=force)
-    model = load_density(run)
-    write_table(out, model.sample(n, seed=seed), column_names(run, model.dim))
-    typer.echo(f"{n:,} rows written to {out}")
+
+    run: Run
+    n: Annotated[int, typer.Option("-n", "--number", min=1, help="How many rows to draw.")] = 1000
+    seed: Annotated[int, typer.Option(help="The same seed draws the same rows.")] = 0
+
+    def __call__(self) -> None:
+        check_output_file(self.out, force=self.force)
+        model = load_density(self.run)
+        _write(self.out, model.sample(self.n, seed=self.seed), column_names(self.run, model.dim))
 
 
-def transform(
-    run: Run, data: Data, out: Out, key: Key = None, columns: Columns = None, force: Force = False
-) -> None:
+@final
+@dataclass(frozen=True, kw_only=True)
+class Transform(_Output, Reading):
     """Map rows to latent points of a flow.
 
     They are standard normal as far as the flow fits.
@@ -80,15 +90,23 @@ def transform(
     Example:
       convexlift transform runs/flow --data test.csv --out latent.csv
     """
-    check_output_file(out, force=force)
-    model = load_density(run)
-    if not isinstance(model, ConvexPotentialFlow):
-        raise ValueError(f"{run} holds a {type(model).__name__}; only a flow maps rows to latent points")
-    rows, _ = read_table(data, key, columns)
-    with torch.no_grad():
-        latent: Tensor = torch.cat([model(chunk)[0] for chunk in rows.to(model.dtype).split(_CHUNK)])
-    write_table(out, latent, [f"z{place}" for place in range(1, model.dim + 1)])
-    typer.echo(f"{len(latent):,} rows written to {out}")
+
+    run: Run
+
+    def __call__(self) -> None:
+        import torch
+
+        check_output_file(self.out, force=self.force)
+        model = load_density(self.run)
+        if not isinstance(model, cl.ConvexPotentialFlow):
+            kind = type(model).__name__
+            raise ValueError(f"{self.run} holds a {kind}; only a flow maps rows to latent points")
+        table = self.read()
+        with torch.no_grad():
+            chunks = table.rows.to(model.dtype).split(_CHUNK)
+            latent = torch.cat([model(chunk)[0] for chunk in chunks])
+        _write(self.out, latent, [f"z{place}" for place in range(1, model.dim + 1)])
+        typer.echo(f"{self.data}: {table}")
 
 
 def load_density(run: Path) -> Any:
@@ -97,11 +115,15 @@ def load_density(run: Path) -> Any:
     Raises:
         ValueError: the run has not finished, or the model has no density.
     """
-    file = run / "model.safetensors" if run.is_dir() else run
-    if run.is_dir() and not file.exists():
-        raise ValueError(f"{run} holds no trained model (there is no {file.name} in it)")
-    model = saving.load(file)
-    if not isinstance(model, ConvexPotentialFlow | LogConcaveDensity):
+    from convexlift.training.run_folder import BEST, MODEL
+
+    file = run
+    if run.is_dir():
+        file = next((run / name for name in (MODEL, BEST) if (run / name).exists()), run)
+        if file == run:
+            raise ValueError(f"{run} holds no trained model (there is no {MODEL} in it)")
+    model = cl.load(file)
+    if not isinstance(model, cl.ConvexPotentialFlow | cl.LogConcaveDensity):
         raise ValueError(f"{file} holds a {type(model).__name__}, which is not a density")
     return model
 
@@ -116,3 +138,10 @@ def column_names(run: Path, dim: int) -> list[str]:
     if isinstance(names, list) and len(names) == dim:
         return [str(name) for name in names]
     return [f"x{place}" for place in range(1, dim + 1)]
+
+
+def _write(file: Path, rows: Any, names: list[str]) -> None:
+    from convexlift.tables import write_table
+
+    write_table(file, rows, names)
+    typer.echo(f"{len(rows):,} rows written to {file}")

@@ -40,7 +40,9 @@ def r_hat(chains: Tensor) -> Tensor:
         [False, True]
     """
     halves = _halves(chains)
-    folded = (halves - halves.flatten(0, 1).median(0).values).abs()
+    ordered = halves.flatten(0, 1).sort(0).values
+    middle = len(ordered) // 2
+    folded = (halves - ordered[middle - 1 : middle + 1].mean(0)).abs()  # halves hold an even number of draws
     return torch.maximum(_plain_r_hat(_normal_scores(halves)), _plain_r_hat(_normal_scores(folded)))
 
 

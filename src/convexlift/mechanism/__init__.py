@@ -6,7 +6,7 @@ too. Any other becomes one as ``lambda event: notes.append(update_diffusion(even
 
 from convexlift.mechanism.coupling import Coupling, CrossCovariance, coupling
 from convexlift.mechanism.diffusion import UpdateDiffusion, update_diffusion
-from convexlift.mechanism.dwell import Dwell, ShoulderTrace
+from convexlift.mechanism.dwell import Dwell, ShoulderTrace, restricted_mean
 from convexlift.mechanism.health import LayerHealth, gradient_health
 from convexlift.mechanism.landscape import Landscape, Plateau, landscape, plateaus
 from convexlift.mechanism.noise import DETERMINISTIC_BELOW, emission_noise, step_amplification
@@ -53,6 +53,7 @@ __all__ = [
     "landscape",
     "plateaus",
     "probe_batches",
+    "restricted_mean",
     "shoulder",
     "shoulder_notes",
     "step_amplification",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from convexlift.seeds import seed_torch
 from convexlift.sources import Lift, WeightSource
 
 
+@final
 @dataclass(frozen=True)
 class CrossCovariance:
     """What ``coupling`` says of one cross-covariance Sigma = Cov(theta, g), a d x d matrix never formed.
@@ -44,6 +45,7 @@ class CrossCovariance:
     p_value: float
 
 
+@final
 @dataclass(frozen=True)
 class Coupling:
     """Sigma, split as Sigma = Sigma_batch + Sigma_curv; see ``coupling``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from convexlift.seeds import seed_torch
 from convexlift.sources import Projected, WeightSource
 
 
+@final
 @dataclass(frozen=True)
 class UpdateDiffusion:
     """Drift and diffusion of the effective weights over one step; see ``update_diffusion``.

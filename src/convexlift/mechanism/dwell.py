@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -15,6 +16,7 @@ from convexlift.tasks.task import evaluating
 from convexlift.training.run import FitEvent
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Dwell:
     """Stays on the shoulder, from entry to exit, in optimiser steps.
@@ -51,10 +53,10 @@ class Dwell:
     def median(self) -> float:
         """The first time at which S(t) <= 1/2; infinite where it stays above, nan without a stay."""
         if not len(self.times):
-            return float("nan")
+            return math.nan
         times, share = self.survival()
         below = times[share <= 0.5]
-        return float(below[0]) if len(below) else float("inf")
+        return float(below[0]) if len(below) else math.inf
 
 
 @final
@@ -133,6 +135,32 @@ class ShoulderTrace:
         going = [self.steps[-1] - since[since >= 0].cpu() for since in (self._since[name] for name in layers)]
         done, cut = (torch.cat(parts) if parts else torch.empty(0) for parts in (ended, going))
         return Dwell(torch.cat([done, cut]).numpy(), np.arange(len(done) + len(cut)) >= len(done))
+
+
+def restricted_mean(stays: Dwell, horizon: float) -> float:
+    """The mean of min(stay, horizon): the area under the Kaplan-Meier estimate up to there.
+
+        integral_0^horizon S(t) dt
+
+    Unlike the median it is finite with any censoring. nan without a stay.
+
+    Raises:
+        ValueError: a horizon that is not positive.
+
+    Source: Irwin, "The standard error of an estimate of expectation of life", Journal of Hygiene 1949.
+
+    Example:
+        >>> stays = Dwell(np.array([10, 20, 40]), np.array([False, False, True]))
+        >>> round(restricted_mean(stays, 40), 3)
+        23.333
+    """
+    if horizon <= 0:
+        raise ValueError(f"horizon must be positive; got {horizon:g}")
+    if not len(stays.times):
+        return math.nan
+    times, share = stays.survival()
+    edges = np.minimum(np.concatenate([[0.0], times, [horizon]]), horizon)
+    return float((np.diff(edges) * np.concatenate([[1.0], share])).sum())
 
 
 def _on_shoulder_of(slope: Tensor, weight: Tensor, projected: bool) -> Tensor:

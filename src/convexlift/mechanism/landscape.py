@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from convexlift.sources import WeightSource
 from convexlift.training.history import History
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Landscape:
     """The loss over a plane and along a line; see ``landscape``.
@@ -102,6 +103,7 @@ def landscape(
     )
 
 
+@final
 @dataclass(frozen=True)
 class Plateau:
     """A stretch of a run in which validation hardly improves although it will; see ``plateaus``.

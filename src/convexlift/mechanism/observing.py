@@ -29,11 +29,15 @@ def emitters(model: nn.Module, batch: Any) -> Iterator[tuple[WeightSource | Cent
     inputs: Callable[[Any], list[Tensor]] | None = getattr(model, "block_inputs", None)
     if inputs is None:
         raise TypeError(f"expected a weight source or a task of weight sources; got {type(model).__name__}")
-    parts: list[nn.Module] = list(getattr(model, "blocks", ()) or [model.block])
-    seen = [None] * len(parts) if batch is None else inputs(batch)
-    for block, points in zip(parts, seen, strict=True):
+    seen = [None] * len(parts(model)) if batch is None else inputs(batch)
+    for block, points in zip(parts(model), seen, strict=True):
         if isinstance(block, WeightSource | Centred):
             yield block, points
+
+
+def parts(model: Any) -> list[nn.Module]:
+    """The blocks of a task, one or several."""
+    return list(getattr(model, "blocks", ()) or [model.block])
 
 
 def emissions(model: nn.Module, batch: Any) -> Iterator[tuple[WeightSource, dict[str, Tensor]]]:

@@ -25,6 +25,7 @@ from convexlift.training.run import FitEvent
 _COUPLING_PERMUTATIONS = 199
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Probes:
     """What an instrument of a ``Recorder`` looks at a model with; on the model's device, in its dtype.
@@ -146,7 +147,9 @@ INSTRUMENTS: tuple[Instrument, ...] = (emission_notes, shoulder_notes, gradient_
 """What a ``Recorder`` notes when it is not told otherwise: all but ``coupling_notes``, which costs most."""
 
 
-def probe_batches(data: Data, batch_size: int = 256, count: int = 16, seed: int = 0) -> list[Rows]:
+def probe_batches(
+    data: Data, batch_size: int = 256, count: int = 16, seed: int = 0, stream: str = "probe"
+) -> list[Rows]:
     """Batches of the training data to look at a model with, each drawn for itself.
 
     Use the batch size of the run: the noise of a lift's weights falls as 1 / sqrt(batch size). Data smaller
@@ -157,12 +160,13 @@ def probe_batches(data: Data, batch_size: int = 256, count: int = 16, seed: int 
         batch_size: rows of a batch.
         count: number of batches.
         seed: of the draws.
+        stream: the name of the draws, another one for batches to emit from.
 
     Example:
         >>> [len(batch) for batch in probe_batches(torch.randn(100, 2), batch_size=32, count=3)]
         [32, 32, 32]
     """
-    return [Batches(data, batch_size, seed_of(seed, "probe", k)).at(0).data for k in range(count)]
+    return [Batches(data, batch_size, seed_of(seed, stream, k)).at(0).data for k in range(count)]
 
 
 @final

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ HISTOGRAM_EDGES = tuple(-6 + k / 4 for k in range(33))
 """Edges of the bins of ``weight_histogram``, in log10(fan_in W)."""
 
 
+@final
 @dataclass(frozen=True)
 class Shoulder:
     """Where the constrained weights of a model stand.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from convexlift.data import whole
-from convexlift.problems.problem import Problem
+from convexlift.problems.base import Problem
 
 _KERNELS = 5_000  # training rows at most that carry a kernel
 _CHOOSING = 500  # validation rows at most by which the bandwidth is chosen
@@ -19,7 +19,7 @@ _BANDWIDTHS = tuple(2.0 ** (k / 2) for k in range(-6, 5))  # in units of Scott's
 def gaussian_baseline(problem: Problem) -> float:
     """The mean test loss of the full-covariance Gaussian fitted by maximum likelihood on the training rows.
 
-    Samplers are fitted on 20,000 fixed draws. Raises a ValueError for a problem that is not a density.
+    Simulators are fitted on 20,000 fixed draws. Raises a ValueError for a problem that is not a density.
 
     Example:
         >>> from convexlift.problems import gaussian_baseline, problem
@@ -70,7 +70,7 @@ def kernel_baseline(problem: Problem) -> tuple[float, float]:
 def _whitened(problem: Problem, name: str, *splits: object) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Training rows and splits in the coordinates in which the former have unit covariance L L', and L."""
     rows = whole(problem.train)
-    if problem.task not in ("flow", "density") or not isinstance(rows, Tensor):
+    if not problem.kind.of_density or not isinstance(rows, Tensor):
         raise ValueError(
             f"a {name} baseline needs a density problem; '{problem.name}' is a {problem.task} problem"
         )

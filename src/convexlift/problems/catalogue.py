@@ -1,32 +1,32 @@
-"""Every problem by its name."""
+"""Every problem by its name; torch is imported when one is made, not before."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from convexlift.problems.images.digits import digits21
-from convexlift.problems.images.latents import LATENTS, latents_of, mnist_latents
-from convexlift.problems.problem import Problem
-from convexlift.problems.published.gas import gas
-from convexlift.problems.published.hepmass import hepmass
-from convexlift.problems.published.miniboone import miniboone
-from convexlift.problems.published.power import power
-from convexlift.problems.simulated.collider import collider
-from convexlift.problems.simulated.gallery import DENSITIES, gallery_problem
-from convexlift.problems.simulated.regression import regression_problem
-from convexlift.problems.simulated.toys import TOYS, toy_problem
+if TYPE_CHECKING:
+    from convexlift.problems.base import Problem
 
-REGRESSIONS = ("regression-square", "regression-logsumexp")
-FROM_FILES: dict[str, Callable[[str | Path | None], Problem]] = {
-    "hepmass": hepmass,
-    "miniboone": miniboone,
-    "power": power,
-    "gas": gas,
-    "mnist-latents": lambda folder: mnist_latents(folder).problem,
+DENSITIES = ("gumbel", "laplace", "gamma", "beta", "logistic", "uniform")
+
+# By name, the module and the function that makes the problem.
+_PUBLISHED = {name: (f"published.{name}", name) for name in ("hepmass", "miniboone", "power", "gas")}
+_ALONE = {"digits21": ("images.digits", "digits21"), "collider": ("simulated.collider", "collider")}
+_NAMED = {
+    **dict.fromkeys(DENSITIES, ("simulated.gallery", "gallery_problem")),
+    **dict.fromkeys(
+        ("rings", "eight-gaussians", "moon", "pinwheel", "checkerboard"), ("simulated.toys", "toy_problem")
+    ),
+    **dict.fromkeys(
+        ("regression-square", "regression-logsumexp"), ("simulated.regression", "regression_problem")
+    ),
 }
-NAMES = ("digits21", *FROM_FILES, "digits-latents", "collider", *DENSITIES, *TOYS, *REGRESSIONS)
+_LATENTS = ("digits-latents", "mnist-latents")
+FROM_FILES = (*_PUBLISHED, "mnist-latents")
+NAMES = ("digits21", *FROM_FILES, "digits-latents", "collider", *_NAMED)
 
 
 def problem(name: str, data: str | Path | None = None) -> Problem:
@@ -46,20 +46,26 @@ def problem(name: str, data: str | Path | None = None) -> Problem:
         ...
         ValueError: unknown problem 'gambel'; did you mean 'gumbel'? known: digits21, hepmass, ...
     """
-    if name.partition(":")[0] in LATENTS:
-        return latents_of(name, data).problem
-    if name not in NAMES:
+    check_problem(name)
+    if name.partition(":")[0] in _LATENTS:
+        return _made("images.latents", "latents_of", name, data).problem
+    if name in _PUBLISHED:
+        return _made(*_PUBLISHED[name], data)
+    if data is not None:
+        raise ValueError(f"problem '{name}' reads no file; remove --data {data}")
+    return _made(*_ALONE[name]) if name in _ALONE else _made(*_NAMED[name], name)
+
+
+def check_problem(name: str) -> None:
+    """Refuse an unknown name with a ValueError, before anything is imported.
+
+    >>> check_problem("digits-latents:3")
+    """
+    if name not in NAMES and name.partition(":")[0] not in _LATENTS:
         close = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""
         raise ValueError(f"unknown problem '{name}'; {hint}known: {', '.join(NAMES)}")
-    if name in FROM_FILES:
-        return FROM_FILES[name](data)
-    if data is not None:
-        raise ValueError(f"problem '{name}' reads no file; remove --data {data}")
-    if name == "digits21":
-        return digits21()
-    if name == "collider":
-        return collider()
-    if name in DENSITIES:
-        return gallery_problem(name)
-    return toy_problem(name) if name in TOYS else regression_problem(name)
+
+
+def _made(module: str, function: str, *arguments: object) -> Any:
+    return getattr(import_module(f"convexlift.problems.{module}"), function)(*arguments)

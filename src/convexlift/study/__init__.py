@@ -1,8 +1,5 @@
 """Comparisons of ways to train a network, under equal tuning."""
 
-from convexlift.study.arms import ARMS, DEFAULT_ARMS, build
-from convexlift.study.comparison import compare
-from convexlift.study.outcomes import Event
-from convexlift.study.protocol import BUDGETS, Budget
+import lazy_loader
 
-__all__ = ["ARMS", "BUDGETS", "DEFAULT_ARMS", "Budget", "Event", "build", "compare"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

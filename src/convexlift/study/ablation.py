@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convexlift.files import write_json
-from convexlift.problems import problem as problem_named
-from convexlift.study.arms import ABLATION_ARMS, ALL_ARMS
-from convexlift.study.cells import Cell, Outcome, Setting, Subject, cell_path, read_outcome
-from convexlift.study.comparison import compare
+from convexlift.study.arms import ABLATION_ARMS
+from convexlift.study.cells import Cell, Named, Outcome, Setting, load
+from convexlift.study.comparison import Comparison, run
 from convexlift.study.outcomes import Event
-from convexlift.study.protocol import FIXED_RATE, Budget, budget_for
+from convexlift.study.protocol import Budget, budget_for
 from convexlift.study.report.answers import (
     complete,
     difference,
@@ -26,22 +23,12 @@ from convexlift.study.report.answers import (
     short,
 )
 from convexlift.study.statistics import paired_difference, summary
+from convexlift.study.workers import Workers
 
 REFERENCE = "lift"
 SIGNIFICANT = 0.05
 FLUCTUATION = "sigma_batch"
 MEASURES = (FLUCTUATION, "norm", "dwell", "occupancy")
-
-
-@dataclass(frozen=True)
-class Ablated:
-    """Makes the problem of that name with the arms of an ablation, in whichever process asks."""
-
-    name: str
-    data: str | None = None
-
-    def __call__(self) -> Subject:
-        return problem_named(self.name, self.data), ALL_ARMS
 
 
 def ablate(
@@ -56,8 +43,9 @@ def ablate(
     jobs: int | None = None,
     out: str | os.PathLike[str],
     resume: bool = True,
+    command: str | None = None,
     progress: Callable[[Event], object] | None = None,
-) -> dict[str, Any]:
+) -> Comparison:
     """Remove the lift's ingredients one at a time, and write `result.json` into the folder `out`.
 
     A comparison under equal tuning, with the table at the one rate 0.001 beside it, of the full lift, the
@@ -83,10 +71,11 @@ def ablate(
         jobs: cells at a time; see `compare`.
         out: folder for `result.json` and `cells/`.
         resume: use the finished cells in `out`, or run them all again.
+        command: the shell command that gives the result again; kept in it.
         progress: called with an `Event` after every cell.
 
     Returns:
-        The result of `compare`, with the effects under "ablation".
+        What `compare` returns, with the effects under "ablation" in the result.
 
     Raises:
         ValueError: an unknown name, or a setting that makes no sense.
@@ -96,51 +85,38 @@ def ablate(
         >>> import tempfile
         >>> tiny = Budget("tiny", 2, 32, (0.01,), 1, 1, extensions=0, architecture=(("hidden", (4,)),))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     result = ablate("regression-square", budget=tiny, out=folder, jobs=1)
-        >>> effects = result["ablation"]["tuned"]
+        ...     found = ablate("regression-square", budget=tiny, out=folder, jobs=1)
+        >>> effects = found.result["ablation"]["tuned"]
         >>> effects["lift-constant"]["sigma_batch"]["mean"], effects["lift"]["sigma_batch"]["mean"] != 0
         (0.0, True)
     """
-    place = None if data is None else os.fspath(data)
-    make = Ablated(problem, place)
-    chosen = make()[0]
-    spend = budget_for(chosen.task, budget, chosen.dim) if isinstance(budget, str) else budget
-    changes: dict[str, Any] = {"optimizer": optimizer, "traced": True}
-    if rates is not None:
-        changes["rates"] = tuple(sorted(set(map(float, rates))))
-    if seeds is not None:
-        changes["evaluation_seeds"] = seeds
-    if steps is not None:
-        changes["steps"] = steps
-    spend = dataclasses.replace(spend, **changes)
-    result = compare(
-        arms=ABLATION_ARMS,
-        rates=None if rates is None else spend.rates,
-        budget=spend,
-        jobs=jobs,
-        out=out,
-        resume=resume,
+    make = Named(problem, None if data is None else os.fspath(data))
+    chosen, _ = load(make)
+    spend = budget_for(
+        chosen.task,
+        budget,
+        chosen.dim,
+        rates=rates,
+        evaluation_seeds=seeds,
+        steps=steps,
+        optimizer=optimizer,
+        traced=True,
         fixed_rate=True,
-        own=make,
-        progress=progress,
     )
-    cells = Path(out) / "cells"
-    tuned = {name: arm["lr"] for name, arm in result["arms"].items()}
-    common = dict.fromkeys(result["fixed_rate"]["arms"], FIXED_RATE)
-    setting = Setting(make, spend)
-    result["ablation"] = {
-        "reference": REFERENCE,
-        "tuned": _effects(result, _outcomes(cells, setting, tuned)),
-        "fixed_rate": _effects(result["fixed_rate"], _outcomes(cells, setting, common)),
-    }
-    command = ["convexlift ablate", problem, "--optimizer", optimizer, "--budget", spend.name]
-    command += ["--rates", *(f"{rate:g}" for rate in spend.rates)] if rates is not None else []
-    command += ["--seeds", str(seeds)] if seeds is not None else []
-    command += ["--steps", str(steps)] if steps is not None else []
-    command += ["--data", place] if place is not None else []
-    result["protocol"]["command"] = " ".join(command)
+    with Workers(Setting(make, spend), Path(out) / "cells", jobs=jobs, resume=resume) as workers:
+        arms, may_grow = ABLATION_ARMS, rates is None
+        found = run(workers, arms, arms, may_grow=may_grow, command=command, progress=progress)
+    result = found.result
+    for title, section in (("tuned", result), ("fixed_rate", result["fixed_rate"])):
+        outcomes = {
+            name: [
+                found.outcomes.get(Cell(name, arm["lr"], seed, spend.steps), {}) for seed in spend.evaluation
+            ]
+            for name, arm in section["arms"].items()
+        }
+        result.setdefault("ablation", {"reference": REFERENCE})[title] = _effects(section, outcomes)
     write_json(Path(out) / "result.json", result)
-    return result
+    return found
 
 
 def effects_table(result: dict[str, Any], section: str = "tuned") -> tuple[list[str], list[list[str]]]:
@@ -188,20 +164,6 @@ def effects_text(result: dict[str, Any]) -> str:
         lines = [head, ["---"] * len(head), *rows]
         parts.append(f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"
-
-
-def _outcomes(folder: Path, setting: Setting, rates: Mapping[str, float | None]) -> dict[str, list[Outcome]]:
-    """The evaluation outcomes of every arm at its rate, by seed; an empty one where there is none."""
-    spend = setting.budget
-    return {
-        name: [
-            read_outcome(cell_path(folder, setting, Cell(name, rate, seed, spend.steps))) or {}
-            for seed in range(spend.evaluation_seeds)
-        ]
-        if rate is not None
-        else []
-        for name, rate in rates.items()
-    }
 
 
 def _effects(section: Mapping[str, Any], outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:

@@ -3,37 +3,71 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, cast, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convexlift.architectures import ICNN
 from convexlift.data import Rows, whole
 from convexlift.mechanism import step_amplification
+from convexlift.mechanism.observing import parts
+from convexlift.names import CONTROLS, SOURCES, check_name
 from convexlift.problems import Problem
 from convexlift.seeds import seed_of
-from convexlift.sources import Lift, Projected, Softplus, Squared
-from convexlift.study.fixed_batch import FixedBatchLift
-from convexlift.tasks import ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
+from convexlift.sources import Lift, Softplus
+from convexlift.sources.named import Source, source_named
 from convexlift.training.batches import Batches
 
-Arm = Callable[[nn.Module], nn.Module]
+Arm = Source
 
-ARMS: Mapping[str, Arm] = {
-    "projected": Projected,
-    "softplus": Softplus,
-    "softplus-fan-in": partial(Softplus, fan_in=True),
-    "squared": Squared,
-    "lift": Lift,
-    "lift-reference": Lift.reference,  # its own, scattered start, as in the method's reference code
-}
-DEFAULT_ARMS = ("projected", "softplus", "softplus-fan-in", "squared", "lift")
+FIXED_ROWS = 512
 
-SCATTERED = "softplus-scattered"
-MULTIPLIED = "softplus-multiplied"
+
+@final
+class FixedBatchLift(Lift):
+    """The full lift, but the batch that it reads is always the first training rows, at most 512.
+
+        theta = b + R s(X_0),   X_0 fixed.
+
+    Slack, body and readout learn as in the full lift, with the same number of parameters, and nothing
+    fluctuates: what is left of the lift is its over-parametrisation. An ablation arm, not a way of training.
+
+    Args: as for `Lift`.
+
+    Shapes: batch (N, dim) with N >= 1; its rows are not read.
+
+    Raises:
+        ValueError: as `Lift`.
+
+    Example:
+        >>> import torch
+        >>> import convexlift as cl
+        >>> lift, x = FixedBatchLift(cl.ICNN(2, hidden=(8, 8), seed=0), seed=0), torch.randn(600, 2)
+        >>> lift.initialise(x)
+        >>> one, two = lift.weights(x[:100]), lift.weights(x[100:200])
+        >>> all(bool((one[name] == two[name]).all()) for name in one)
+        True
+    """
+
+    fixed: Tensor | None = None
+
+    def initialise(self, x: Tensor) -> None:
+        """Keep the first rows, and start as any lift."""
+        self.fixed = x[:FIXED_ROWS].detach().clone()
+        super().initialise(x)
+
+    def summary(self, batch: Tensor | None) -> Tensor:
+        """The summary of the fixed rows; in eval mode and before `initialise` that of the batch."""
+        reads_fixed = self.training and self.fixed is not None and batch is not None
+        return super().summary(self.fixed if reads_fixed else batch)
+
+
+ARMS: Mapping[str, Arm] = {name: source_named(name) for name in SOURCES}
+
+SCATTERED, MULTIPLIED = CONTROLS
 FIXED_RATE_ARMS = ("lift", "lift-reference", "projected", "softplus", SCATTERED, MULTIPLIED)
 
 # The lift with one ingredient removed each; "lift-fixed-batch" keeps all but the randomness.
@@ -62,12 +96,11 @@ def check_arms(names: Iterable[str], known: Mapping[str, Arm] = ARMS) -> tuple[s
         ValueError: unknown arm 'lfit'; known: projected, softplus, ...
     """
     chosen = tuple(dict.fromkeys(names))
-    controls = (SCATTERED, MULTIPLIED) if known is ARMS or known is ALL_ARMS else ()
+    all_known = (*known, *CONTROLS) if known is ARMS or known is ALL_ARMS else tuple(known)
     for name in chosen:
-        if name not in known and name not in controls:
-            raise ValueError(f"unknown arm '{name}'; known: {', '.join((*known, *controls))}")
+        check_name("arm", name, all_known)
     if not chosen:
-        raise ValueError(f"no arms to compare; known: {', '.join((*known, *controls))}")
+        raise ValueError(f"no arms to compare; known: {', '.join(all_known)}")
     return chosen
 
 
@@ -110,10 +143,10 @@ def source_factor(problem: Problem, arm: str, seed: int, batch_size: int) -> flo
         return 1.0
     lift = build(problem, "lift", seed)
     cast(Any, lift).initialise(whole(problem.train))
-    return step_amplification(lift, probe_batches(problem, batch_size, seed)[:AMPLIFICATION_BATCHES])
+    return step_amplification(lift, first_batches(problem, batch_size, seed, AMPLIFICATION_BATCHES))
 
 
-def probe_batches(problem: Problem, batch_size: int, seed: int, count: int = 16) -> list[Rows]:
+def first_batches(problem: Problem, batch_size: int, seed: int, count: int = 16) -> list[Rows]:
     """The first batches that a run of this seed draws."""
     batches = Batches(problem.train, batch_size, seed)
     return [batches.at(step).data for step in range(count)]
@@ -126,15 +159,9 @@ def _network(problem: Problem, seed: int) -> nn.Module:
 
 
 def _task(problem: Problem, blocks: list[nn.Module]) -> nn.Module:
-    if problem.objective is not None:
-        return problem.objective(blocks)
-    if problem.task == "flow":
-        return ConvexPotentialFlow(blocks)
-    if problem.task == "density":
-        return LogConcaveDensity(blocks[0], problem.density_objective)
-    if problem.task == "regression":
-        return ConvexRegression(blocks[0])
-    raise ValueError(f"problem '{problem.name}' has task '{problem.task}'; known: flow, density, regression")
+    if problem.build is not None:
+        return problem.build(blocks)
+    return problem.kind.build(blocks, problem.density_objective)
 
 
 def _scattered_networks(problem: Problem, seed: int) -> list[nn.Module]:
@@ -142,5 +169,4 @@ def _scattered_networks(problem: Problem, seed: int) -> list[nn.Module]:
     reference = cast(Any, build(problem, "lift-reference", seed))
     reference.initialise(rows)
     frozen = reference.freeze(rows)
-    blocks = frozen.blocks if problem.task == "flow" else [frozen.block]
-    return [copy.deepcopy(block).requires_grad_(True).train() for block in blocks]
+    return [copy.deepcopy(block).requires_grad_(True).train() for block in parts(frozen)]

@@ -8,20 +8,19 @@ import math
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import torch
+from typing import Any, cast, final
 
 from convexlift.files import write_json
+from convexlift.names import DEFAULT_ARMS
 from convexlift.objectives import objective_named
 from convexlift.problems import Problem, gaussian_baseline, kernel_baseline
-from convexlift.study.arms import DEFAULT_ARMS, FIXED_RATE_ARMS, check_arms
-from convexlift.study.cells import Cell, Named, Setting, Subject, Workers, subject
-from convexlift.study.outcomes import COMMON_RATE, EVALUATION, SELECTION, Books, Event, is_selection, mean
+from convexlift.study.arms import FIXED_RATE_ARMS, check_arms
+from convexlift.study.cells import Cell, Named, Outcome, Setting, Subject, load, subject
+from convexlift.study.outcomes import COMMON_RATE, EVALUATION, SELECTION, Event, Outcomes, mean
 from convexlift.study.protocol import (
     FIXED_RATE,
-    SELECTION_SEED,
     Budget,
     best_rate,
     budget_for,
@@ -40,6 +39,7 @@ from convexlift.study.summaries import (
     rate_figures,
     selection_variances,
 )
+from convexlift.study.workers import Workers
 from convexlift.training.environment import environment
 
 _LOG_Z = (
@@ -47,6 +47,20 @@ _LOG_Z = (
     "are chosen, and losses along a run and at equal seconds given, by a cheap estimate, good to "
     "about a tenth of a nat"
 )
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        result: the figures, as in `result.json`.
+        outcomes: what came out of every cell.
+    """
+
+    result: dict[str, Any]
+    outcomes: Mapping[Cell, Outcome]
 
 
 def compare(
@@ -65,8 +79,9 @@ def compare(
     own: str | Callable[[], Subject] | None = None,
     task: str | None = None,
     objective: str = "mle",
+    command: str | None = None,
     progress: Callable[[Event], object] | None = None,
-) -> dict[str, Any]:
+) -> Comparison:
     """Compare ways of training one network under equal tuning, and write `result.json` into the folder `out`.
 
     Every arm starts as the same network and trains at every rate of one grid; the rate is chosen on
@@ -93,7 +108,11 @@ def compare(
             problem's own.
         objective: what densities are trained by, one of `convexlift.objectives.OBJECTIVES`; rates are then
             chosen by that loss on validation rows.
+        command: the shell command that gives the result again; kept in it.
         progress: called with an `Event` after every cell.
+
+    Returns:
+        The result, as in `result.json`, and the outcome of every cell.
 
     Raises:
         ValueError: an unknown name, or a setting that makes no sense.
@@ -105,34 +124,72 @@ def compare(
         >>> import tempfile
         >>> tiny = Budget("tiny", 4, 32, (0.01,), 1, 1, extensions=0, architecture=(("hidden", (4,)),))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     result = compare("logistic", arms=["lift", "softplus"], budget=tiny, out=folder, jobs=1)
-        >>> sorted(result["arms"]), result["protocol"]["steps"]
+        ...     found = compare("logistic", arms=["lift", "softplus"], budget=tiny, out=folder, jobs=1)
+        >>> sorted(found.result["arms"]), len(found.outcomes)
         (['lift', 'softplus'], 4)
     """
-    setting, names, chosen = _prepare(problem, arms, rates, seeds, budget, data, device, own, task, objective)
-    spend = setting.budget
-    jobs = _jobs(jobs, device)
-    folder = Path(out)
-    _check_writable(folder)
-    with Workers(setting, folder / "cells", jobs=jobs, resume=resume) as workers:
-        books = Books(setting, workers, progress)
-        grid, validation = _select(books, names, rates is None)
-        best = {name: best_rate(validation[name]) if len(grid) > 1 else grid[0] for name in names}
-        full = {name: _evaluation_cells(spend, name, best[name], spend.steps) for name in names}
-        half = {
-            name: _evaluation_cells(spend, name, best[name], spend.steps // 2, scored=False) for name in names
-        }
-        books.run(EVALUATION, [cell for by_arm in (full, half) for name in names for cell in by_arm[name]])
-        if not any(books.finished(cells) for cells in full.values()):
-            raise RuntimeError(
-                f"no arm could be evaluated; the first failure: {books.messages(books.outcomes)[0]}"
-            )
-        common: dict[str, list[Cell]] | None = None
-        if spend.fixed_rate if fixed_rate is None else fixed_rate:
-            common = _fixed_rate_cells(books, names if own is not None else FIXED_RATE_ARMS)
-    # With the workers gone, so that nothing of ours disturbs the clock.
-    speed = step_times(setting, [name for name in {**full, **(common or {})} if books.trained(name)])
-    equal = equal_seconds(books, full, speed)
+    if own is not None and (problem is not None or data is not None):
+        raise ValueError("own brings its own problem and data: leave out the problem's name and data")
+    if own is not None and (task is not None or objective != "mle"):
+        raise ValueError("own brings its own task: leave out task and objective")
+    make: Callable[[], Subject]
+    if own is None:
+        make = Named(problem or "digits21", None if data is None else os.fspath(data), task, objective)
+    else:
+        make = _load(own) if isinstance(own, str) else own
+    chosen, known = load(make)
+    if chosen.kind.objectives:
+        objective_named(objective, chosen.dim)  # refuses what it does not know
+    elif objective != "mle":
+        raise ValueError(
+            f"an objective is for densities; problem '{chosen.name}' has task '{chosen.task}': "
+            "add the task density"
+        )
+    names = check_arms(arms if arms is not None else (DEFAULT_ARMS if own is None else known), known)
+    spend = budget_for(
+        chosen.task, budget, chosen.dim, rates=rates, evaluation_seeds=seeds, fixed_rate=fixed_rate
+    )
+    with Workers(Setting(make, spend, device), Path(out) / "cells", jobs=jobs, resume=resume) as workers:
+        at_fixed_rate = FIXED_RATE_ARMS if own is None else names
+        found = run(workers, names, at_fixed_rate, may_grow=rates is None, command=command, progress=progress)
+    write_json(Path(out) / "result.json", found.result)
+    return found
+
+
+def run(
+    workers: Workers,
+    names: Sequence[str],
+    at_fixed_rate: Sequence[str],
+    *,
+    may_grow: bool,
+    command: str | None,
+    progress: Callable[[Event], object] | None,
+) -> Comparison:
+    """What `compare` does once all is named: the arms `names`, and those of the table at the common rate,
+    where the budget has one. The workers are closed; the result is not written."""
+    setting, spend = workers.setting, workers.setting.budget
+    chosen = subject(setting)[0]
+    outcomes = Outcomes(workers, progress)
+    grid, validation = _select(outcomes, names, may_grow)
+    best = {name: best_rate(validation[name]) if len(grid) > 1 else grid[0] for name in names}
+    full = {name: _scored(spend, name, best[name]) for name in names}
+    half = {
+        name: [dataclasses.replace(cell, steps=spend.steps // 2, scored=False) for cell in cells]
+        for name, cells in full.items()
+    }
+    outcomes.run(EVALUATION, [cell for by_arm in (full, half) for name in names for cell in by_arm[name]])
+    if not any(outcomes.finished(cells) for cells in full.values()):
+        raise RuntimeError(
+            f"no arm could be evaluated; the first failure: {outcomes.messages(outcomes.by_cell)[0]}"
+        )
+    common: dict[str, list[Cell]] = {}
+    if spend.fixed_rate:  # every arm at the one common rate, without any selection
+        common = {name: _scored(spend, name, FIXED_RATE) for name in at_fixed_rate}
+        outcomes.run(COMMON_RATE, [cell for by_seed in common.values() for cell in by_seed])
+    workers.close()  # so that nothing of ours disturbs the clock
+    finished = {cell.arm for cell in outcomes.by_cell if outcomes.finished([cell])}
+    speed = step_times(setting, [name for name in {**full, **common} if name in finished])
+    equal = equal_seconds(outcomes, full, speed)
     result = {
         "schema": 1,
         "problem": chosen.name,
@@ -144,83 +201,34 @@ def compare(
         "facts": _facts(chosen),
         "picture": picture_of_data(chosen),
         "protocol": {
-            **_protocol(chosen, spend, grid, device),
+            **_protocol(chosen, setting, grid),
             "on_edge": on_edge(validation) if len(grid) > 1 else {},
-            "command": _command(problem, own, arms, rates, seeds, spend, data, fixed_rate, task, objective),
+            "command": command,
         },
         "arms": {
             name: {
                 "lr": best[name],
-                **arm_figures(books, full[name], speed.get(name)),
-                "half_budget": summary([books.test(cell) for cell in half[name]]),
+                **arm_figures(outcomes, full[name], speed.get(name)),
+                "half_budget": summary(outcomes.losses(half[name])),
                 "equal_seconds": equal[name],
-                "rates": rate_figures(books, name, validation[name]),
-                "failed": books.messages(
-                    [
-                        *(c for c in books.outcomes if c.arm == name and is_selection(c)),
-                        *full[name],
-                        *half[name],
-                    ]
-                ),
+                "rates": rate_figures(outcomes, name, validation[name]),
+                "failed": outcomes.messages([*outcomes.selection(name), *full[name], *half[name]]),
             }
             for name in names
         },
-        "fixed_rate": None if common is None else fixed_rate_table(books, common, speed),
-        "pairs": pairs(books, full, half, selection_variances(books, full, validation)),
+        "fixed_rate": fixed_rate_table(outcomes, common, speed) if common else None,
+        "pairs": pairs(outcomes, full, half, selection_variances(outcomes, full, validation)),
         "environment": {
             **environment(),
             "threads_per_cell": 1,
-            "jobs": jobs,
+            "jobs": workers.jobs,
             "git": _git_revision(),
             "seed": 0,
         },
-        "seconds": books.seconds / jobs,
+        "seconds": math.fsum(outcome.get("seconds", 0.0) for outcome in outcomes.by_cell.values())
+        / workers.jobs,
     }
-    write_json(folder / "result.json", result)
-    return result
-
-
-def _prepare(
-    problem: str | None,
-    arms: Sequence[str] | None,
-    rates: Sequence[float] | None,
-    seeds: int | None,
-    budget: str | Budget,
-    data: str | os.PathLike[str] | None,
-    device: str,
-    own: str | Callable[[], Subject] | None,
-    task: str | None,
-    objective: str,
-) -> tuple[Setting, tuple[str, ...], Problem]:
-    if own is not None and (problem is not None or data is not None):
-        raise ValueError("own brings its own problem and data: leave out the problem's name and data")
-    if own is not None and (task is not None or objective != "mle"):
-        raise ValueError("own brings its own task: leave out task and objective")
-    if own is None:
-        place = None if data is None else os.fspath(data)
-        make: Callable[[], Subject] = Named(problem or "digits21", place, task, objective)
-    else:
-        make = _load(own) if isinstance(own, str) else own
-    chosen, known = _checked(make())
-    if chosen.task == "density":
-        objective_named(objective, chosen.dim)  # refuses what it does not know
-    elif objective != "mle":
-        raise ValueError(
-            f"an objective is for densities; problem '{chosen.name}' has task '{chosen.task}': "
-            "add the task density"
-        )
-    spend = budget_for(chosen.task, budget, chosen.dim) if isinstance(budget, str) else budget
-    if rates is not None:
-        spend = dataclasses.replace(spend, rates=tuple(sorted(set(map(float, rates)))))
-    if seeds is not None:
-        spend = dataclasses.replace(spend, evaluation_seeds=seeds)
-    names = check_arms(arms if arms is not None else (DEFAULT_ARMS if own is None else known), known)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device '{device}' is unknown or not available") from error
-    setting = Setting(make, spend, device)
-    return setting, names, subject(setting)[0]
+    return Comparison(result, outcomes.by_cell)
 
 
 def _load(path: str) -> Callable[[], Subject]:
@@ -235,51 +243,25 @@ def _load(path: str) -> Callable[[], Subject]:
     return cast(Callable[[], Subject], found)
 
 
-def _checked(made: Any) -> Subject:
-    if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], Problem):
-        raise TypeError("own must return (Problem, {name: arm}), an arm being a function of a network")
-    chosen, arms = made
-    if not isinstance(arms, Mapping) or not arms or not all(callable(arm) for arm in arms.values()):
-        raise TypeError("own must return at least one arm, each a function of a network")
-    return chosen, arms
-
-
-def _jobs(jobs: int | None, device: str) -> int:
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs must be at least 1; got {jobs}")
-    if jobs is None and torch.device(device).type != "cpu":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if jobs is None else jobs
-
-
-def _check_writable(folder: Path) -> None:
-    """Fail before hours of work, not after."""
-    probe = folder / "cells" / f".probe.{os.getpid()}"
-    try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write into {folder}: {error.strerror}") from None
-
-
 def _select(
-    books: Books, names: Sequence[str], may_grow: bool
+    outcomes: Outcomes, names: Sequence[str], may_grow: bool
 ) -> tuple[list[float], dict[str, dict[float, float]]]:
     """The final grid, and every arm's mean validation loss at its rates."""
-    spend = books.setting.budget
+    spend = outcomes.budget
     grid, left = sorted(spend.rates), spend.extensions if may_grow else 0
+    if len(grid) == 1 and left <= 0:  # nothing to choose
+        return grid, {name: {grid[0]: math.nan} for name in names}
     while True:
-        cells = {(name, rate): _selection_cells(spend, name, rate) for name in names for rate in grid}
-        if len(grid) > 1 or left > 0:
-            books.run(SELECTION, [cell for group in cells.values() for cell in group])
-            validation = {
-                name: {rate: mean([books.validation(cell) for cell in cells[name, rate]]) for rate in grid}
-                for name in names
-            }
-        else:  # one rate: nothing to choose
-            return grid, {name: {grid[0]: math.nan} for name in names}
+        cells = {
+            (name, rate): [Cell(name, rate, seed, spend.steps, scored=False) for seed in spend.selection]
+            for name in names
+            for rate in grid
+        }
+        outcomes.run(SELECTION, [cell for group in cells.values() for cell in group])
+        validation = {
+            name: {rate: mean(outcomes.losses(cells[name, rate], "validation")) for rate in grid}
+            for name in names
+        }
         grown = extension(grid, on_edge(validation))[: max(left, 0)]
         if not grown:
             return grid, validation
@@ -287,52 +269,36 @@ def _select(
         grid = sorted([*grid, *grown])
 
 
-def _selection_cells(spend: Budget, name: str, rate: float) -> list[Cell]:
-    return [
-        Cell(name, rate, SELECTION_SEED + k, spend.steps, scored=False) for k in range(spend.selection_seeds)
-    ]
-
-
-def _evaluation_cells(
-    spend: Budget, name: str, rate: float | None, steps: int, *, scored: bool = True
-) -> list[Cell]:
+def _scored(spend: Budget, name: str, rate: float | None) -> list[Cell]:
     """One cell for each evaluation seed; none where no rate is left to evaluate."""
-    seeds = range(spend.evaluation_seeds if rate is not None else 0)
-    return [Cell(name, cast(float, rate), seed, steps, scored) for seed in seeds]
-
-
-def _fixed_rate_cells(books: Books, names: Sequence[str]) -> dict[str, list[Cell]]:
-    """Train every arm at the one common rate 0.001, without any selection."""
-    spend = books.setting.budget
-    cells = {name: _evaluation_cells(spend, name, FIXED_RATE, spend.steps) for name in names}
-    books.run(COMMON_RATE, [cell for name in names for cell in cells[name]])
-    return cells
+    return [] if rate is None else [Cell(name, rate, seed, spend.steps) for seed in spend.evaluation]
 
 
 def _facts(chosen: Problem) -> dict[str, float]:
-    baseline = {"gaussian": gaussian_baseline(chosen)} if chosen.task in ("flow", "density") else {}
+    baseline = {"gaussian": gaussian_baseline(chosen)} if chosen.kind.of_density else {}
     if is_multivariate(chosen):
         baseline["kernel_density_estimate"] = kernel_baseline(chosen)[0]
     entropy = {"entropy": chosen.entropy} if chosen.entropy is not None else {}
     return {**baseline, **chosen.facts, **entropy}
 
 
-def _protocol(chosen: Problem, spend: Budget, grid: Sequence[float], device: str) -> dict[str, Any]:
+def _protocol(chosen: Problem, setting: Setting, grid: Sequence[float]) -> dict[str, Any]:
+    spend = setting.budget
     return {
         "budget": spend.name,
         "steps": spend.steps,
         "half_steps": spend.steps // 2,
         "batch_size": spend.batch_size,
         "rates": list(grid),
-        "selection_seeds": [SELECTION_SEED + k for k in range(spend.selection_seeds)],
-        "evaluation_seeds": list(range(spend.evaluation_seeds)),
+        "selection_seeds": list(spend.selection),
+        "evaluation_seeds": list(spend.evaluation),
         "architecture": {**chosen.architecture, "blocks": chosen.blocks},
         "optimizer": spend.optimizer,
-        **({"objective": chosen.density_objective} if chosen.task == "density" else {}),
+        **({"objective": chosen.density_objective} if chosen.kind.objectives else {}),
         "schedule": "cosine",
         "clip": spend.clip,
         "selection": "validation",
-        "device": device,
+        "device": setting.device,
         "half_budget": "separate runs of half the steps and their own schedule, at the rate chosen above",
         "equal_seconds": (
             "inside the full run, at the time when the fastest arm ends; seconds are steps times the median "
@@ -344,43 +310,6 @@ def _protocol(chosen: Problem, spend: Budget, grid: Sequence[float], device: str
             "seeds_ci95: without that; rows_ci95: bootstrap over test rows"
         ),
     }
-
-
-def _command(
-    problem: str | None,
-    own: str | Callable[[], Subject] | None,
-    arms: Sequence[str] | None,
-    rates: Sequence[float] | None,
-    seeds: int | None,
-    spend: Budget,
-    data: str | os.PathLike[str] | None,
-    fixed_rate: bool | None,
-    task: str | None,
-    objective: str,
-) -> str:
-    parts = ["convexlift compare"]
-    if own is not None:
-        parts += [
-            "--own",
-            own
-            if isinstance(own, str)
-            else f"{own.__module__}:{getattr(own, '__name__', type(own).__name__)}",
-        ]
-    else:
-        parts.append(problem or "digits21")
-    for option, values in (("--arms", arms), ("--rates", rates)):
-        if values is not None:
-            parts += [option, *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
-    if seeds is not None:
-        parts += ["--seeds", str(seeds)]
-    parts += ["--budget", spend.name]
-    parts += ["--task", task] if task is not None else []
-    parts += ["--objective", objective] if objective != "mle" else []
-    if data is not None:
-        parts += ["--data", os.fspath(data)]
-    if fixed_rate is not None and fixed_rate != spend.fixed_rate:
-        parts.append("--fixed-rate" if fixed_rate else "--no-fixed-rate")
-    return " ".join(parts)
 
 
 def _git_revision() -> str | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 LEAST_RATE, LARGEST_RATE = 1e-4, 1.0
 FACTOR = 2.0
@@ -14,6 +15,7 @@ OPTIMIZERS = ("adam", "sgd")
 SELECTION_SEED = 1_000  # selection seeds are 1000, 1001, ...; evaluation seeds 0, 1, ...
 
 
+@final
 @dataclass(frozen=True)
 class Budget:
     """What a comparison may spend.
@@ -46,16 +48,20 @@ class Budget:
             )
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer '{self.optimizer}'; known: {', '.join(OPTIMIZERS)}")
-        for field, least in (
-            ("steps", 2),
-            ("batch_size", 1),
-            ("selection_seeds", 1),
-            ("evaluation_seeds", 1),
-        ):
-            if getattr(self, field) < least:
-                raise ValueError(
-                    f"{field.replace('_', ' ')} must be at least {least}; got {getattr(self, field)}"
-                )
+        for field in ("steps", "batch_size", "selection_seeds", "evaluation_seeds"):
+            least, given = 2 if field == "steps" else 1, getattr(self, field)
+            if given < least:
+                raise ValueError(f"{field.replace('_', ' ')} must be at least {least}; got {given}")
+
+    @property
+    def selection(self) -> range:
+        """The seeds by which rates are chosen."""
+        return range(SELECTION_SEED, SELECTION_SEED + self.selection_seeds)
+
+    @property
+    def evaluation(self) -> range:
+        """The seeds that are scored."""
+        return range(self.evaluation_seeds)
 
 
 GRID = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
@@ -94,24 +100,32 @@ BUDGETS: Mapping[str, Mapping[str, Budget]] = {
 }
 
 
-def budget_for(task: str, name: str, dim: int = 1) -> Budget:
-    """The budget of that name for a kind of task of dimension d; "own" tasks have those of flows.
+def budget_for(task: str, budget: str | Budget, dim: int = 1, **changes: Any) -> Budget:
+    """The budget of that name for a kind of task of dimension d, or the one given, with some fields changed.
 
-    Densities above one dimension have budgets of their own: their steps cost more.
+    "own" tasks have the budgets of flows. Densities above one dimension have budgets of their own: their
+    steps cost more. A change to None is none.
 
     Example:
         >>> budget_for("density", "standard").evaluation_seeds
         10
+        >>> budget_for("flow", "quick", rates=[0.02, 0.01], steps=None).rates
+        (0.01, 0.02)
         >>> budget_for("flow", "huge")
         Traceback (most recent call last):
         ...
         ValueError: unknown budget 'huge' for a flow problem; known: quick, standard, full
     """
-    kind = "multivariate density" if task == "density" and dim > 1 else task
-    known = BUDGETS.get(kind, BUDGETS["flow"])
-    if name not in known:
-        raise ValueError(f"unknown budget '{name}' for a {kind} problem; known: {', '.join(known)}")
-    return known[name]
+    if isinstance(budget, str):
+        kind = "multivariate density" if task == "density" and dim > 1 else task
+        known = BUDGETS.get(kind, BUDGETS["flow"])
+        if budget not in known:
+            raise ValueError(f"unknown budget '{budget}' for a {kind} problem; known: {', '.join(known)}")
+        budget = known[budget]
+    changed = {field: value for field, value in changes.items() if value is not None}
+    if "rates" in changed:
+        changed["rates"] = tuple(sorted(set(map(float, changed["rates"]))))
+    return dataclasses.replace(budget, **changed)
 
 
 def best_rate(losses: Mapping[float, float]) -> float | None:

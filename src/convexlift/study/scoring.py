@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from convexlift.architectures import ICNN
+from convexlift.data import Rows
 from convexlift.integration.annealing import short_annealing
 from convexlift.integration.gaussian import Gaussian
 from convexlift.integration.langevin import together
 from convexlift.problems import Problem
 from convexlift.tasks import LogConcaveDensity
-
-_PARTICLES = 1024
 
 
 def is_multivariate(problem: Problem) -> bool:
@@ -25,55 +24,33 @@ def is_multivariate(problem: Problem) -> bool:
         >>> is_multivariate(problem("gumbel")), is_multivariate(problem("moon").as_task("density"))
         (False, True)
     """
-    return problem.task == "density" and problem.dim > 1 and problem.objective is None
+    return problem.kind.objectives and problem.dim > 1 and problem.build is None
 
 
 @torch.no_grad()
-def quick_losses(problem: Problem, frozen: nn.Module, rows: Tensor) -> Tensor:
-    """The loss of each row (N, d) under a frozen density, log Z to about a tenth of a nat, (N,).
+def quick_losses(problem: Problem, frozen: nn.Module, rows: Rows) -> Tensor:
+    """The loss of each row (N, d) under a frozen model, in multivariate densities with log Z to about a tenth
+    of a nat, (N,).
 
-    It takes the estimate by which the objective validates; objectives that need no log Z get a short
-    annealing from the standard normal of whitened rows.
+    That is the estimate by which the objective validates; objectives that need no log Z get a short annealing
+    from the standard normal of whitened rows.
 
     Example:
         >>> import convexlift as cl
         >>> from convexlift.problems import problem
         >>> moon = problem("moon").as_task("density")
         >>> density = cl.LogConcaveDensity(cl.ICNN(2, hidden=(8,), seed=0)).freeze()
-        >>> bool((quick_losses(moon, density, moon.test) - moon.score(density)).abs().max() < 0.1)
+        >>> bool((quick_losses(moon, density, moon.test) - moon.evaluate(density)).abs().max() < 0.1)
         True
     """
-    density = cast(LogConcaveDensity, frozen)
+    if not is_multivariate(problem):
+        return problem.evaluate(frozen, rows)
+    density, x = cast(LogConcaveDensity, frozen), cast(Tensor, rows)
     potential = cast(ICNN, density.block).emit()
-    t = density.block_inputs(rows)[0]
+    t = density.block_inputs(x)[0]
     log_z = density.quick_log_z
     if not bool(log_z.isfinite()):
         start = Gaussian(torch.zeros_like(t[0]), torch.eye(problem.dim).to(t))
         log_z = short_annealing(together(potential.value, potential.gradient), start, seed=0)
     losses = potential.value(t) + log_z - density.standardiser.log_scale_jacobian
-    return losses if problem.log_prob is None else losses + problem.log_prob(rows)
-
-
-@torch.no_grad()
-def normalised(density: LogConcaveDensity) -> dict[str, float]:
-    """Find log Z of a frozen density, keep it, and say how well it is known.
-
-    Returns:
-        "log_z_error", a bound where d <= 2 and a standard error above; "log_z_share", the effective share of
-        the annealed particles, where there are any.
-
-    Raises:
-        UnreliableEstimate: the estimate collapsed.
-
-    Example:
-        >>> import convexlift as cl
-        >>> density = cl.LogConcaveDensity(cl.ICNN(3, hidden=(8,), seed=0)).freeze()
-        >>> found = normalised(density)
-        >>> found["log_z_error"] < 0.05, found["log_z_share"] > 0.1, bool(density.log_z.isfinite())
-        (True, True, True)
-    """
-    found = density.log_normalizer(particles=_PARTICLES)
-    density.log_z.copy_(found.log_z)
-    told = {"log_z_error": float(found.error)}
-    particles = getattr(found, "particles", None)
-    return told if particles is None else {**told, "log_z_share": float(found.ess) / particles}  # type: ignore[union-attr]
+    return losses if problem.log_prob is None else losses + problem.log_prob(x)

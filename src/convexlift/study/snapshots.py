@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,8 @@ from convexlift.data import Rows
 from convexlift.plots.corner import MOST_COLUMNS, least_normal
 from convexlift.problems import Problem
 from convexlift.study.scoring import is_multivariate
-from convexlift.tasks.outlines import region_outlines
+from convexlift.study.statistics import finite_or_none
+from convexlift.tasks.region import region_outlines
 
 Picture = dict[str, Any]
 
@@ -36,59 +37,19 @@ def picture_of_model(problem: Problem, frozen: nn.Module) -> Picture | None:
         >>> drawn["kind"], len(drawn["points"])
         ('samples', 400)
     """
-    model = cast(Any, frozen)
-    if not _is_drawn(problem):
+    if problem.build is not None or problem.task not in _OF_MODEL:
         return None
-    rows = _on(model, problem.test)
-    if is_multivariate(problem):
-        return _picture_of_density(problem, model)
-    if problem.task == "density":
-        x = _grid(cast(Tensor, problem.test))
-        return {"kind": "density", "x": _short(x[:, 0]), "y": _short(model.log_prob(_on(model, x)).exp())}
-    if problem.task == "regression":
-        x, _ = rows
-        return {"kind": "fit", "y": _short(model.predict(x[:POINTS]))}
     try:
-        samples = model.sample(POINTS, seed=0)
+        return _OF_MODEL[problem.task](problem, frozen)
     except RuntimeError as error:
         return {"kind": "failed", "message": str(error)}
-    return {"kind": "samples", "points": _columns(samples, columns_to_show(problem))}
 
 
 def picture_of_data(problem: Problem) -> Picture | None:
     """The same of the test rows: the exact density or a histogram, rows of two columns, or the truth."""
-    if not _is_drawn(problem):
+    if problem.build is not None or problem.task not in _OF_DATA:
         return None
-    if problem.task == "regression":
-        return {"kind": "fit", "y": _short(problem.test[1][:POINTS])}
-    test = cast(Tensor, problem.test)
-    if is_multivariate(problem):
-        shown = columns_to_show(problem, MOST_COLUMNS)
-        kind = "regions" if problem.dim == 2 else "corner"
-        return {"kind": kind, "points": _columns(test[:POINTS], shown), "columns": list(shown)}
-    if problem.task == "flow":
-        columns = columns_to_show(problem)
-        return {"kind": "samples", "points": _columns(test[:POINTS], columns), "columns": list(columns)}
-    if problem.log_prob is not None:
-        x = _grid(test)
-        return {"kind": "density", "x": _short(x[:, 0]), "y": _short(problem.log_prob(x).exp())}
-    share, edges = torch.histogram(test.double().flatten().cpu(), 40, density=True)
-    return {"kind": "density", "x": _short((edges[1:] + edges[:-1]) / 2), "y": _short(share)}
-
-
-def _picture_of_density(problem: Problem, density: Any) -> Picture:
-    try:
-        if problem.dim == 2:
-            return {
-                "kind": "regions",
-                "outlines": [_columns(curve, (0, 1)) for curve in region_outlines(density)],
-            }
-        found = density.draw(POINTS, seed=0)
-    except RuntimeError as error:
-        return {"kind": "failed", "message": str(error)}
-    columns = columns_to_show(problem, MOST_COLUMNS)
-    worst = float(found.r_hat.max())
-    return {"kind": "corner", "points": _columns(found.x, columns), "r_hat": float(f"{worst:.4g}")}
+    return _OF_DATA[problem.task](problem, cast(Any, problem.test))
 
 
 def columns_to_show(problem: Problem, most: int = 2) -> tuple[int, ...]:
@@ -105,9 +66,54 @@ def columns_to_show(problem: Problem, most: int = 2) -> tuple[int, ...]:
     return least_normal(cast(Tensor, problem.test), most)
 
 
-def _is_drawn(problem: Problem) -> bool:
-    """Whether the task is one of the library's, with a picture of its own."""
-    return problem.objective is None and problem.task in ("density", "flow", "regression")
+def _flow_samples(problem: Problem, flow: Any) -> Picture:
+    return {"kind": "samples", "points": _columns(flow.sample(POINTS, seed=0), columns_to_show(problem))}
+
+
+def _fit(problem: Problem, regression: Any) -> Picture:
+    return {"kind": "fit", "y": _short(regression.predict(_on(regression, problem.test)[0][:POINTS]))}
+
+
+def _density(problem: Problem, density: Any) -> Picture:
+    if not is_multivariate(problem):
+        x = _grid(cast(Tensor, problem.test))
+        return {"kind": "density", "x": _short(x[:, 0]), "y": _short(density.log_prob(_on(density, x)).exp())}
+    if problem.dim == 2:
+        return {
+            "kind": "regions",
+            "outlines": [_columns(curve, (0, 1)) for curve in region_outlines(density)],
+        }
+    found = density.draw(POINTS, seed=0)
+    points = _columns(found.x, columns_to_show(problem, MOST_COLUMNS))
+    return {"kind": "corner", "points": points, "r_hat": float(f"{float(found.r_hat.max()):.4g}")}
+
+
+def _rows(problem: Problem, test: Tensor, kind: str = "samples", most: int = 2) -> Picture:
+    columns = columns_to_show(problem, most)
+    return {"kind": kind, "points": _columns(test[:POINTS], columns), "columns": list(columns)}
+
+
+def _exact_density(problem: Problem, test: Tensor) -> Picture:
+    if is_multivariate(problem):
+        return _rows(problem, test, "regions" if problem.dim == 2 else "corner", MOST_COLUMNS)
+    if problem.log_prob is not None:
+        x = _grid(test)
+        return {"kind": "density", "x": _short(x[:, 0]), "y": _short(problem.log_prob(x).exp())}
+    share, edges = torch.histogram(test.double().flatten().cpu(), 40, density=True)
+    return {"kind": "density", "x": _short((edges[1:] + edges[:-1]) / 2), "y": _short(share)}
+
+
+# What is drawn, by task.
+_OF_MODEL: Mapping[str, Callable[[Problem, Any], Picture]] = {
+    "flow": _flow_samples,
+    "density": _density,
+    "regression": _fit,
+}
+_OF_DATA: Mapping[str, Callable[[Problem, Any], Picture]] = {
+    "flow": _rows,
+    "density": _exact_density,
+    "regression": lambda _, test: {"kind": "fit", "y": _short(test[1][:POINTS])},
+}
 
 
 def _grid(test: Tensor) -> Tensor:
@@ -127,4 +133,4 @@ def _columns(rows: Tensor, columns: tuple[int, ...]) -> list[list[float | None]]
 
 def _short(values: Tensor) -> list[float | None]:
     """Four digits of each value; None for what is not finite, which JSON cannot hold."""
-    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values.tolist()]
+    return [finite_or_none(float(f"{value:.4g}")) for value in values.tolist()]

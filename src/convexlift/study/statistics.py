@@ -30,10 +30,15 @@ def summary(values: Sequence[float | None]) -> dict[str, Any]:
     if math.isfinite(mean) and len(there) > 1:
         sem = math.sqrt(math.fsum((v - mean) ** 2 for v in there) / (len(there) - 1) / len(there))
     return {
-        "mean": mean if math.isfinite(mean) else None,
+        "mean": finite_or_none(mean),
         "sem": sem,
-        "per_seed": [v if v is not None and math.isfinite(v) else None for v in values],
+        "per_seed": [None if v is None else finite_or_none(v) for v in values],
     }
+
+
+def finite_or_none(value: float) -> float | None:
+    """The value, or None, which JSON can hold, where it is not finite."""
+    return value if math.isfinite(value) else None
 
 
 def paired_difference(

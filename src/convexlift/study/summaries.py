@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from convexlift.study.cells import Cell
-from convexlift.study.outcomes import Books, mean
+from convexlift.study.outcomes import Outcomes, mean
 from convexlift.study.protocol import FIXED_RATE
 from convexlift.study.statistics import (
+    finite_or_none,
     paired_difference,
     residual_deviation,
     rows_interval,
@@ -21,12 +22,14 @@ from convexlift.study.statistics import (
     verdict,
 )
 
+FIGURES = ("emission_noise", "step_amplification", "shoulder", "at_zero", "fan_in_weight", "relative_speed")
 
-def arm_figures(books: Books, cells: Sequence[Cell], ms_per_step: float | None) -> dict[str, Any]:
+
+def arm_figures(outcomes: Outcomes, cells: Sequence[Cell], ms_per_step: float | None) -> dict[str, Any]:
     """The figures of one arm over its evaluation cells."""
-    finished = books.finished(cells)
+    finished = outcomes.finished(cells)
     found: dict[str, Any] = {
-        "test": summary([books.test(cell) for cell in cells]),
+        "test": summary(outcomes.losses(cells)),
         "metrics": {
             key: summary([outcome["metrics"][key] for outcome in finished])
             for key in (finished[0]["metrics"] if finished else ())
@@ -34,14 +37,7 @@ def arm_figures(books: Books, cells: Sequence[Cell], ms_per_step: float | None) 
         "ms_per_step": ms_per_step,
         "parameters": finished[0]["parameters"] if finished else None,
     }
-    for key in (
-        "emission_noise",
-        "step_amplification",
-        "shoulder",
-        "at_zero",
-        "fan_in_weight",
-        "relative_speed",
-    ):
+    for key in FIGURES:
         seen = [outcome[key] for outcome in finished if outcome.get(key)]
         found[key] = {at: median([entry[at] for entry in seen]) for at in seen[0]} if seen else None
     histograms = [outcome["weights"] for outcome in finished if outcome.get("weights")]
@@ -59,31 +55,31 @@ def arm_figures(books: Books, cells: Sequence[Cell], ms_per_step: float | None) 
     return found
 
 
-def rate_figures(books: Books, name: str, validation: Mapping[float, float]) -> list[dict[str, Any]]:
+def rate_figures(outcomes: Outcomes, name: str, validation: Mapping[float, float]) -> list[dict[str, Any]]:
     """An arm's mean validation loss at every rate, and the test loss there, which plays no part in the
     choice."""
     return [
         {
             "lr": rate,
             "validation": finite_or_none(loss),
-            "test": finite_or_none(mean([books.test(cell) for cell in books.selection(name, rate)])),
+            "test": finite_or_none(mean(outcomes.losses(outcomes.selection(name, rate)))),
         }
         for rate, loss in validation.items()
     ]
 
 
 def equal_seconds(
-    books: Books, full: Mapping[str, Sequence[Cell]], speed: Mapping[str, float]
+    outcomes: Outcomes, full: Mapping[str, Sequence[Cell]], speed: Mapping[str, float]
 ) -> dict[str, dict[str, Any]]:
     """Each arm's test loss when the fastest arm ends: of its model that was best on validation until then, in
     the run of the full budget. Seconds are steps times the arm's milliseconds a step."""
-    totals = [books.setting.budget.steps * speed[name] / 1000 for name in full if name in speed]
+    totals = [outcomes.budget.steps * speed[name] / 1000 for name in full if name in speed]
     limit = min(totals)
 
     def loss(cell: Cell) -> float | None:
-        outcome = books.outcomes[cell]
+        outcome = outcomes.by_cell[cell]
         if outcome["status"] != "finished":
-            return books.test(cell)
+            return outcomes.loss(cell)
         ms = speed[cell.arm]
         reached = [k for k, step in enumerate(outcome["steps"]) if step * ms / 1000 <= limit * (1 + 1e-9)]
         return float(outcome["test_curve"][reached[-1]]) if reached else math.inf
@@ -94,18 +90,18 @@ def equal_seconds(
 
 
 def selection_variances(
-    books: Books, full: Mapping[str, Sequence[Cell]], validation: Mapping[str, Mapping[float, float]]
+    outcomes: Outcomes, full: Mapping[str, Sequence[Cell]], validation: Mapping[str, Mapping[float, float]]
 ) -> dict[str, float]:
     """What the choice of each arm's rate adds to the variance of its score; 0 where it cannot be told."""
-    seeds = books.setting.budget.selection_seeds
-    losses = [[books.validation(cell) for cell in cells] for cells in full.values() if cells]
+    seeds = outcomes.budget.selection_seeds
+    losses = [outcomes.losses(cells, "validation") for cells in full.values() if cells]
     noise = residual_deviation([[math.inf if loss is None else loss for loss in row] for row in losses])
     error = 0.0 if noise is None else noise / math.sqrt(seeds)
     return {name: selection_variance(list(by_rate.values()), error) for name, by_rate in validation.items()}
 
 
 def pairs(
-    books: Books,
+    outcomes: Outcomes,
     full: Mapping[str, Sequence[Cell]],
     half: Mapping[str, Sequence[Cell]] | None,
     variances: Mapping[str, float],
@@ -118,23 +114,23 @@ def pairs(
         if other == first:
             continue
         found = _difference(
-            books, full[first], full[other], variances.get(first, 0) + variances.get(other, 0)
+            outcomes, full[first], full[other], variances.get(first, 0) + variances.get(other, 0)
         )
         if found is None:
             continue
-        found["rows_ci95"] = _rows(books, full[first], full[other])
+        found["rows_ci95"] = _rows(outcomes, full[first], full[other])
         if half is not None:
-            found["half_budget"] = _difference(books, half[first], half[other], 0.0)
+            found["half_budget"] = _difference(outcomes, half[first], half[other], 0.0)
             found["verdict"] = verdict(found, found["half_budget"])
         pairs[f"{first}-{other}"] = found
     return pairs
 
 
 def _difference(
-    books: Books, first: Sequence[Cell], second: Sequence[Cell], variance: float
+    outcomes: Outcomes, first: Sequence[Cell], second: Sequence[Cell], variance: float
 ) -> dict[str, Any] | None:
     """The paired difference over the seeds that did not fail in either arm; None where there are none."""
-    losses = [(books.test(a), books.test(b)) for a, b in zip(first, second, strict=False)]
+    losses = [(outcomes.loss(a), outcomes.loss(b)) for a, b in zip(first, second, strict=False)]
     both = [(a, b) for a, b in losses if a is not None and b is not None]
     if not both:
         return None
@@ -143,35 +139,31 @@ def _difference(
     return {**found, "seeds_ci95": paired_difference(one, two)["ci95"]}
 
 
-def _rows(books: Books, first: Sequence[Cell], second: Sequence[Cell]) -> list[float] | None:
+def _rows(outcomes: Outcomes, first: Sequence[Cell], second: Sequence[Cell]) -> list[float] | None:
     both = [
-        torch.tensor(books.outcomes[a]["rows"]) - torch.tensor(books.outcomes[b]["rows"])
+        torch.tensor(outcomes.by_cell[a]["rows"]) - torch.tensor(outcomes.by_cell[b]["rows"])
         for a, b in zip(first, second, strict=False)
-        if books.outcomes[a]["status"] == books.outcomes[b]["status"] == "finished"
+        if outcomes.by_cell[a]["status"] == outcomes.by_cell[b]["status"] == "finished"
     ]
     return rows_interval(torch.stack(both).double().mean(0)) if both else None
 
 
 def fixed_rate_table(
-    books: Books, cells: Mapping[str, Sequence[Cell]], speed: Mapping[str, float]
+    outcomes: Outcomes, cells: Mapping[str, Sequence[Cell]], speed: Mapping[str, float]
 ) -> dict[str, Any]:
     """The figures of every arm at the common rate."""
     arms = {
         name: {
             "lr": FIXED_RATE,
-            **arm_figures(books, cells[name], speed.get(name)),
-            "source_factor": median([outcome["source_factor"] for outcome in books.finished(cells[name])]),
-            "failed": books.messages(cells[name]),
+            **arm_figures(outcomes, cells[name], speed.get(name)),
+            "source_factor": median([outcome["source_factor"] for outcome in outcomes.finished(cells[name])]),
+            "failed": outcomes.messages(cells[name]),
         }
         for name in cells
     }
-    return {"lr": FIXED_RATE, "arms": arms, "pairs": pairs(books, cells, None, {})}
+    return {"lr": FIXED_RATE, "arms": arms, "pairs": pairs(outcomes, cells, None, {})}
 
 
 def median(values: Sequence[float | None]) -> float | None:
     there = [value for value in values if value is not None]
     return statistics.median(there) if there else None
-
-
-def finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None

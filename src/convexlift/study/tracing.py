@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, final
 
 import numpy as np
 import torch
 
-from convexlift.data import Data, place
-from convexlift.mechanism import Dwell, ShoulderTrace, coupling
+from convexlift.data import place
+from convexlift.mechanism import ShoulderTrace, coupling, probe_batches, restricted_mean
 from convexlift.mechanism.observing import emissions
 from convexlift.problems import Problem
-from convexlift.seeds import seed_of
 from convexlift.sources import is_lifted
+from convexlift.study.statistics import finite_or_none
 from convexlift.tasks.task import evaluating
-from convexlift.training.batches import Batches
 from convexlift.training.run import FitEvent
 
 COUPLED_AT = (0.0, 0.3, 0.6)
@@ -50,9 +48,7 @@ class Trace:
         like = next(p for p in model.parameters() if p.is_floating_point())
 
         def drawn(stream: str) -> list[Any]:
-            batches: list[Data] = [
-                Batches(problem.train, batch_size, seed_of(seed, stream, k)).at(0).data for k in range(PROBES)
-            ]
+            batches = probe_batches(problem.train, batch_size, PROBES, seed, stream)
             return [place(batch, like.device, like.dtype) for batch in batches]
 
         self.probes = drawn("probe")
@@ -78,11 +74,10 @@ class Trace:
             np.sum(list(by_layer.values()), 0) for by_layer in (self.shoulder.entries, self.shoulder.exits)
         )
         there = np.cumsum(entries - exits)
-        median = stays.median / self.steps
         return {
             "coupling": self.couplings,
             "dwell": restricted_mean(stays, self.steps) / self.steps if len(stays.times) else None,
-            "median_dwell": median if math.isfinite(median) else None,
+            "median_dwell": finite_or_none(stays.median / self.steps),
             "occupancy": float(there.mean()) / self.weights,
             "entries": int(entries.sum()),
             "exits": int(exits.sum()),
@@ -107,29 +102,3 @@ class Trace:
             "p_value": found.batch.p_value,
             "curvature": found.curvature.trace,
         }
-
-
-def restricted_mean(stays: Dwell, horizon: float) -> float:
-    """The mean of min(stay, horizon): the area under the Kaplan-Meier estimate up to there.
-
-        integral_0^horizon S(t) dt
-
-    Unlike the median it is finite with any censoring. nan without a stay.
-
-    Raises:
-        ValueError: a horizon that is not positive.
-
-    Source: Irwin, "The standard error of an estimate of expectation of life", Journal of Hygiene 1949.
-
-    Example:
-        >>> stays = Dwell(np.array([10, 20, 40]), np.array([False, False, True]))
-        >>> round(restricted_mean(stays, 40), 3)
-        23.333
-    """
-    if horizon <= 0:
-        raise ValueError(f"horizon must be positive; got {horizon:g}")
-    if not len(stays.times):
-        return math.nan
-    times, share = stays.survival()
-    edges = np.minimum(np.concatenate([[0.0], times, [horizon]]), horizon)
-    return float((np.diff(edges) * np.concatenate([[1.0], share])).sum())

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import PICNN, PartialPotential
+from convexlift.architectures import Architecture, PartialPotential
+from convexlift.architectures.base import architecture_of
 from convexlift.checks import check_draws
 from convexlift.integration.rays.rule import ray_rule
 from convexlift.tasks import conditional_integrals as contexts
 from convexlift.tasks.standardise import Standardiser
-from convexlift.tasks.task import (
-    check_rows,
-    evaluating,
-    in_float64,
-    latest_settling,
-    require_weights,
-    start_rows,
-)
+from convexlift.tasks.task import Task, check_rows, in_float64, start_rows
 
 Pair = tuple[Tensor, Tensor]
 
@@ -40,8 +33,8 @@ class ConditionalNormaliser:
 
     Example:
         >>> import convexlift as cl
-        >>> density = ConditionalDensity(PICNN(1, 1, hidden=(8, 8), seed=0))
-        >>> found = density.log_normalizer(torch.zeros(4, 1))
+        >>> density = ConditionalDensity(cl.PICNN(1, 1, hidden=(8, 8), seed=0))
+        >>> found = density.normaliser(torch.zeros(4, 1))
         >>> found.log_z.shape, bool(found.error.max() < 1e-6)
         (torch.Size([4]), True)
     """
@@ -51,7 +44,7 @@ class ConditionalNormaliser:
 
 
 @final
-class ConditionalDensity(nn.Module):
+class ConditionalDensity(Task):
     """The density p(x | c) = exp(-f(t; e)) / (Z(e) scale), t and e the standardised x and c, f convex in t.
 
     Trained on pairs (x, c) by one of two objectives:
@@ -60,7 +53,7 @@ class ConditionalDensity(nn.Module):
       row is integrated along rays from near the mode of f(.; e), each to where f is 25 higher; by convexity
       that leaves out about 1e-11 of the mass. 16 Gauss-Legendre nodes a ray, 2 rays for d = 1 and 16 for
       d = 2. With the default activation log Z is then off by some 1e-7 for most contexts and by at most 1e-4
-      (d = 1) or 1e-3 (d = 2); a sharp activation costs more. ``log_normalizer`` refines until it settles.
+      (d = 1) or 1e-3 (d = 2); a sharp activation costs more. ``normaliser`` refines until it settles.
     - ``"score"``: exact score matching, mean of |grad f|^2 / 2 - laplacian f at (t; e), for any d.
 
     A lift emits from the rows (t, e) of the data batch, once a step; the same weights are used at the nodes.
@@ -86,7 +79,7 @@ class ConditionalDensity(nn.Module):
         >>> import convexlift as cl
         >>> c = torch.linspace(-1, 1, 50)[:, None]
         >>> x = 2 * c + torch.randn(50, 1, generator=torch.Generator().manual_seed(0))
-        >>> density = ConditionalDensity(PICNN(1, 1, hidden=(8, 8), seed=0), objective="mle")
+        >>> density = ConditionalDensity(cl.PICNN(1, 1, hidden=(8, 8), seed=0), objective="mle")
         >>> density.initialise((x, c))
         >>> density.log_prob(x, c).shape, density.score(x, c).shape, density.mode(c).shape
         (torch.Size([50]), torch.Size([50, 1]), torch.Size([50, 1]))
@@ -94,9 +87,11 @@ class ConditionalDensity(nn.Module):
         torch.Size([50, 7, 1])
     """
 
+    standardiser: Standardiser
+
     def __init__(self, block: nn.Module, objective: str = "score") -> None:
         super().__init__()
-        architecture = _check_block(block)
+        architecture: Architecture[PartialPotential] = architecture_of(block, conditional=True)
         if objective not in OBJECTIVES:
             raise ValueError(f"unknown objective {objective!r}; known: {', '.join(OBJECTIVES)}")
         if objective == "mle" and architecture.dim > 2:
@@ -115,10 +110,9 @@ class ConditionalDensity(nn.Module):
         self.standardiser = Standardiser(self.dim).to(like)
         self.context_standardiser = Standardiser(self.context_dim, name="contexts").to(like)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating dtype of samples and contexts."""
-        return self.standardiser.mean.dtype
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild the density, with its block; ``save`` writes them."""
+        return {"block": self.block, "objective": self.objective}
 
     def loss(self, batch: Pair, emit_from: Pair | None = None) -> Tensor:
         """The objective's mean over the batch (x, c); a lift emits from the batch itself, or ``emit_from``.
@@ -127,7 +121,7 @@ class ConditionalDensity(nn.Module):
         """
         t, e = self._standardised(batch)
         rows = torch.cat([t, e], 1) if emit_from is None else self._rows(emit_from)
-        given = self._emit(rows.detach()).given(e)
+        given = self.block.emit(rows.detach()).given(e)
         if self.objective == "score":
             return (given.gradient(t).square().sum(1) / 2 - given.laplacian(t)).mean()
         points, log_weights = ray_rule(contexts.family(given, torch.arange(len(e), device=e.device)))
@@ -135,7 +129,7 @@ class ConditionalDensity(nn.Module):
         return (given.value(t) + log_z).mean() - self.standardiser.log_scale_jacobian
 
     def log_prob(self, x: Tensor, c: Tensor, batch: Pair | None = None) -> Tensor:
-        """log p(x | c), (N,), with log Z from ``log_normalizer``, once for each distinct context.
+        """log p(x | c), (N,), with log Z from ``normaliser``, once for each distinct context.
 
         Changes no state. The gradient flows through f, not through log Z. An unfrozen lift needs a ``batch``.
         """
@@ -153,7 +147,7 @@ class ConditionalDensity(nn.Module):
         return -potential.given(e).gradient(t) / self.standardiser.scale
 
     @torch.no_grad()
-    def log_normalizer(self, c: Tensor, batch: Pair | None = None) -> ConditionalNormaliser:
+    def normaliser(self, c: Tensor, batch: Pair | None = None) -> ConditionalNormaliser:
         """log Z in float64, of f over the standardised x, for each context (N, k), with its error.
 
         By quadrature for d = 1 and 2: rays to where f is 40 above the mode, rules refined until log Z changes
@@ -189,63 +183,6 @@ class ConditionalDensity(nn.Module):
         draws = contexts.draw(potential, e, rows, n, generator)
         return self.standardiser.inverse(draws).to(self.dtype)
 
-    @torch.no_grad()
-    def initialise(self, data: Pair) -> None:
-        """Fit both standardisers to training data (x, c); start a lift from it. Once only.
-
-        Raises:
-            ValueError: see ``Standardiser.fit``.
-        """
-        if bool(self.standardiser.fitted):
-            return
-        x, c = self._check_pair(data)
-        self.standardiser.fit(x)
-        self.context_standardiser.fit(c)
-        if not isinstance(self.block, PICNN):
-            with evaluating(self):
-                self.block.initialise(start_rows(self._rows(data)))  # type: ignore[operator]
-
-    @torch.no_grad()
-    def freeze(self, data: Pair | None = None) -> ConditionalDensity:
-        """The density of a plain ``PICNN`` in eval mode that asks for no gradient.
-
-        A lift emits from the training data (x, c); without lifts no data are needed.
-        """
-        with evaluating(self):
-            block = self.block.freeze(None if data is None else self._rows(data))  # type: ignore[operator]
-        frozen = ConditionalDensity(block, self.objective)
-        frozen.standardiser = copy.deepcopy(self.standardiser)
-        frozen.context_standardiser = copy.deepcopy(self.context_standardiser)
-        return frozen.requires_grad_(False).eval()
-
-    @torch.no_grad()
-    def settle(self, data: Pair) -> None:
-        """Fix a lift's summary to that of the training data (x, c)."""
-        if not isinstance(self.block, PICNN):
-            self.block.settle(self._rows(data))  # type: ignore[operator]
-
-    def set_progress(self, t: float) -> None:
-        """Tell the block how far training is, t in [0, 1]."""
-        if not isinstance(self.block, PICNN):
-            self.block.set_progress(t)  # type: ignore[operator]
-
-    @property
-    def settle_at(self) -> float | None:
-        """The fraction of training at which ``settle`` is due; None without a lift."""
-        return latest_settling([self.block])
-
-    def block_inputs(self, batch: Pair) -> list[Tensor]:
-        """The rows (N, d + k) that the block sees when a lift emits from this batch (x, c)."""
-        return [self._rows(batch)]
-
-    def _emit(self, rows: Tensor | None) -> PartialPotential:
-        return _check_block(self.block).potential(self.block.emit(rows).tensors)  # type: ignore[operator]
-
-    def _potential(self, batch: Pair | None) -> PartialPotential:
-        require_weights(self, batch)
-        with evaluating(self):
-            return self._emit(None if batch is None else self._rows(batch))
-
     def _at_contexts(self, c: Tensor, batch: Pair | None) -> tuple[PartialPotential, Tensor, Tensor]:
         """The potential and the standardised contexts in float64, and the numbers of all contexts."""
         potential = self._potential(batch)
@@ -253,13 +190,22 @@ class ConditionalDensity(nn.Module):
         e = self.context_standardiser(c).double()
         return in_float64(potential), e, torch.arange(len(e), device=e.device)
 
-    def _standardised(self, data: Pair) -> Pair:
-        x, c = self._check_pair(data)
-        return self.standardiser(x), self.context_standardiser(c)
+    def _fit(self, data: Any) -> Tensor:
+        x, c = self._samples_and_contexts(data)
+        self.standardiser.fit(x)
+        self.context_standardiser.fit(c)
+        return start_rows(self._rows(data))
 
-    def _rows(self, data: Pair) -> Tensor:
+    def _rows(self, data: Any, name: str | None = None) -> Tensor:
         """Standardised samples and contexts side by side, (N, d + k)."""
         return torch.cat(self._standardised(data), 1)
+
+    def _standardised(self, data: object) -> Pair:
+        x, c = self._samples_and_contexts(data)
+        return self.standardiser(x), self.context_standardiser(c)
+
+    def _samples_and_contexts(self, data: object) -> Pair:
+        return self._pair(data, "a pair (x, c)", self.context_dim, "contexts")
 
     def _aligned(self, x: Tensor, c: Tensor) -> Pair:
         """Both standardised; a single context stays one row, which serves all samples."""
@@ -268,26 +214,6 @@ class ConditionalDensity(nn.Module):
             check_rows(c, self.context_dim, self.dtype, "contexts")
             return self.standardiser(x), self.context_standardiser(c)
         return self._standardised((x, c))
-
-    def _check_pair(self, data: object) -> Pair:
-        """x (N, d) and c (N, k), checked."""
-        if not isinstance(data, tuple) or len(data) != 2:
-            got = f"a tuple of {len(data)}" if isinstance(data, tuple) else type(data).__name__
-            raise TypeError(f"expected a pair (x, c); got {got}")
-        x, c = data
-        check_rows(x, self.dim, self.dtype)
-        check_rows(c, self.context_dim, self.dtype, "contexts")
-        if len(x) != len(c):
-            raise ValueError(f"expected as many contexts as samples; got {len(c)} and {len(x)}")
-        return x, c
-
-
-def _check_block(block: nn.Module) -> PICNN:
-    architecture = block if isinstance(block, PICNN) else getattr(block, "architecture", None)
-    if not isinstance(architecture, PICNN):
-        inside = f" of {type(architecture).__name__}" if isinstance(architecture, nn.Module) else ""
-        raise TypeError(f"expected a PICNN or a weight source of one; got {type(block).__name__}{inside}")
-    return architecture
 
 
 def _distinct(e: Tensor) -> Pair:

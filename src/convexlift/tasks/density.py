@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN, ConvICNN, Potential
+from convexlift.architectures import Potential
 from convexlift.calculus.solve import invert_gradient
 from convexlift.checks import check_draws
 from convexlift.integration import line
 from convexlift.integration.annealing import AnnealedNormaliser
-from convexlift.integration.annealing import log_normalizer as annealed
-from convexlift.integration.diagnostics import effective_sample_size
+from convexlift.integration.annealing import annealed_normaliser as annealed
 from convexlift.integration.gaussian import Gaussian, laplace
 from convexlift.integration.langevin import Draws, adapted
 from convexlift.integration.langevin import draw as run_chains
@@ -23,22 +23,9 @@ from convexlift.integration.line import Normaliser
 from convexlift.integration.plane import normaliser as plane
 from convexlift.integration.plane.normaliser import PlaneNormaliser
 from convexlift.objectives import Objective, objective_named
-from convexlift.tasks.region import CredibleRegion
+from convexlift.tasks.region import CredibleRegion, region_of_draws
 from convexlift.tasks.standardise import Standardiser, Whitener
-from convexlift.tasks.task import (
-    check_block,
-    check_rows,
-    emit,
-    evaluating,
-    freeze_block,
-    in_float64,
-    initialise_block,
-    latest_settling,
-    require_weights,
-    set_block_progress,
-    settle_block,
-    start_rows,
-)
+from convexlift.tasks.task import Task, check_block, check_rows, in_float64, start_rows
 
 Rows = Tensor | tuple[Tensor, Tensor]
 
@@ -46,11 +33,14 @@ Rows = Tensor | tuple[Tensor, Tensor]
 _FARTHEST = 1e4
 # Rows by which that width is found.
 _WIDTH_ROWS = 100_000
+# Of a normalisation that many models of a comparison get.
+_PARTICLES = 1024
 # Points by which the threshold of a credible region is found: quantiles in one dimension, draws above two.
 _REGION_POINTS = 20_480
 
 
-class LogConcaveDensity(nn.Module):
+@final
+class LogConcaveDensity(Task):
     """The density p(x) = exp(-f(t)) / Z |dt/dx|, t the standardised x, f convex, Z = integral of exp(-f).
 
     t = (x - mean) / scale in one dimension; above, t = L^-1 (x - mean) with L L' the covariance of the
@@ -65,14 +55,15 @@ class LogConcaveDensity(nn.Module):
             "chains", "score", "denoising" or "nce".
 
     Training rows are a tensor (N, d), or a pair of it and observation weights (N,), non-negative: a row of
-    weight 2 counts as two rows.
+    weight 2 counts as two rows. ``freeze`` finds log Z in one dimension; above, the first ``log_prob`` does.
 
     Shapes: samples (N, d); log-densities (N,); scores (N, d).
 
     Raises:
         ValueError: an unknown objective; from the methods, samples of another width or with NaN or infinite
             entries, an unfrozen lift without ``batch`` to emit from, or an f whose exp(-f) has no finite
-            integral (possible only with strong_convexity = 0).
+            integral (possible only with strong_convexity = 0); from ``initialise``, every weight is zero, an
+            entry lies so far out that no log-concave density has it, or nearly all of a column is one value.
         TypeError: a block of another kind; from the methods, samples of another dtype.
         UnreliableEstimate: a RuntimeError, from what needs Z above two dimensions: its estimate collapsed.
 
@@ -85,7 +76,7 @@ class LogConcaveDensity(nn.Module):
         >>> density.initialise(x)
         >>> density.log_prob(x).shape, density.score(x).shape, density.sample(5, seed=0).shape
         (torch.Size([3]), torch.Size([3, 1]), torch.Size([5, 1]))
-        >>> density.log_normalizer().error < 1e-6
+        >>> density.normaliser().error < 1e-6
         True
     """
 
@@ -108,15 +99,14 @@ class LogConcaveDensity(nn.Module):
         self.register_buffer("quick_log_z", self.log_z.clone(), persistent=False)
         self.register_buffer("mean_weight", torch.ones_like(self.log_z))
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating dtype of the density, and of its samples."""
-        return self.standardiser.mean.dtype
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild a frozen density, with its block; ``save`` writes them."""
+        return {"block": self.block, "objective": "known"}
 
     @property
-    def ess(self) -> float | None:
+    def effective_share(self) -> float | None:
         """The effective share of the draws of the last training step; None without draws."""
-        return self.objective.ess
+        return self.objective.effective_share
 
     def loss(self, batch: Rows, emit_from: Rows | None = None) -> Tensor:
         """The mean loss of the batch, for likelihoods of -log p in nats; others are those of ``Objective``.
@@ -124,9 +114,9 @@ class LogConcaveDensity(nn.Module):
         A lift emits from the batch itself, or from ``emit_from``.
         """
         x, weights = self._split(batch)
-        t = self._standardised(x)
-        source = t if emit_from is None else self._standardised(self._split(emit_from)[0], "emitting samples")
-        potential = emit(self.block, source.detach())
+        t = self.standardiser(x)
+        source = t if emit_from is None else self._rows(emit_from, "emitting samples")
+        potential = self.block.emit(source.detach())
         if weights is not None:
             weights = weights / self.mean_weight
         frozen = self._is_frozen()
@@ -149,13 +139,13 @@ class LogConcaveDensity(nn.Module):
         on an unfrozen one every call does, and leaves log Z out of the gradient in the weights.
         """
         potential = self._potential(batch)
-        return self._constant(potential) - potential.value(self._standardised(x))
+        return self._constant(potential) - potential.value(self._rows(x))
 
     def score(self, x: Tensor, batch: Rows | None = None) -> Tensor:
         """The gradient of log p at x, (N, d). It needs no Z."""
-        return -self.standardiser.pull_back(self._potential(batch).gradient(self._standardised(x)))
+        return -self.standardiser.pull_back(self._potential(batch).gradient(self._rows(x)))
 
-    def log_normalizer(
+    def normaliser(
         self, batch: Rows | None = None, *, seed: int = 0, particles: int = 2048
     ) -> Normaliser | PlaneNormaliser | AnnealedNormaliser:
         """log Z in float64, of f over the standardised points, with its ``error``.
@@ -236,111 +226,51 @@ class LogConcaveDensity(nn.Module):
             ValueError: the level is not between 0 and 1.
             RuntimeError: the chains have not mixed.
         """
-        level = float(level)
-        if not 0 < level < 1:
-            raise ValueError(f"the level must lie between 0 and 1; got {level}")
-        emitted = self._potential(batch)
-        potential = Potential(
-            emitted.architecture, {k: t.detach().clone() for k, t in emitted.tensors.items()}
-        )
-        constant = self._constant(potential).clone()
+        return self._regions([level], seed, batch)[0]
 
-        def log_prob(points: Tensor) -> Tensor:
-            return constant - potential.value(self._standardised(points))
+    def check_entries(self, rows: Tensor) -> None:
+        """Refuse entries that no log-concave density would have beside the others."""
+        check_outliers(rows)
 
-        if self.dim <= 2:
-            threshold = float(constant) - self._level(potential, level)
-            return CredibleRegion(level, threshold, 0.0, log_prob)
-        found = _mixed(self.draw(_REGION_POINTS, seed, batch))
-        values = log_prob(found.x).double()
-        threshold = float(values.quantile(1 - level))
-        inside = (values >= threshold).double().unflatten(0, (-1, found.chains)).T[:, :, None]
-        worth = min(float(effective_sample_size(inside)), _REGION_POINTS)
-        return CredibleRegion(level, threshold, math.sqrt(level * (1 - level) / worth), log_prob)
-
-    @torch.no_grad()
-    def initialise(self, data: Rows) -> None:
-        """Fit the standardiser to training data (N, d); start a lift and the objective from it. Once only.
-
-        Raises:
-            ValueError: see ``Standardiser.fit`` and ``Whitener.fit``; or every weight is zero, an entry lies
-                so far out that no log-concave density has it, or nearly all of a column is one value.
-            TypeError: samples or weights of another dtype.
-        """
-        if bool(self.standardiser.fitted):
-            return
+    def _fit(self, data: Any) -> Tensor:
         x, weights = self._split(data)
-        check_rows(x, self.dim, self.dtype)
         average = 1.0 if weights is None else float(weights.double().mean())
         if weights is not None:
             if len(weights) and average == 0:
                 raise ValueError("every weight is zero")
             x, weights = x[weights > 0], weights[weights > 0]
-        check_outliers(x)
+        self.check_entries(x)
         start = self.standardiser.fit(x, weights)(start_rows(x))
         self.mean_weight.fill_(average)
-        with evaluating(self):
-            initialise_block(self.block, start)
-            self.objective.initialise(emit(self.block, start), start)
+        return start
 
-    @torch.no_grad()
-    def freeze(self, data: Rows | None = None) -> LogConcaveDensity:
-        """The density of a plain ICNN in eval mode that asks for no gradient.
+    def _start(self, x: Tensor) -> None:
+        super()._start(x)
+        self.objective.initialise(self.block.emit(x), x)
 
-        A lift emits from the training data (N, d); without lifts no data are needed. log Z is found here in
-        one dimension, at the first ``log_prob`` above.
-        """
-        with evaluating(self):
-            rows = None if data is None else self._standardised(self._split(data)[0])
-            block = freeze_block(self.block, rows)
-            density = LogConcaveDensity(block, copy.deepcopy(self.objective))
-            density.standardiser = copy.deepcopy(self.standardiser)
-            density.mean_weight.copy_(self.mean_weight)
-            if self.dim == 1:
-                density.log_z.copy_(density.log_normalizer().log_z)
-            elif (estimate := self.objective.estimate(emit(block, None))) is not None:
-                if not bool(estimate.isfinite()):
-                    raise FloatingPointError(f"the estimate of log Z is {float(estimate)}")
-                density.quick_log_z.copy_(estimate)
-        return density.requires_grad_(False).eval()
+    def _complete(self, frozen: LogConcaveDensity, x: Tensor | None) -> None:
+        """log Z is found here in one dimension, at the first ``log_prob`` above."""
+        frozen.log_z.fill_(torch.nan)
+        frozen.quick_log_z.fill_(torch.nan)
+        if self.dim == 1:
+            frozen.log_z.copy_(frozen.normaliser().log_z)
+        elif (estimate := self.objective.estimate(frozen.block.emit())) is not None:
+            if not bool(estimate.isfinite()):
+                raise FloatingPointError(f"the estimate of log Z is {float(estimate)}")
+            frozen.quick_log_z.copy_(estimate)
 
-    @torch.no_grad()
-    def settle(self, data: Rows) -> None:
-        """Fix a lift's summary to that of the training data (N, d)."""
-        settle_block(self.block, self._standardised(self._split(data)[0]))
+    def _rows(self, data: Any, name: str | None = None) -> Tensor:
+        return self.standardiser(self._split(data, name)[0])
 
-    def set_progress(self, t: float) -> None:
-        """Tell the block how far training is, t in [0, 1]."""
-        set_block_progress(self.block, t)
-
-    @property
-    def settle_at(self) -> float | None:
-        """The fraction of training at which ``settle`` is due; None without a lift."""
-        return latest_settling([self.block])
-
-    def block_inputs(self, batch: Rows) -> list[Tensor]:
-        """The points (N, d) that the block sees when a lift emits from this batch."""
-        return [self._standardised(self._split(batch)[0])]
-
-    def _split(self, batch: object) -> tuple[Tensor, Tensor | None]:
-        """Samples and weights (N,) of a batch, the latter checked, or None."""
+    def _split(self, batch: Any, name: str | None = None) -> tuple[Tensor, Tensor | None]:
+        """Samples and weights (N,) of a batch, checked; the weights may be None."""
         if not isinstance(batch, tuple):
-            return batch, None  # type: ignore[return-value]  # checked where they are standardised
-        if len(batch) != 2:
-            raise TypeError(f"expected samples, or a pair (samples, weights); got a tuple of {len(batch)}")
-        x, weights = batch
-        if isinstance(weights, Tensor) and weights.ndim == 1:
-            weights = weights[:, None]
-        weights = check_rows(weights, 1, self.dtype, "weights")[:, 0]
-        if len(x) != len(weights):
-            raise ValueError(f"expected as many weights as samples; got {len(weights)} and {len(x)}")
+            return check_rows(batch, self.dim, self.dtype, name or "samples"), None
+        x, weights = self._pair(batch, "samples, or a pair (samples, weights)", None, "weights", name)
         if bool((weights < 0).any()):
             row = int((weights < 0).nonzero()[0])
             raise ValueError(f"weights must not be negative; row {row} has {float(weights[row]):g}")
         return x, weights
-
-    def _standardised(self, x: Tensor, name: str = "samples") -> Tensor:
-        return self.standardiser(check_rows(x, self.dim, self.dtype, name))
 
     def _restored(self, t: Tensor) -> Tensor:
         """Points in data space from standardised ones in float64, computed there."""
@@ -350,14 +280,8 @@ class LogConcaveDensity(nn.Module):
         jacobian = self.standardiser.log_scale_jacobian
         return jacobian if weights is None else weights.mean() * jacobian
 
-    def _potential(self, batch: Rows | None) -> Potential:
-        require_weights(self, batch)
-        with evaluating(self):
-            rows = None if batch is None else self._standardised(self._split(batch)[0], "emitting samples")
-            return emit(self.block, rows)
-
     def _is_frozen(self) -> bool:
-        plain = isinstance(self.block, ICNN | ConvICNN)
+        plain = check_block(self.block) is self.block
         return plain and not any(p.requires_grad for p in self.block.parameters())
 
     def _is_known(self) -> bool:
@@ -370,14 +294,40 @@ class LogConcaveDensity(nn.Module):
             return self.standardiser.log_scale_jacobian - self.log_z
         return self.standardiser.log_scale_jacobian - self._normaliser(potential).log_z.to(self.dtype)
 
-    def _level(self, potential: Potential, probability: float) -> float:
-        """The c with P(f <= c) = probability, by quadrature in one or two dimensions."""
+    @torch.no_grad()
+    def _regions(
+        self, levels: Sequence[float], seed: int = 0, batch: Rows | None = None
+    ) -> list[CredibleRegion]:
+        """The ``credible_region`` of each level, by one normaliser or from one set of draws."""
+        levels = [float(level) for level in levels]
+        for level in levels:
+            if not 0 < level < 1:
+                raise ValueError(f"the level must lie between 0 and 1; got {level}")
+        emitted = self._potential(batch)
+        potential = replace(emitted, tensors={k: t.detach().clone() for k, t in emitted.tensors.items()})
+        constant = self._constant(potential).clone()
+
+        def log_prob(points: Tensor) -> Tensor:
+            return constant - potential.value(self._rows(points))
+
+        if self.dim <= 2:
+            heights = self._heights(potential, levels)
+            return [
+                CredibleRegion(level, float(constant) - height, 0.0, log_prob)
+                for level, height in zip(levels, heights, strict=True)
+            ]
+        found = _mixed(self.draw(_REGION_POINTS, seed, batch))
+        return [region_of_draws(level, log_prob, found) for level in levels]
+
+    def _heights(self, potential: Potential, probabilities: Sequence[float]) -> list[float]:
+        """The c with P(f <= c) = probability for each, by quadrature in one or two dimensions."""
         if self.dim == 2:
             found = self._plane(potential)
-            return float(plane.level(found, found.values.new_tensor([probability])))
+            return plane.level(found, found.values.new_tensor(probabilities)).tolist()
         middles = (torch.arange(_REGION_POINTS, dtype=torch.float64) + 0.5) / _REGION_POINTS
         t = line.quantile(self._line(potential), middles.to(self.log_z.device))
-        return float(in_float64(potential).value(t[:, None]).quantile(probability))
+        values = in_float64(potential).value(t[:, None])
+        return [float(values.quantile(probability)) for probability in probabilities]
 
     def _normaliser(
         self, potential: Potential, seed: int = 0, particles: int = 2048
@@ -422,6 +372,31 @@ class LogConcaveDensity(nn.Module):
                 f"{found.iterations} Newton steps"
             )
         return found.x
+
+
+@torch.no_grad()
+def normalised(density: LogConcaveDensity) -> dict[str, float]:
+    """Find log Z of a frozen density, keep it, and say how well it is known.
+
+    Returns:
+        "log_z_error", a bound where d <= 2 and a standard error above; "log_z_share", the effective share of
+        the annealed particles, where there are any.
+
+    Raises:
+        UnreliableEstimate: the estimate collapsed.
+
+    Example:
+        >>> import convexlift as cl
+        >>> density = cl.LogConcaveDensity(cl.ICNN(3, hidden=(8,), seed=0)).freeze()
+        >>> found = normalised(density)
+        >>> found["log_z_error"] < 0.05, found["log_z_share"] > 0.1, bool(density.log_z.isfinite())
+        (True, True, True)
+    """
+    found = density.normaliser(particles=_PARTICLES)
+    density.log_z.copy_(found.log_z)
+    told = {"log_z_error": float(found.error)}
+    particles = getattr(found, "particles", None)
+    return told if particles is None else {**told, "log_z_share": float(found.ess) / particles}  # type: ignore[union-attr]
 
 
 def _independent(x: Tensor) -> Draws:

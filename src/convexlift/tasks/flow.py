@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +18,9 @@ from convexlift.calculus.estimation import LogdetEstimate
 from convexlift.calculus.solve import Solution, default_tolerance
 from convexlift.checks import check_draws, check_samples, may_branch, name_rows
 from convexlift.sources import is_lifted
+from convexlift.tasks.actnorm import ActNorm
 from convexlift.tasks.standardise import Standardiser
-from convexlift.tasks.task import (
-    check_block,
-    check_rows,
-    emit,
-    evaluating,
-    freeze_block,
-    in_float64,
-    initialise_block,
-    latest_settling,
-    map_rows,
-    require_weights,
-    set_block_progress,
-    settle_block,
-    start_rows,
-)
+from convexlift.tasks.task import Task, check_block, check_rows, evaluating, in_float64, map_rows
 
 # Hessians formed at a time where no gradient is asked for.
 _HESSIANS = 4096
@@ -41,52 +28,8 @@ _HESSIANS = 4096
 _AGAIN = 64
 
 
-class ActNorm(nn.Module):
-    """z = exp(log_scale) x + shift, column by column, learned from a start with zero mean and unit deviation.
-
-    `initialised` is a persistent buffer: the start is taken from data once, and a state_dict remembers that.
-
-    Source: Kingma and Dhariwal, "Glow", NeurIPS 2018.
-
-    >>> norm = ActNorm(1)
-    >>> norm.initialise(torch.tensor([[1.0], [3.0]]))
-    >>> norm(torch.tensor([[1.0], [3.0]])).flatten()
-    tensor([-1.,  1.], grad_fn=<...>)
-    """
-
-    initialised: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(dim))
-        self.shift = nn.Parameter(torch.zeros(dim))
-        self.register_buffer("initialised", torch.tensor(False))
-
-    @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
-        """Start so that x (N, d) is mapped onto zero mean and unit deviation; a no-op the second time."""
-        if self.initialised:
-            return
-        scale = 1 / x.std(0, correction=0).clamp_min(1e-6)
-        self.log_scale.copy_(scale.log())
-        self.shift.copy_(-x.mean(0) * scale)
-        self.initialised.fill_(True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """z, (N, d)."""
-        return torch.addcmul(self.shift, x, self.log_scale.to(x.dtype).exp())
-
-    def inverse(self, z: Tensor) -> Tensor:
-        """x, (N, d)."""
-        return (z - self.shift) * (-self.log_scale).to(z.dtype).exp()
-
-    @property
-    def logdet(self) -> Tensor:
-        """log of the Jacobian's determinant, a scalar."""
-        return self.log_scale.sum()
-
-
-class ConvexPotentialFlow(nn.Module):
+@final
+class ConvexPotentialFlow(Task):
     """A density by change of variables through gradients of strongly convex potentials.
 
         z = T(x),  T = norm_K o grad f_K o norm_{K-1} o ... o grad f_1 o norm_0 o standardise,
@@ -131,6 +74,8 @@ class ConvexPotentialFlow(nn.Module):
         ValueError: expected (N, 2) samples; got (100, 1)
     """
 
+    standardiser: Standardiser
+
     def __init__(
         self, blocks: Iterable[nn.Module], *, logdet: Method | None = None, chunk: int | None = None
     ) -> None:
@@ -155,10 +100,9 @@ class ConvexPotentialFlow(nn.Module):
         self.standardiser = Standardiser(self.dim).to(like)
         self.norms = nn.ModuleList([ActNorm(self.dim).to(like) for _ in range(len(self.blocks) + 1)])
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating dtype of the flow, and of its samples."""
-        return self.standardiser.mean.dtype
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild the flow, with its blocks; ``save`` writes them."""
+        return {"blocks": list(self.blocks), "logdet": self.logdet_method}
 
     def forward(self, x: Tensor, batch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = T(x), (N, d), and log det DT(x), (N,), both in the space of the data.
@@ -186,7 +130,7 @@ class ConvexPotentialFlow(nn.Module):
         Raises:
             FloatingPointError: rows are not finite in float64 either, or below the range of the flow's dtype.
         """
-        require_weights(self, batch)
+        self._require_weights(batch)
         check_samples(x, self.dim, self.dtype)
         tensors = [x, *self.parameters()]
         with evaluating(self):
@@ -220,8 +164,8 @@ class ConvexPotentialFlow(nn.Module):
             >>> torch.allclose(found.value, flow.log_prob(x), atol=1e-4), found.standard_error.shape
             (True, torch.Size([5]))
         """
-        require_weights(self, batch)
-        z = self.standardiser(check_rows(x, self.dim, self.dtype))
+        self._require_weights(batch)
+        z = self._rows(x)
         logdet = self.standardiser.log_scale_jacobian.expand(len(x))
         variance = torch.zeros_like(logdet)
         with evaluating(self):
@@ -246,8 +190,8 @@ class ConvexPotentialFlow(nn.Module):
 
     def jacobian(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
         """DT(x), (N, d, d), the product of the potentials' Hessians and the scales between them."""
-        require_weights(self, batch)
-        z = self.standardiser(check_rows(x, self.dim, self.dtype))
+        self._require_weights(batch)
+        z = self._rows(x)
         with evaluating(self):
             out = torch.diag(1 / self.standardiser.scale)
             for (norm, _), potential in zip(self._layers(), self._potentials(batch), strict=True):
@@ -275,7 +219,7 @@ class ConvexPotentialFlow(nn.Module):
         ``residual`` is the worst of the blocks' relative residuals, row by row, ``converged`` says whether
         all blocks converged, and ``iterations`` counts the Newton steps of all blocks.
         """
-        require_weights(self, batch)
+        self._require_weights(batch)
         check_rows(z, self.dim, self.dtype, name="latent points")
         with evaluating(self), torch.no_grad():
             return self._invert(z, self._potentials(batch))
@@ -289,7 +233,7 @@ class ConvexPotentialFlow(nn.Module):
             RuntimeError: some rows converge from no start.
         """
         n = check_draws(n)
-        require_weights(self, batch)
+        self._require_weights(batch)
         device = self.standardiser.mean.device
         generator = None if seed is None else torch.Generator(device).manual_seed(seed)
         with evaluating(self), torch.no_grad():
@@ -312,80 +256,41 @@ class ConvexPotentialFlow(nn.Module):
             return x
 
     @torch.no_grad()
-    def initialise(self, data: Tensor) -> None:
-        """Fit the standardiser to training data (N, d); start norms and lifts from it. Once only.
-
-        Raises:
-            ValueError: see ``Standardiser.fit``.
-        """
-        if bool(self.standardiser.fitted):
-            return
-        check_rows(data, self.dim, self.dtype)
-        x = self.standardiser.fit(data)(start_rows(data))
-        with evaluating(self):
-            for norm, block in self._layers():
-                norm.initialise(x)
-                x = norm(x)
-                initialise_block(block, x)
-                x = emit(block, x).gradient(x)
-            self._last_norm.initialise(x)
-
-    @torch.no_grad()
-    def freeze(self, data: Tensor | None = None) -> ConvexPotentialFlow:
-        """A flow of plain ICNNs in eval mode that asks for no gradient: one density.
-
-        Each lift emits from the training data (N, d) as mapped by the frozen blocks before it. Without lifts
-        no data are needed.
-
-        Raises:
-            ValueError: a lift without data, unless it has settled.
-        """
-        x = None if data is None else self.standardiser(check_rows(data, self.dim, self.dtype))
-        frozen = []
-        with evaluating(self):
-            for norm, block in self._layers():
-                x = None if x is None else norm(x)
-                frozen.append(freeze_block(block, x))
-                x = None if x is None or not is_lifted(self) else map_rows(emit(frozen[-1], None).gradient, x)
-        flow = ConvexPotentialFlow(frozen, logdet=self.logdet_method, chunk=self.chunk)
-        flow.standardiser = copy.deepcopy(self.standardiser)
-        flow.norms = copy.deepcopy(self.norms)
-        return flow.requires_grad_(False).eval()
-
-    @torch.no_grad()
-    def settle(self, data: Tensor) -> None:
-        """Fix every lift's summary to that of the training data (N, d), as the blocks before it map them."""
-        if not is_lifted(self):
-            return
-        x = self.standardiser(check_rows(data, self.dim, self.dtype))
-        with evaluating(self):
-            for norm, block in self._layers():
-                x = norm(x)
-                settle_block(block, x)
-                x = map_rows(emit(block, None).gradient, x)
-
-    def set_progress(self, t: float) -> None:
-        """Tell the blocks how far training is, t in [0, 1]."""
-        for block in self.blocks:
-            set_block_progress(block, t)
-
-    @property
-    def settle_at(self) -> float | None:
-        """The fraction of training at which ``settle`` is due; None without lifts."""
-        return latest_settling(self.blocks)
-
-    @torch.no_grad()
     def block_inputs(self, batch: Tensor) -> list[Tensor]:
         """The points (N, d) that each block sees when lifts emit from this batch."""
-        x = self.standardiser(check_rows(batch, self.dim, self.dtype))
-        inputs = []
+        x, inputs = self._rows(batch), []
         with evaluating(self):
             for norm, block in self._layers():
                 inputs.append(norm(x))
-                x = emit(block, inputs[-1]).gradient(inputs[-1])
+                x = block.emit(inputs[-1]).gradient(inputs[-1])
         return inputs
 
-    def _layers(self) -> Iterator[tuple[ActNorm, nn.Module]]:
+    def _blocks(self) -> list[Any]:
+        return list(self.blocks)
+
+    def _start(self, x: Tensor) -> None:
+        for norm, block in self._layers():
+            norm.initialise(x)
+            x = norm(x)
+            block.initialise(x)
+            x = block.emit(x).gradient(x)
+        self._last_norm.initialise(x)
+
+    def _settle(self, x: Tensor) -> None:
+        for norm, block in self._layers():
+            x = norm(x)
+            block.settle(x)
+            x = map_rows(block.emit().gradient, x)
+
+    def _plain(self, x: Tensor | None) -> tuple[nn.Module, nn.Module]:
+        plain: list[Any] = []
+        for norm, block in self._layers():
+            x = None if x is None else norm(x)
+            plain.append(block.freeze(x))
+            x = None if x is None or not is_lifted(self) else map_rows(plain[-1].emit().gradient, x)
+        return self.blocks, nn.ModuleList(plain)
+
+    def _layers(self) -> Iterator[tuple[ActNorm, Any]]:
         """Each block with the norm before it."""
         return zip(self.norms, self.blocks, strict=False)  # type: ignore[arg-type]
 
@@ -430,15 +335,15 @@ class ConvexPotentialFlow(nn.Module):
     def _map(self, x: Tensor, batch: Tensor | None) -> tuple[Tensor, Tensor]:
         """z and log-determinant at x; each block emits from `batch`, mapped by the blocks before it."""
         itself = batch is x
-        x = self.standardiser(check_rows(x, self.dim, self.dtype))
+        x = self._rows(x)
         if batch is not None and not itself:
-            batch = self.standardiser(check_rows(batch, self.dim, self.dtype, name="emitting samples"))
+            batch = self._rows(batch, "emitting samples")
         logdet = self.standardiser.log_scale_jacobian
         for seed, (norm, block) in enumerate(self._layers()):
             x = norm(x)
             logdet = logdet + norm.logdet
             if itself:
-                potential = emit(block, x.detach())
+                potential = block.emit(x.detach())
             else:
                 potential, batch = self._emit_and_map(norm, block, batch)
             step = partial(
@@ -452,7 +357,7 @@ class ConvexPotentialFlow(nn.Module):
 
     def _potentials(self, batch: Tensor | None) -> list[Potential]:
         if batch is not None:
-            batch = self.standardiser(check_rows(batch, self.dim, self.dtype, name="emitting samples"))
+            batch = self._rows(batch, "emitting samples")
         potentials = []
         for norm, block in self._layers():
             potential, batch = self._emit_and_map(norm, block, batch)
@@ -460,14 +365,14 @@ class ConvexPotentialFlow(nn.Module):
         return potentials
 
     def _emit_and_map(
-        self, norm: ActNorm, block: nn.Module, batch: Tensor | None
+        self, norm: ActNorm, block: Any, batch: Tensor | None
     ) -> tuple[Potential, Tensor | None]:
         """The potential that the block emits from the normalised batch, and the batch after it."""
         if batch is None or not is_lifted(self):
-            return emit(block, None), None
+            return block.emit(), None
         with torch.no_grad():
             batch = norm(batch)
-        potential = emit(block, batch)
+        potential = block.emit(batch)
         return potential, map_rows(potential.gradient, batch)
 
     def _invert(self, z: Tensor, potentials: list[Potential], start_at_target: bool = False) -> Solution:
@@ -510,7 +415,7 @@ def log_prob_by_cholesky(
     >>> torch.allclose(log_prob_by_cholesky(flow, x), flow.log_prob(x))
     True
     """
-    potentials = [emit(block, None) for block in flow.blocks] if potentials is None else potentials
+    potentials = [block.emit() for block in flow._blocks()] if potentials is None else potentials
     z, logdet = flow.standardiser(x), flow.standardiser.log_scale_jacobian
     for (norm, _), potential in zip(flow._layers(), potentials, strict=True):
         z = norm(z)

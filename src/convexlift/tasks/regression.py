@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import copy
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from convexlift.sources import Centred
 from convexlift.tasks.standardise import Standardiser
-from convexlift.tasks.task import (
-    check_block,
-    check_rows,
-    emit,
-    evaluating,
-    freeze_block,
-    initialise_block,
-    latest_settling,
-    map_rows,
-    require_weights,
-    set_block_progress,
-    settle_block,
-    start_rows,
-)
+from convexlift.tasks.task import Task, check_block, map_rows, start_rows
 
 Rows = Tensor | tuple[Tensor, Tensor]
 
@@ -30,7 +17,8 @@ Rows = Tensor | tuple[Tensor, Tensor]
 _MOMENTUM = 0.5
 
 
-class ConvexRegression(nn.Module):
+@final
+class ConvexRegression(Task):
     """The convex function that is closest to y in mean square.
 
         y ~ mean_y + scale_y (f((x - mean_x) / scale_x) + c),
@@ -60,6 +48,7 @@ class ConvexRegression(nn.Module):
         (torch.Size([50]), torch.Size([]))
     """
 
+    standardiser: Standardiser
     level: Tensor | None
 
     def __init__(self, block: nn.Module) -> None:
@@ -74,15 +63,14 @@ class ConvexRegression(nn.Module):
         level = self.intercept.detach().clone() if isinstance(block, Centred) else None
         self.register_buffer("level", level)
 
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild the regression, with its block; ``save`` writes them."""
+        return {"block": self.block}
+
     @property
     def averaged(self) -> list[str]:
         """The buffers that belong to the weights of the moment, and are averaged where these are."""
         return [] if self.level is None else ["level"]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating dtype of inputs, targets and predictions."""
-        return self.standardiser.mean.dtype
 
     def loss(self, batch: tuple[Tensor, Tensor], emit_from: Rows | None = None) -> Tensor:
         """Mean squared error over the batch (x, y), in units of y squared.
@@ -92,11 +80,11 @@ class ConvexRegression(nn.Module):
         Raises:
             ValueError: the batch is empty.
         """
-        x, y = self._check_pair(batch)
+        x, y = self._inputs_and_targets(batch)
         if not len(x):
             raise ValueError("a mean over no samples is not defined: the batch is empty")
         x = self.standardiser(x)
-        potential = emit(self.block, (x if emit_from is None else self._inputs(emit_from)).detach())
+        potential = self.block.emit((x if emit_from is None else self._rows(emit_from)).detach())
         f = potential.value(x)
         level = self.level
         if level is not None and self.training and torch.is_grad_enabled():
@@ -106,87 +94,35 @@ class ConvexRegression(nn.Module):
 
     def predict(self, x: Tensor, batch: Rows | None = None) -> Tensor:
         """The fitted function at x, (N,). Changes no state. An unfrozen lift needs a ``batch``."""
-        require_weights(self, batch)
-        with evaluating(self):
-            potential = emit(self.block, None if batch is None else self._inputs(batch))
-        return self._restored(potential.value(self._inputs(x)), self.level)
-
-    @torch.no_grad()
-    def initialise(self, data: tuple[Tensor, Tensor]) -> None:
-        """Fit both standardisers to training data (x, y); start lift and intercept from it. Once only.
-
-        Raises:
-            ValueError: see ``Standardiser.fit``.
-        """
-        if bool(self.standardiser.fitted):
-            return
-        x, y = self._check_pair(data)
-        self.standardiser.fit(x)
-        self.target_standardiser.fit(y[:, None])
-        start = self.standardiser(start_rows(x))
-        with evaluating(self):
-            initialise_block(self.block, start)
-            level = emit(self.block, start).value(start).mean()
-        if self.level is None:
-            self.intercept.copy_(-level)
-        else:
-            self.level = level
-
-    @torch.no_grad()
-    def freeze(self, data: Rows | None = None) -> ConvexRegression:
-        """A regression of a plain ICNN in eval mode that asks for no gradient.
-
-        A lift emits from the training inputs; without lifts no data are needed.
-        """
-        x = None if data is None else self._inputs(data)
-        with evaluating(self):
-            frozen = ConvexRegression(freeze_block(self.block, x))
-        frozen.standardiser = copy.deepcopy(self.standardiser)
-        frozen.target_standardiser = copy.deepcopy(self.target_standardiser)
-        frozen.intercept.copy_(self.intercept)
-        if self.level is not None:
-            level = self.level if x is None else map_rows(emit(frozen.block, None).value, x).mean()
-            frozen.intercept.sub_(level)
-        return frozen.requires_grad_(False).eval()
-
-    @torch.no_grad()
-    def settle(self, data: Rows) -> None:
-        """Fix a lift's summary to that of the training inputs."""
-        settle_block(self.block, self._inputs(data))
-
-    def set_progress(self, t: float) -> None:
-        """Tell the block how far training is, t in [0, 1]."""
-        set_block_progress(self.block, t)
-
-    @property
-    def settle_at(self) -> float | None:
-        """The fraction of training at which ``settle`` is due; None without a lift."""
-        return latest_settling([self.block])
-
-    def block_inputs(self, batch: Rows) -> list[Tensor]:
-        """The points (N, d) that the block sees when a lift emits from this batch."""
-        return [self._inputs(batch)]
+        return self._restored(self._potential(batch).value(self._rows(x)), self.level)
 
     def _restored(self, f: Tensor, level: Tensor | None) -> Tensor:
         """The function in units of y, from the values of f, less ``level``."""
         f = f + self.intercept if level is None else f - level + self.intercept
         return self.target_standardiser.inverse(f[:, None])[:, 0]
 
-    def _inputs(self, data: Rows) -> Tensor:
-        """Standardised inputs, of x alone or of (x, y)."""
-        x = data[0] if isinstance(data, tuple) else data
-        return self.standardiser(check_rows(x, self.dim, self.dtype, "inputs"))
+    def _rows(self, data: Rows, name: str | None = None) -> Tensor:
+        return super()._rows(data[0] if isinstance(data, tuple) else data, name)
 
-    def _check_pair(self, data: object) -> tuple[Tensor, Tensor]:
-        """x (N, d) and y (N,), checked."""
-        if not isinstance(data, tuple) or len(data) != 2:
-            got = f"a tuple of {len(data)}" if isinstance(data, tuple) else type(data).__name__
-            raise TypeError(f"expected a pair (x, y); got {got}")
-        x, y = data
-        check_rows(x, self.dim, self.dtype, "inputs")
-        if isinstance(y, Tensor) and y.ndim == 1:
-            y = y[:, None]
-        check_rows(y, 1, self.dtype, "targets")
-        if len(x) != len(y):
-            raise ValueError(f"expected as many targets as inputs; got {len(y)} and {len(x)}")
-        return x, y[:, 0]
+    def _inputs_and_targets(self, data: object) -> tuple[Tensor, Tensor]:
+        return self._pair(data, "a pair (x, y)", None, "targets")
+
+    def _fit(self, data: Any) -> Tensor:
+        x, y = self._inputs_and_targets(data)
+        self.standardiser.fit(x)
+        self.target_standardiser.fit(y[:, None])
+        return self.standardiser(start_rows(x))
+
+    def _start(self, x: Tensor) -> None:
+        super()._start(x)
+        level = self.block.emit(x).value(x).mean()
+        if self.level is None:
+            self.intercept.copy_(-level)
+        else:
+            self.level = level
+
+    def _complete(self, frozen: ConvexRegression, x: Tensor | None) -> None:
+        if self.level is not None:
+            level = self.level if x is None else map_rows(frozen.block.emit().value, x).mean()
+            frozen.intercept.sub_(level)
+            frozen.level = None

@@ -1,18 +1,21 @@
-"""What the tasks share: checks of their blocks and batches, and passes over whole data sets."""
+"""What the tasks share: their frame, checks of blocks and batches, and passes over whole data sets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN, ConvICNN, PartialPotential, Potential
+from convexlift.architectures import Architecture, PartialPotential, Potential
+from convexlift.architectures.base import architecture_of
 from convexlift.checks import check_finite, check_samples, may_branch
 from convexlift.sources import is_lifted
+from convexlift.tasks.standardise import Standardiser, Whitener
 
 P = TypeVar("P", Potential, PartialPotential)
 
@@ -23,8 +26,184 @@ _CHUNK = 16_384
 _START_ROWS = 4096
 
 
-def check_block(block: nn.Module) -> ICNN | ConvICNN:
-    """The architecture of a block, which is an ICNN (convolutional or not) or a weight source of one.
+class Task(nn.Module):
+    """The frame of a task: a loss on the potentials that blocks emit, of rows on one scale.
+
+    A subclass sets what is listed here and has a ``loss``. What is its own beside that (rows that are pairs,
+    several blocks, what a frozen task keeps) it says in the methods that begin with an underscore.
+
+    Attributes:
+        dim: d, the number of columns of samples or inputs.
+        block: an architecture or a weight source of one; a flow has ``blocks``.
+        standardiser: of the columns, fitted by ``initialise``.
+    """
+
+    dim: int
+    block: Any
+    standardiser: Standardiser | Whitener
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating dtype of the task and of its rows."""
+        return self.standardiser.mean.dtype
+
+    @property
+    def settle_at(self) -> float | None:
+        """The fraction of training at which ``settle`` is due, for the latest block; None without a lift."""
+        times = [getattr(block, "settle_at", None) for block in self._blocks()]
+        return max((float(time) for time in times if time is not None), default=None)
+
+    def loss(self, batch: Any, emit_from: Any = None) -> Tensor:
+        """The mean loss of a batch, a scalar. Lifts emit from the batch itself, or from ``emit_from``."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def preflight(self, rows: Tensor, names: Sequence[str] | None = None) -> None:
+        """Refuse rows (N, d) that the task cannot start from; nothing is changed.
+
+        For whoever writes something before training begins. Rows and columns are numbered as given: check a
+        whole table, and once more the rows of it to train on. ``initialise`` checks its own rows.
+
+        Args:
+            rows: samples or inputs, of any floating dtype.
+            names: of the columns, for messages; a constant column goes by its number without them.
+
+        Raises:
+            ValueError: rows of another width or with NaN or infinite entries, fewer than two, a constant
+                column, and whatever else ``initialise`` refuses.
+            TypeError: not a tensor of floating-point numbers.
+
+        Example:
+            >>> import convexlift as cl
+            >>> flow = cl.ConvexPotentialFlow([cl.ICNN(2, hidden=(8,))])
+            >>> flow.preflight(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), ["a", "b"])
+            Traceback (most recent call last):
+            ...
+            ValueError: column 'b' is constant (every value is 2)
+        """
+        name = self.standardiser.name
+        check_finite(check_samples(rows, self.dim, name=name), name=name)
+        if len(rows) < 2:
+            count = "one row" if len(rows) else "no rows"
+            raise ValueError(f"the table has {count}; training needs at least two")
+        constant = (rows == rows[0]).all(0)
+        if bool(constant.any()):
+            column = int(constant.nonzero()[0])
+            called = column if names is None else f"'{names[column]}'"
+            raise ValueError(f"column {called} is constant (every value is {float(rows[0, column]):g})")
+        self.check_entries(rows)
+        copy.deepcopy(self.standardiser).fit(rows)
+
+    def check_entries(self, rows: Tensor) -> None:
+        """Refuse finite entries that no model of the task would have; here none is refused."""
+
+    @torch.no_grad()
+    def initialise(self, data: Any) -> None:
+        """Fit the standardisers to training data, and start the blocks from it. Once only.
+
+        Raises:
+            ValueError: see ``Standardiser.fit`` and ``Whitener.fit``, and the class.
+            TypeError: data of another form or dtype.
+        """
+        if not bool(self.standardiser.fitted):
+            start = self._fit(data)
+            with evaluating(self):
+                self._start(start)
+
+    @torch.no_grad()
+    def freeze(self, data: Any = None) -> Self:
+        """The same of plain architectures, in eval mode and asking for no gradient: one function or density.
+
+        Each lift emits from the training data as the frozen blocks before it map them. Without lifts no data
+        are needed.
+
+        Raises:
+            ValueError: a lift without data, unless it has settled.
+        """
+        with evaluating(self):
+            rows = None if data is None else self._rows(data)
+            held, plain = self._plain(rows)
+            frozen = copy.deepcopy(self, {id(held): plain})
+            self._complete(frozen, rows)
+        return frozen.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def settle(self, data: Any) -> None:
+        """Fix every lift's summary to that of the training data, as the blocks before it map them."""
+        if self.settle_at is not None:
+            with evaluating(self):
+                self._settle(self._rows(data))
+
+    def set_progress(self, t: float) -> None:
+        """Tell the blocks how far training is, t in [0, 1]."""
+        for block in self._blocks():
+            block.set_progress(t)
+
+    def block_inputs(self, batch: Any) -> list[Tensor]:
+        """The points that each block sees when lifts emit from this batch, (N, columns)."""
+        return [self._rows(batch)]
+
+    def _blocks(self) -> list[Any]:
+        return [self.block]
+
+    def _rows(self, data: Any, name: str | None = None) -> Tensor:
+        """What the first block sees of a batch: its samples or inputs, checked and standardised."""
+        return self.standardiser(check_rows(data, self.dim, self.dtype, name or self.standardiser.name))
+
+    def _fit(self, data: Any) -> Tensor:
+        """Fit the standardisers; what the first block sees of the rows to start from."""
+        check_rows(data, self.dim, self.dtype, self.standardiser.name)
+        return self.standardiser.fit(data)(start_rows(data))
+
+    def _start(self, x: Tensor) -> None:
+        """Start the blocks from such rows."""
+        self.block.initialise(x)
+
+    def _settle(self, x: Tensor) -> None:
+        self.block.settle(x)
+
+    def _plain(self, x: Tensor | None) -> tuple[nn.Module, nn.Module]:
+        """The module that holds the blocks, and the frozen one for its place."""
+        return self.block, self.block.freeze(x)
+
+    def _complete(self, frozen: Self, x: Tensor | None) -> None:
+        """Set what a frozen task, otherwise a copy, has of its own."""
+
+    def _require_weights(self, batch: object | None) -> None:
+        """Refuse to evaluate unfrozen lifts unless a batch is there to emit from."""
+        if batch is None and is_lifted(self):
+            raise ValueError(
+                "an unfrozen lift has no weights of its own: freeze on training data or pass batch="
+            )
+
+    def _potential(self, batch: Any) -> Any:
+        """The potential of a task of one block, to evaluate."""
+        self._require_weights(batch)
+        with evaluating(self):
+            rows = None if batch is None else self._rows(batch, f"emitting {self.standardiser.name}")
+            return self.block.emit(rows)
+
+    def _pair(
+        self, data: object, form: str, width: int | None, name: str, called: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Samples or inputs (N, d) and what belongs to each, (N, width), or (N,) for None, checked."""
+        if not isinstance(data, tuple) or len(data) != 2:
+            got = f"a tuple of {len(data)}" if isinstance(data, tuple) else type(data).__name__
+            raise TypeError(f"expected {form}; got {got}")
+        x, y = data
+        check_rows(x, self.dim, self.dtype, called or self.standardiser.name)
+        if width is None and isinstance(y, Tensor) and y.ndim == 1:
+            y = y[:, None]
+        check_rows(y, width or 1, self.dtype, name)
+        if len(x) != len(y):
+            raise ValueError(
+                f"expected as many {name} as {self.standardiser.name}; got {len(y)} and {len(x)}"
+            )
+        return x, y[:, 0] if width is None else y
+
+
+def check_block(block: nn.Module) -> Architecture[Potential]:
+    """The architecture of a block, which is a network of x alone, like an ICNN, or a weight source of one.
 
     Raises:
         TypeError: it is neither.
@@ -34,11 +213,7 @@ def check_block(block: nn.Module) -> ICNN | ConvICNN:
     ...
     TypeError: expected an ICNN or a weight source of one; got Linear
     """
-    architecture = block if isinstance(block, ICNN | ConvICNN) else getattr(block, "architecture", None)
-    if not isinstance(architecture, ICNN | ConvICNN):
-        inside = f" of {type(architecture).__name__}" if isinstance(architecture, nn.Module) else ""
-        raise TypeError(f"expected an ICNN or a weight source of one; got {type(block).__name__}{inside}")
-    return architecture
+    return architecture_of(block)
 
 
 def check_rows(x: Tensor, dim: int, dtype: torch.dtype, name: str = "samples") -> Tensor:
@@ -49,53 +224,9 @@ def check_rows(x: Tensor, dim: int, dtype: torch.dtype, name: str = "samples") -
     return check_finite(x, name=name)
 
 
-def require_weights(module: nn.Module, batch: object | None) -> None:
-    """Refuse to evaluate a module that holds an unfrozen lift unless a batch is there to emit from.
-
-    Raises:
-        ValueError: it does, and there is none.
-    """
-    if batch is None and is_lifted(module):
-        raise ValueError("an unfrozen lift has no weights of its own: freeze on training data or pass batch=")
-
-
-def emit(block: nn.Module, batch: Tensor | None) -> Potential:
-    """The potential of an ICNN or a weight source."""
-    return block.emit(batch)  # type: ignore[operator]
-
-
 def in_float64(potential: P) -> P:
     """The same function with its tensors in float64."""
     return replace(potential, tensors={name: t.double() for name, t in potential.tensors.items()})
-
-
-def freeze_block(block: nn.Module, data: Tensor | None) -> ICNN | ConvICNN:
-    """The plain ICNN of a block, its weights emitted from training data as the block sees them."""
-    return block.freeze(data)  # type: ignore[operator]
-
-
-def initialise_block(block: nn.Module, data: Tensor) -> None:
-    """Data-dependent start of a weight source; a bare ICNN has none."""
-    if not isinstance(block, ICNN | ConvICNN):
-        block.initialise(data)  # type: ignore[operator]
-
-
-def settle_block(block: nn.Module, data: Tensor) -> None:
-    """Fix a weight source's summary to that of the training data; a bare ICNN has none."""
-    if not isinstance(block, ICNN | ConvICNN):
-        block.settle(data)  # type: ignore[operator]
-
-
-def set_block_progress(block: nn.Module, t: float) -> None:
-    """Tell a weight source how far training is; a bare ICNN does not ask."""
-    if not isinstance(block, ICNN | ConvICNN):
-        block.set_progress(t)  # type: ignore[operator]
-
-
-def latest_settling(blocks: Iterable[nn.Module]) -> float | None:
-    """The latest fraction of training at which a block must be settled; None when none asks for it."""
-    times = [block.settle_at for block in blocks if getattr(block, "settle_at", None) is not None]
-    return float(max(times)) if times else None  # type: ignore[arg-type, type-var]
 
 
 def start_rows(data: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from convexlift.version import __version__
 
 
 def environment() -> dict[str, Any]:
@@ -22,20 +23,13 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "convexlift": _version(),
+        "convexlift": __version__,
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("convexlift")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _cpu() -> str:

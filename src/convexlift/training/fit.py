@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,6 +47,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[Callable[[FitEvent], object]] = (),
+    conclude: Callable[[History], Mapping[str, Any]] | None = None,
     compile: bool = False,
 ) -> History:
     """Train a module in place by minimising its ``loss(batch)``, a mean over the rows of the batch.
@@ -54,14 +55,14 @@ def fit(
     The module may have the hooks ``initialise(data)`` (called once, before the first step),
     ``set_progress(t)`` with t in [0, 1], ``settle(data)`` (called once, as soon as t >= ``module.settle_at``)
     and ``freeze(data)``, which returns the model that is validated; without it a copy in eval mode is.
-    ``data`` is there all training rows in the form of one batch (for a `Sampler` 20,000 fixed draws). With
+    ``data`` is there all training rows in the form of one batch (for a `Simulator` 20,000 fixed draws). With
     ``validation`` the module ends at the state whose frozen model was best there; without, at the last state.
     Ctrl-C ends the run after the step in progress, at its last state.
 
     Args:
         module: any module with ``loss(batch)``, or ``loss(batch, emit_from=...)`` where a part has
             ``coupling == "independent"``: the second argument is then a batch of another, independent stream.
-        data: a tensor (N, ...), a tuple of row-aligned tensors, `Unpaired(xs, xt)` or a `Sampler`.
+        data: a tensor (N, ...), a tuple of row-aligned tensors, `Unpaired(xs, xt)` or a `Simulator`.
         validation: data of the same form.
         steps: optimiser steps, 1,000 by default; or give ``epochs``.
         epochs: passes through the data.
@@ -94,6 +95,8 @@ def fit(
         resume: go on from the last checkpoint in ``run_dir``, bit for bit; a folder without a run is begun.
         progress: show a progress bar where stderr is a terminal.
         callbacks: called with a `FitEvent` at each evaluation, before its checkpoint.
+        conclude: called at the end, unless the run was interrupted, with the module as it is left; what it
+            returns joins the result in ``run_dir``.
         compile: run the loss through ``torch.compile``: the same numbers up to rounding, after a minute or so
             of compilation. Random numbers drawn inside the loss (estimated log-determinants, a lift's matched
             noise) are others. Needs a C++ compiler, on a GPU Triton.
@@ -177,6 +180,8 @@ def fit(
         finally:
             module.train(training)
         run.finish()
+    over = run.history.stopped != "interrupted"
+    run.write_result(**(conclude(run.history) if over and conclude is not None else {}))
     return run.history
 
 

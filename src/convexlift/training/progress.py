@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from convexlift.training.history import History
 
 Show = Callable[[int, float, History], None]  # (step, loss of its batch, history)
@@ -16,6 +13,9 @@ Show = Callable[[int, float, History], None]  # (step, loss of its batch, histor
 @contextmanager
 def progress_bar(steps: int, shown: bool) -> Iterator[Show]:
     """Show loss, validation, ms per step and time left on stderr, where that is a terminal or a notebook."""
+    from rich.console import Console  # slow to import
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     columns = (
         TextColumn("fit"),

@@ -26,10 +26,11 @@ from convexlift.training.optimisation import (
     make_optimizer,
     parameter_groups,
 )
-from convexlift.training.run_folder import RunFolder, State
+from convexlift.training.run_folder import STATE, RunFolder, State
 from convexlift.training.settings import Settings
 
 
+@final
 class TrainingDiverged(FloatingPointError):
     """The loss, a gradient, a parameter or the frozen model's validation loss was not finite.
 
@@ -188,13 +189,12 @@ class Run:
         self._write(improved)
 
     def finish(self) -> None:
-        """Leave the module at the best state, or interrupted at the last one, and write the result."""
+        """Leave the module at the best state, or interrupted at the last one."""
         if self.best is not None and self.history.stopped != "interrupted":
             self.module.load_state_dict(self.best)
             self._call("set_progress", self.history.best_step / self.settings.steps)
         else:
             self.average.take_place()
-        self._write_result()
 
     def checkpoint(self) -> None:
         """Write down everything that the next step depends on."""
@@ -218,7 +218,7 @@ class Run:
             f"training diverged after {self.at.step} steps: {what}{_named(rows)}; "
             f"the module is back at its state after {self.good_step} steps"
         )
-        self._write_result(message)
+        self.write_result(error=message)
         return TrainingDiverged(message, step=self.at.step, rows=rows, history=self.history)
 
     def _backward(self, batch: Batch) -> float:
@@ -305,7 +305,8 @@ class Run:
         self.folder.append_metrics(_records(self.history)[-1])
         self.checkpoint()
 
-    def _write_result(self, error: str | None = None) -> None:
+    def write_result(self, error: str | None = None, **more: Any) -> None:
+        """Write what there is to say of the run, once: it is over."""
         if self.folder is not None:
             self.folder.write_result(
                 {
@@ -317,6 +318,7 @@ class Run:
                     "seconds": self.at.seconds,
                     "error": error,
                     "environment": environment(),
+                    **more,
                 }
             )
 
@@ -331,7 +333,7 @@ class Run:
                 self.average.load(saved.get("average"))
             self.optimizer.load_state_dict(optimizer)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            path = "the checkpoint" if self.folder is None else self.folder.path / "state.pt"
+            path = "the checkpoint" if self.folder is None else self.folder.path / STATE
             raise ValueError(f"{path} does not fit this run: {error}") from error
         self.module.load_state_dict(module)
         self.at, self.best = at, best

@@ -15,7 +15,11 @@ from torch import Tensor
 
 from convexlift.files import cannot_write, write_json, write_whole
 
-FORMAT = "convexlift run 1"
+FORMAT = "convexlift run 2"
+
+CONFIG, METRICS, STATE, RESULT = "config.json", "metrics.jsonl", "state.pt", "result.json"
+BEST = "best.safetensors"  # the module in training, at its best evaluation
+MODEL = "model.safetensors"  # what it becomes: the finished, frozen model, which `convexlift.save` writes
 
 # The one entry of a checkpoint's safetensors metadata: several would be written in an order of chance.
 CHECKPOINT = "convexlift run"
@@ -25,7 +29,7 @@ State = dict[str, Any]
 
 @final
 class RunFolder:
-    """A folder with `config.json`, `metrics.jsonl`, `model.safetensors`, `state.pt` and `result.json`.
+    """A folder with `config.json`, `metrics.jsonl`, `best.safetensors`, `state.pt` and `result.json`.
 
     `state.pt` alone decides where a run stands; the other files are written before it and are brought into
     step with it on resuming. Every file is replaced as a whole (a temporary file in the same folder, fsync,
@@ -42,24 +46,25 @@ class RunFolder:
     def open(self, config: dict[str, Any], *, resume: bool) -> State | None:
         """Start a run, or return the checkpoint to resume from (None when there is none yet)."""
         config = json.loads(json.dumps(config))
-        started = any((self.path / name).exists() for name in ("config.json", "state.pt"))
+        started = any((self.path / name).exists() for name in (CONFIG, STATE))
         if started and not resume:
             raise FileExistsError(f"{self.path} already holds a run; pass resume=True or another run_dir")
         if started:
+            state = self.read_state()
             self._check_config(config)
             for torn in self.path.glob(".*.part"):  # left by a kill in the middle of a write
                 torn.unlink(missing_ok=True)
-            return self.read_state()
+            return state
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        self._write("config.json", write_json, config)
+        self._write(CONFIG, write_json, config)
         return None
 
     def read_state(self) -> State | None:
         """Return the last checkpoint, on the CPU, or None when the run was stopped before its first one."""
-        path = self.path / "state.pt"
+        path = self.path / STATE
         try:
             payload = path.read_bytes()
         except FileNotFoundError:
@@ -68,7 +73,13 @@ class RunFolder:
             state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(f"{path} is not a readable checkpoint (truncated, or something else)") from error
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else None
+        if found == "convexlift run 1":  # where checkpoint and finished model shared a file name
+            raise ValueError(
+                f"{path} was written by convexlift 0.1.0, whose runs only that version can resume: go on "
+                "there, or begin a new run in another folder"
+            )
+        if found != FORMAT:
             raise ValueError(f"{path} is not a checkpoint of a convexlift run")
         return state
 
@@ -76,28 +87,28 @@ class RunFolder:
         """Complete a checkpoint: from here on the run resumes from this state."""
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, **state}, buffer)
-        self._write("state.pt", write_whole, buffer.getvalue())
+        self._write(STATE, write_whole, buffer.getvalue())
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
-        self._write("metrics.jsonl", _append, _line(record))
+        self._write(METRICS, _append, _line(record))
 
     def write_metrics(self, records: list[dict[str, Any]]) -> None:
         """Replace `metrics.jsonl`, so that it ends where the checkpoint ends."""
-        self._write("metrics.jsonl", write_whole, b"".join(map(_line, records)))
+        self._write(METRICS, write_whole, b"".join(map(_line, records)))
 
     def write_model(self, state_dict: dict[str, Any], about: dict[str, Any]) -> None:
-        """Write the tensors of a module's state, and what there is to say of it, to `model.safetensors`."""
+        """Write the tensors of a module's state, and what there is to say of it, to `best.safetensors`."""
         tensors = {k: v.detach().cpu() for k, v in state_dict.items() if isinstance(v, Tensor)}
         tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-        self._write("model.safetensors", write_whole, save(tensors, {CHECKPOINT: json.dumps(about)}))
+        self._write(BEST, write_whole, save(tensors, {CHECKPOINT: json.dumps(about)}))
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`."""
-        self._write("result.json", write_json, result)
+        self._write(RESULT, write_json, result)
 
     def _check_config(self, config: dict[str, Any]) -> None:
-        path = self.path / "config.json"
+        path = self.path / CONFIG
         try:
             before = json.loads(path.read_text())
         except FileNotFoundError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from convexlift.problems.problem import Problem
+from convexlift.problems.base import Problem
 from convexlift.problems.published.tables import (
     ARCHITECTURE,
     TextTable,

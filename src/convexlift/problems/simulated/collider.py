@@ -22,8 +22,8 @@ import math
 import torch
 from torch import Tensor
 
-from convexlift.data import Sampler
-from convexlift.problems.problem import Problem
+from convexlift.data import Simulator
+from convexlift.problems.base import Problem
 
 RESONANCE, TOP, W = (1000.0, 20.0), (173.0, 1.4), (80.4, 2.1)  # mass, width
 BOTTOM = 4.7
@@ -37,27 +37,8 @@ NAMES = (
 )
 # of 200,000 events, rounded
 MEANS = (
-    132.0,
-    0.0,
-    0.0,
-    115.8,
-    0.0,
-    255.4,
-    0.0,
-    0.0,
-    169.6,
-    0.0,
-    0.0,
-    102.5,
-    0.0,
-    0.0,
-    54.16,
-    0.0,
-    0.0,
-    57.62,
-    80.6,
-    173.2,
-    185.2,
+    *(132.0, 0.0, 0.0, 115.8, 0.0, 255.4, 0.0, 0.0, 169.6, 0.0, 0.0),
+    *(102.5, 0.0, 0.0, 54.16, 0.0, 0.0, 57.62, 80.6, 173.2, 185.2),
 )
 DEVIATIONS = (
     *(88.0, 0.928, 1.814, 86.4, 1.814, 76.1, 0.866, 1.814, 63.4, 0.897, 1.814),
@@ -215,7 +196,7 @@ def collider() -> Problem:
         name="collider",
         task="flow",
         dim=len(NAMES),
-        train=Sampler(collider_events),
+        train=Simulator(collider_events),
         validation=collider_events(VALIDATION_ROWS, torch.Generator().manual_seed(401)),
         test=collider_events(TEST_ROWS, torch.Generator().manual_seed(402)),
         description="SIMULATED decays X -> t t -> (l nu b)(j j b) at detector level, 21 features",

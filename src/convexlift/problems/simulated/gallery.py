@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 
-from convexlift.data import Sampler
-from convexlift.problems.problem import Problem
+from convexlift.data import Simulator
+from convexlift.problems.base import Problem
 
 VALIDATION_ROWS = 2_000
 TEST_ROWS = 5_000
@@ -24,6 +24,7 @@ TEST_ROWS = 5_000
 ARCHITECTURE = {"hidden": (64, 64, 64), "strong_convexity": 0.02}
 
 
+@final
 @dataclass(frozen=True)
 class Density:
     """An exact one-dimensional density: log density, sampler, entropy (nats), support and the range that
@@ -168,7 +169,7 @@ def gallery_problem(name: str) -> Problem:
         name=name,
         task="density",
         dim=1,
-        train=Sampler(density.draw),
+        train=Simulator(density.draw),
         validation=density.draw(VALIDATION_ROWS, torch.Generator().manual_seed(101)),
         test=density.draw(TEST_ROWS, torch.Generator().manual_seed(102)),
         description=f"one-dimensional {name} density, p(x) = {density.formula}; fresh training draws",

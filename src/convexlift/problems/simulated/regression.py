@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from convexlift.problems.problem import Problem
+from convexlift.problems.base import Problem
 
 DIM = 50
 TRAINING_ROWS, VALIDATION_ROWS, TEST_ROWS = 5_000, 1_000, 5_000

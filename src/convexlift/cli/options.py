@@ -1,0 +1,68 @@
+"""Commands as dataclasses: each field is an option, said once and inherited; calling an instance runs it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from convexlift.tables import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A table that the user names, and how to read it."""
+
+    data: Annotated[
+        Path,
+        typer.Option(help="Table of rows: .csv, .npy, .npz, .parquet, ...", show_default=False),
+    ]
+    key: Annotated[str | None, typer.Option(help="Which array of an .npz file.")] = None
+    columns: Annotated[
+        str | None, typer.Option(help='Columns to use, by name or number: "pt,eta" or "1-5,8".')
+    ] = None
+    header: Annotated[
+        bool | None, typer.Option(help="Whether a text begins with names. [default: where it has no number]")
+    ] = None
+    decimal: Annotated[str | None, typer.Option(help="Decimal mark of a text: . or , [default: .]")] = None
+    thousands: Annotated[str | None, typer.Option(help="What groups the digits in a text.")] = None
+
+    def read(self) -> Table:
+        """The table; as text it says what was taken for what."""
+        from convexlift.tables import read_table
+
+        how = {name: getattr(self, name) for name in ("key", "columns", "header", "decimal", "thousands")}
+        return read_table(self.data, **how)
+
+
+def add_commands(app: typer.Typer, *commands: type[Callable[[], None]]) -> None:
+    """Add a command for each dataclass: its docstring is the help, its fields are the options."""
+    for command in commands:
+        app.command(command.__name__.lower())(_function(command))
+
+
+def _function(command: Any) -> Callable[..., None]:
+    """A function as typer reads one: it makes the dataclass of its options and calls it."""
+
+    def call(**options: Any) -> None:
+        command(**options)()
+
+    kinds = get_type_hints(command, include_extras=True)
+    call.__doc__ = command.__doc__
+    call.__annotations__ = {field.name: kinds[field.name] for field in fields(command)}
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=kinds[field.name],
+        )
+        for field in fields(command)
+    ]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call

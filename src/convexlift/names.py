@@ -1,0 +1,29 @@
+"""Names that a user chooses from, kept where help and refusals find them without importing torch.
+
+What they name is elsewhere; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+SOURCES = ("projected", "softplus", "softplus-fan-in", "squared", "lift", "lift-reference")
+OBJECTIVES = ("mle", "importance", "importance-flow", "chains", "score", "denoising", "nce")
+SCHEDULES = ("constant", "cosine")
+
+# Arms of a comparison are sources, and two controls that no user would train by.
+DEFAULT_ARMS = ("projected", "softplus", "softplus-fan-in", "squared", "lift")
+CONTROLS = ("softplus-scattered", "softplus-multiplied")
+DOWNLOADS = ("hepmass", "miniboone", "power", "gas")
+
+
+def check_name(kind: str, name: str, known: Collection[str]) -> None:
+    """Raise a ValueError unless the name is one of those known.
+
+    >>> check_name("source", "lfit", SOURCES)
+    Traceback (most recent call last):
+    ...
+    ValueError: unknown source 'lfit'; known: projected, softplus, ...
+    """
+    if name not in known:
+        raise ValueError(f"unknown {kind} '{name}'; known: {', '.join(known)}")
