@@ -50,7 +50,7 @@ def measure(repeats: int) -> dict[str, Any]:
     }
 
 
-def table(result: dict[str, Any]) -> str:
+def table_start(result: timing.Result) -> str:
     """The sides with their seconds and ratios."""
     seconds, ratio = result["seconds"], result["ratio"]
     rows = [(f"`{name}`", f"{seconds[name]:.2f}", "") for name in (TORCH, SKLEARN)]
@@ -63,4 +63,4 @@ def table(result: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     options = timing.parsed(timing.arguments(__file__, __doc__, repeats=15))
-    timing.write(options, measure(options.repeats), table)
+    timing.write(options, measure(options.repeats), table_start)

@@ -1,6 +1,6 @@
 """Size and depth: regression of |x|^2 and of a log-sum-exp in 50 dimensions by plain input-convex networks.
 
-    python benchmarks/depth.py [--steps 500 --seeds 3] --out results/depth.json
+    python benchmarks/studies/depth.py [--steps 500 --seeds 3] --out results/depth.json
 
 No strong convexity and no quadratic term, so that nothing is built in. Depths 2 to 16 at width 64 and
 widths 16 to 512 at depth 4, with skips and without; 5,000 noisy rows, batches of 1,000, 500 steps (100
@@ -14,26 +14,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
-import math
-import shlex
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, cast
 
-import timing
 import torch
-from rates import Ledger, Outcome, beside, mean, or_inf, standard_error
+from common import Ledger, Outcome, finite, mean, or_inf, standard_error, train_and_score
+from timing import Result, arguments, markdown, parsed, write
 from torch import nn
 
 from convexlift.data import whole
 from convexlift.problems import Problem, problem
 from convexlift.sources import Centred, WeightSource
 from convexlift.study.arms import ALL_ARMS, build
-from convexlift.training import fit
-from convexlift.training.history import TrainingDiverged
-from convexlift.training.optimisation import Group
+from convexlift.training.optimisation import Group, decayed_matrices
 
 ARMS = ("projected", "softplus", "softplus-fan-in", "squared", "lift")
 RATES = (0.0025, 0.01, 0.04)
@@ -106,19 +104,20 @@ RECIPES = {
 }
 
 
-def optimiser(recipe: Recipe, groups: list[Group]) -> torch.optim.Optimizer:
+def optimiser(recipe: Recipe, task: nn.Module, groups: list[Group]) -> torch.optim.Optimizer:
     """The optimiser of a recipe for the groups that ``fit`` hands over."""
+    source_lr = recipe.lr * recipe.source_factor
     if recipe.optimizer == "muon":
         return Mixed(groups, ("source", "free"), recipe.lr, recipe.lr)
     if recipe.optimizer == "muon-source":
-        return Mixed(groups, ("source",), recipe.lr * recipe.source_factor, recipe.lr)
+        return Mixed(groups, ("source",), source_lr, recipe.lr)
+    decayed = {id(p) for p in decayed_matrices(task)}
     made = []
     for group in groups:
-        lr = recipe.lr * (recipe.source_factor if group["name"] == "source" else 1.0)
-        decayed = [p for p in group["params"] if group["name"] == "free" and p.ndim == 2]
-        rest = [p for p in group["params"] if group["name"] != "free" or p.ndim != 2]
-        made += [{"params": decayed, "lr": lr, "weight_decay": recipe.weight_decay}] if decayed else []
-        made += [{"params": rest, "lr": lr, "weight_decay": 0.0}] if rest else []
+        lr = source_lr if group["name"] == "source" else recipe.lr
+        for decay, inside in ((recipe.weight_decay, True), (0.0, False)):
+            parameters = [p for p in group["params"] if (id(p) in decayed) is inside]
+            made += [{"params": parameters, "lr": lr, "weight_decay": decay}] if parameters else []
     return torch.optim.AdamW(made)
 
 
@@ -138,34 +137,15 @@ def train(name: str, hidden: Sequence[int], recipe: Recipe, seed: int) -> Outcom
     keys = ("init", "skip", "activation", "sharpness")
     own = {"hidden": tuple(hidden), **{key: getattr(recipe, key) for key in keys}}
     chosen = dataclasses.replace(known, architecture={**known.architecture, **own})
-    task = cast(Any, task_of(chosen, recipe, seed))
-    rows = whole(chosen.train)
-    task.initialise(rows)
-    try:
-        history = fit(
-            task,
-            chosen.train,
-            validation=chosen.validation,
-            steps=recipe.steps,
-            batch_size=recipe.batch_size,
-            optimizer=lambda groups: optimiser(recipe, groups),
-            averaging=recipe.averaging,
-            schedule=recipe.schedule,
-            evaluate_every=max(1, recipe.steps // 20),
-            seed=seed,
-            progress=False,
-        )
-    except TrainingDiverged:
-        return {"train": None, "validation": None, "test": None}
-    frozen = task.freeze(rows)
-    test = float(chosen.evaluate(frozen).double().mean())
-    return {
-        "train": float(frozen.loss(rows)),
-        "validation": history.best_validation,
-        "best_step": history.best_step,
-        "test": test if math.isfinite(test) else None,
-        "ms_per_step": history.ms_per_step,
-    }
+    task = task_of(chosen, recipe, seed)
+    return train_and_score(
+        task,
+        chosen,
+        also=lambda frozen, history: {"train": float(cast(Any, frozen).loss(whole(chosen.train)))},
+        optimizer=partial(optimiser, recipe, task),
+        seed=seed,
+        **{key: getattr(recipe, key) for key in ("steps", "batch_size", "averaging", "schedule")},
+    )
 
 
 def tuned(name: str, shape: Shape, arm: str, plan: Plan) -> dict[str, Any]:
@@ -192,12 +172,11 @@ def tuned(name: str, shape: Shape, arm: str, plan: Plan) -> dict[str, Any]:
 
 def _figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     tests = [outcome["test"] for outcome in outcomes]
-    average = mean(tests)
     return {
-        "test": average if math.isfinite(average) else None,
+        "test": finite(mean(tests)),
         "standard_error": standard_error(tests),
         "seeds": tests,
-        "train": [outcome["train"] for outcome in outcomes],
+        "train": [outcome.get("train") for outcome in outcomes],
         "validation": [outcome["validation"] for outcome in outcomes],
     }
 
@@ -230,35 +209,24 @@ class Plan:
         return self.ledger.run(cell, lambda: train(name, shape.hidden, recipe, seed))
 
 
-def sizes(
-    plan: Plan, arms: Sequence[str], problems: Sequence[str], shapes: Sequence[Shape]
-) -> dict[str, Any]:
+def sizes(plan: Plan, arms: Sequence[str], problems: Sequence[str], shapes: Sequence[Shape]) -> Result:
     """These arms at every shape of every problem."""
     found: dict[str, Any] = {}
-    for name in problems if arms else ():
-        for shape in shapes:
-            rows = {arm: tuned(name, shape, arm, plan) for arm in arms}
-            found.setdefault(name, {})[str(shape)] = rows
-            print(f"{name}, {shape}", flush=True)
-            for arm, row in rows.items():
-                line = f"  {arm:18}{told(row['published'])}   at {row['tuned']['lr']:<7g}{told(row['tuned'])}"
-                if free := row.get("decayed"):
-                    line += f"   at {free['lr']:g}, decay {free['weight_decay']:<4g}{told(free)}"
-                print(line, flush=True)
+    for name, shape in itertools.product(problems if arms else (), shapes):
+        rows = {arm: tuned(name, shape, arm, plan) for arm in arms}
+        found.setdefault(name, {})[str(shape)] = rows
+        means = {arm: {key: figures["test"] for key, figures in row.items()} for arm, row in rows.items()}
+        print(f"{name}, {shape}: {means}", flush=True)
     return found
 
 
-def recipes(
-    plan: Plan, titles: Sequence[str], problems: Sequence[str], shapes: Sequence[Shape]
-) -> dict[str, Any]:
+def recipes(plan: Plan, titles: Sequence[str], problems: Sequence[str], shapes: Sequence[Shape]) -> Result:
     """The recipes of the log at every shape of every problem."""
     found: dict[str, Any] = {}
-    for name in problems:
-        for shape in shapes:
-            for title in titles:
-                figures = _figures([plan.cell(name, shape, RECIPES[title], seed) for seed in plan.seeds])
-                found.setdefault(name, {}).setdefault(title, {})[str(shape)] = figures
-                print(f"{name}, {title:34}{shape!s:20}{told(figures)}", flush=True)
+    for name, shape, title in itertools.product(problems, shapes, titles):
+        figures = _figures([plan.cell(name, shape, RECIPES[title], seed) for seed in plan.seeds])
+        found.setdefault(name, {}).setdefault(title, {})[str(shape)] = figures
+        print(f"{name}, {title}, {shape}: {figures['test']}", flush=True)
     return found
 
 
@@ -269,52 +237,91 @@ def merged(old: Any, new: Any) -> Any:
     return {**old, **{key: merged(old[key], value) if key in old else value for key, value in new.items()}}
 
 
-def write(path: Path | None, made_by: str, result: Mapping[str, Any]) -> None:
+def add(options: argparse.Namespace, result: Result) -> None:
     """Write figures, or add them to those that the file holds, with every command that made some."""
-    if path is not None and path.exists():
-        result = merged(json.loads(path.read_text(encoding="utf-8")), result)
-        made_by = "; ".join(dict.fromkeys([*result["command"].split("; "), made_by]))
-    timing.write(path, made_by, {key: value for key, value in result.items() if key != "command"})
+    if options.out is not None and options.out.exists():
+        result = merged(json.loads(options.out.read_text(encoding="utf-8")), result)
+        options.command = "; ".join(dict.fromkeys([*result["command"].split("; "), options.command]))
+    write(options, {key: value for key, value in result.items() if key not in ("command", "environment")})
 
 
-def told(figures: Mapping[str, Any]) -> str:
-    """A mean and its standard error as text."""
-    if figures["test"] is None:
-        return "diverged"
-    error = figures["standard_error"]
-    return f"{figures['test']:7.3f}" + ("" if error is None else f" ± {error:.3f}")
+def by_shape(name: str, by: str, skips: bool, result: Result) -> str:
+    """What ran of one problem, a row for every arm and recipe.
+
+    A column for every depth at width 64 or, by "width", for every width at depth 4; of networks with skips
+    or, without, of those whose first layer alone reads x.
+    """
+    held = {"depth": (1, WIDTH), "width": (0, DEPTH)}[by]
+    sizes, titles = (result[part].get(name, {}) for part in ("sizes", "recipes"))
+    known = {shape: read_shape(shape) for rows in (sizes, *titles.values()) for shape in rows}
+    shown = (shape for shape in known if known[shape][held[0]] == held[1] and known[shape][2] == skips)
+    shapes = sorted(shown, key=lambda shape: known[shape])
+
+    def text(figures: Mapping[str, Any] | None, note: str = "") -> str:
+        if figures is None or figures["test"] is None:
+            return "" if figures is None else "diverged"
+        return f"{figures['test']:.2f} ± {figures['standard_error']:.2f}{note}"
+
+    def note(figures: Mapping[str, Any] | None, key: str) -> str:
+        if figures is None or key == "published":
+            return ""
+        return f" ({figures['lr']:g}{', decay' if figures.get('weight_decay') else ''})"
+
+    arms = list(dict.fromkeys(arm for rows in sizes.values() for arm in rows))
+    rows = []
+    for key, said in (("published", "rate 0.01"), ("tuned", "best rate"), ("decayed", "best rate and decay")):
+        for arm in arms:
+            cells = [sizes.get(shape, {}).get(arm, {}).get(key) for shape in shapes]
+            rows.append([f"{arm}, {said}", *(text(cell, note(cell, key)) for cell in cells)])
+    for title, figures in titles.items():
+        rows.append([title, *(text(figures.get(shape)) for shape in shapes)])
+    pairs = [[titles.get(title, {}).get(shape) for title in EITHER] for shape in shapes]
+    rows.append(["the better of these two on validation", *(text(lower(*pair)) for pair in pairs)])
+    heads = [f"{by} {known[shape][by == 'width']}" for shape in shapes]
+    return markdown(("trained by", *heads), [row for row in rows if any(row[1:])])
 
 
-def command(options: argparse.Namespace) -> str:
-    """The command that runs these cells again."""
-    lists = (
-        f"--{key} {' '.join(shlex.quote(str(item)) for item in getattr(options, key))}".strip()
-        for key in ("problems", "depths", "widths", "arms", "recipes", "rates", "decays")
-    )
-    lists = (*lists, *(["--no-skips"] if options.no_skips else []))
-    return f"python benchmarks/depth.py {' '.join(lists)} --seeds {options.seeds} --steps {options.steps}"
+def lower(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Of two recipes the one with the lower validation loss, seed by seed."""
+    if one is None or other is None:
+        return None
+    sides = [list(zip(side["validation"], side["seeds"], strict=True)) for side in (one, other)]
+    tests = [min(pair)[1] for pair in zip(*sides, strict=False)]
+    return {"test": statistics.fmean(tests), "standard_error": standard_error(tests)}
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def read_shape(shape: str) -> tuple[int, int, bool]:
+    """Depth, width and whether there are skips, of "4 x 64" or "4 x 64, no skips"."""
+    widths, _, rest = shape.partition(", ")
+    layers, units = widths.split(" x ")
+    return int(layers), int(units), not rest
+
+
+EITHER = ("smooth", "kinked, averaged")
+SQUARE, LOGSUMEXP = PROBLEMS
+table_depth = partial(by_shape, SQUARE, "depth", True)
+table_width = partial(by_shape, SQUARE, "width", True)
+table_without_skips = partial(by_shape, SQUARE, "depth", False)
+table_depth_logsumexp = partial(by_shape, LOGSUMEXP, "depth", True)
+table_width_logsumexp = partial(by_shape, LOGSUMEXP, "width", True)
+table_without_skips_logsumexp = partial(by_shape, LOGSUMEXP, "depth", False)
+
+
+def main(line: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = arguments(__file__, __doc__, seeds=3, steps=500)
     parser.add_argument("--problems", nargs="*", default=PROBLEMS)
     parser.add_argument("--depths", nargs="*", type=int, default=DEPTHS, help=f"at width {WIDTH}")
     parser.add_argument("--widths", nargs="*", type=int, default=WIDTHS, help=f"at depth {DEPTH}")
     parser.add_argument("--arms", nargs="*", default=ARMS, help=f"of {', '.join(ALL_ARMS)}")
-    parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="*", default=list(RECIPES), help=f"of {', '.join(RECIPES)}")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--decays", nargs="+", type=float, default=DECAYS, help="0 among them")
     parser.add_argument("--no-skips", action="store_true", help="x enters the first layer alone")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write, or to add to")
-    options = parser.parse_args(arguments)
+    options = parsed(parser, line)
     if 0.0 not in options.decays:
         parser.error("--decays must have 0 among them")
-    torch.set_num_threads(1)
-    plan = Plan(
-        Ledger(beside(options.out)), range(options.seeds), options.rates, options.decays, options.steps
-    )
+    ledger = Ledger(options.out, __file__)
+    plan = Plan(ledger, range(options.seeds), options.rates, options.decays, options.steps)
     sides = [(WIDTH,) * depth for depth in options.depths] + [(width,) * DEPTH for width in options.widths]
     shapes = [Shape(hidden, not options.no_skips) for hidden in sides]
     result = {
@@ -323,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "recipes_are": {title: dataclasses.asdict(recipe) for title, recipe in RECIPES.items()},
         "sizes": sizes(plan, options.arms, options.problems, shapes),
     }
-    write(options.out, command(options), result)
+    add(options, result)
     return result
 
 

@@ -1,6 +1,6 @@
 """log Z by annealed importance sampling against known answers.
 
-    python benchmarks/log_z.py [--repeats 50] --out results/log_z.json
+    python benchmarks/timings/log_z.py [--repeats 50] --out results/log_z.json
 
 Every target has a known log Z. Each repeat adapts a proposal from a standard normal and anneals from it, with
 its own seed. Covered counts the repeats whose error is within two standard errors; refused are those that the
@@ -83,27 +83,30 @@ def repeated(name: str, dim: int, repeats: int) -> dict[str, Any]:
     }
 
 
+def table_log_z(result: timing.Result) -> str:
+    """Errors of every case."""
+    cells = {
+        "rotated product of": lambda row: "{} law, {} dimensions".format(*row["case"].split()),
+        "mean error (nats)": lambda row: f"{row['mean']:+.4f}".replace("-", "−"),
+        "root mean square": "{rms:.4f}",
+        "standard error given": "{standard_error:.4f}",
+        "within 0.02": lambda row: f"{row['within_0.02']} of {row['repeats']}",
+        "within two standard errors": "{covered} of {repeats}",
+        "refused": lambda row: str(len(row["refused"])),
+        "seconds": "{seconds:.1f}",
+    }
+    return timing.columns([{"case": case, **row} for case, row in result["rows"].items()], cells)
+
+
 def main() -> None:
-    parser = timing.arguments(__doc__.splitlines()[0])
-    parser.set_defaults(repeats=50, threads=1)
+    parser = timing.arguments(__file__, __doc__, repeats=50, threads=1)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = timing.parsed(parser)
     rows = {}
-    heads = ("mean", "rms", "largest", "s.e.", "covered", "<= 0.02", "refused", "s")
-    widths = (9, 8, 9, 8, 9, 9, 9, 6)
-    print(" " * 14 + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True)))
     for case in options.cases:
-        name, dim = CASES[case]
-        row = rows[case] = repeated(name, dim, options.repeats)
-        print(
-            f"{name:10}{dim:4d}{row['mean']:+9.4f}{row['rms']:8.4f}{row['largest']:9.4f}"
-            f"{row['standard_error']:8.4f}{row['covered']:6d}/{options.repeats}{row['within_0.02']:6d}/"
-            f"{options.repeats}{len(row['refused']):9d}{row['seconds']:6.1f}",
-            flush=True,
-        )
-    shape = {k: getattr(options, k) for k in ("repeats", "threads", "seed")}
-    timing.write(options.out, "python benchmarks/log_z.py", {"shape": shape, "rows": rows})
+        rows[case] = repeated(*CASES[case], options.repeats)
+        print(f"{case}: mean error {rows[case]['mean']:+.4f}", flush=True)
+    timing.write(options, {"shape": timing.given(options, "repeats", "threads"), "rows": rows}, table_log_z)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Inverting the gradient of one trained potential, against other solvers of the same convex problem.
 
-    python benchmarks/flow_inverse.py [--rows 64 --steps 400] --out results/flow_inverse.json
+    python benchmarks/timings/flow_inverse.py [--rows 64 --steps 400] --out results/flow_inverse.json
 
 One block of a flow is trained on simulated collider events (d = 21). Then x with grad f(x) = y is sought for
 rows y that real rows map to, in float64: by our batched Newton, and by L-BFGS with a strong Wolfe line search
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import high_dimension
@@ -79,42 +80,43 @@ def lbfgs(f: Potential, y: Tensor, tolerance: float) -> Solution:
 
 
 def compare(f: Potential, x: Tensor, sides: Mapping[str, Callable[[Tensor], Solution]], repeats: int) -> Any:
-    """Print and return time, convergence and error of each solver; the first one is ours."""
+    """Time, convergence and error of each solver; the first one is ours."""
     y = f.gradient(x)
     ours = next(iter(sides))
-    times = timing.interleaved(
-        {name: (lambda solve=solve: solve(y)) for name, solve in sides.items()}, repeats, warmup=1
-    )
+    times = timing.interleaved({name: partial(solve, y) for name, solve in sides.items()}, repeats, warmup=1)
     rows = {}
-    title = f"d = {f.dim}"
-    print(f"\n{title:24}{'ms':>10}{'ratio':>8}{'steps':>7}", end="")
-    print(f"{'converged':>11}{'residual':>11}{'error in x':>12}")
     for name, solve in sides.items():
-        found, ms = solve(y), statistics.median(times[name])
+        found = solve(y)
         rows[name] = {
-            "ms": ms,
+            "ms": statistics.median(times[name]),
             "ratio": timing.ratio(times, name, ours),
             "iterations": found.iterations,
             "converged": int(found.converged.sum()),
             "residual": float(found.residual.max()),
             "error": float((found.x - x).abs().max()),
         }
-        print(
-            f"{name:24}{ms:10.1f}{rows[name]['ratio']:8.1f}{found.iterations:7d}{rows[name]['converged']:11d}"
-            f"{rows[name]['residual']:11.1e}{rows[name]['error']:12.1e}"
-        )
     return rows
 
 
+def table_flow_inverse(result: timing.Result) -> str:
+    """Both dimensions, solver by solver."""
+    rows = [
+        [
+            *(str(dim), side, f"{row['ms']:.0f}", f"{row['ratio']:.1f}"),
+            f"{row['converged']} of {result['shape']['rows']}",
+        ]
+        for dim, part in ((21, "rows"), (256, "rows_256"))
+        for side, row in result[part].items()
+    ]
+    return timing.markdown(("d", "inverse of a trained block", "ms", "times ours", "rows within 1e-8"), rows)
+
+
 def main() -> None:
-    parser = timing.arguments(__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=64)
+    parser = timing.arguments(__file__, __doc__, repeats=15, threads=2, seed=0, rows=64)
     parser.add_argument("--steps", type=int, default=400, help="training steps of the block in 21 dimensions")
     parser.add_argument("--steps-256", type=int, default=100, help="and in 256")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = timing.parsed(parser)
     repeats = max(3, options.repeats // 3)
-    print(f"x with grad f(x) = y for {options.rows} rows, float64, {options.threads} threads")
 
     f, x = trained(options.steps, options.seed)
     sides: dict[str, Callable[[Tensor], Solution]] = {
@@ -131,9 +133,8 @@ def main() -> None:
         "l-bfgs": lambda y: lbfgs(g, y, TOLERANCE),
     }
     high = compare(g, x[: options.rows], sides, 3)
-    shape = {k: getattr(options, k) for k in ("rows", "steps", "steps_256", "threads", "seed")}
-    result = {"shape": shape, "rows": rows, "rows_256": high}
-    timing.write(options.out, "python benchmarks/flow_inverse.py", result)
+    shape = timing.given(options, "rows", "steps", "steps_256", "threads", "seed")
+    timing.write(options, {"shape": shape, "rows": rows, "rows_256": high}, table_flow_inverse)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A convex potential flow in 256 dimensions: patches of photographs, log-determinants estimated.
 
-    python benchmarks/high_dimension.py [--steps 800] --out results/high_dimension.json
+    python benchmarks/timings/high_dimension.py [--steps 800] --out results/high_dimension.json
 
 Patches of 16 x 16 grey pixels are cut from the two photographs that come with scikit-learn: training patches
 from the left two thirds, validation patches from a strip beside them, test patches from the right quarter.
@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import timing
 import torch
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 import convexlift as cl
@@ -34,6 +33,8 @@ SEEDS = 4
 
 def patches(count: int, left: float, right: float, seed: int) -> Tensor:
     """Patches (count, 256) with values in [0, 1] from the columns between two fractions of both pictures."""
+    from sklearn.datasets import load_sample_images
+
     rng = np.random.default_rng(seed)
     found = []
     for picture in load_sample_images().images:
@@ -41,10 +42,8 @@ def patches(count: int, left: float, right: float, seed: int) -> Tensor:
         height, width = grey.shape
         rows = rng.integers(0, height - SIDE + 1, count // 2)
         columns = rng.integers(math.ceil(left * width), math.floor(right * width) - SIDE + 1, count // 2)
-        found += [
-            grey[y : y + SIDE, x : x + SIDE].ravel()
-            for y, x in zip(rows.tolist(), columns.tolist(), strict=True)
-        ]
+        places = zip(rows.tolist(), columns.tolist(), strict=True)
+        found += [grey[y : y + SIDE, x : x + SIDE].ravel() for y, x in places]
     levels = rng.permutation(np.stack(found))
     return torch.from_numpy((levels + rng.random(levels.shape)) / 256)
 
@@ -91,6 +90,7 @@ def step_ms(method: str, x: Tensor, options: Any, steps: int) -> float:
 
 
 def peak_mib() -> float:
+    """The most memory that the process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -122,17 +122,27 @@ def scores(flow: cl.ConvexPotentialFlow, x: Tensor, offset: float, exact_rows: i
     }
 
 
+def table_high_dimension(result: timing.Result) -> str:
+    """The flow and the full-covariance Gaussian."""
+    flow, gaussian, step = result["rows"]["flow"], result["rows"]["gaussian"], result["step_ms"]
+    within = f"{100 * flow['within_two_standard_errors']:.0f} % within two standard errors"
+    error, exact_rows = flow["error_of_mean_over_seeds"], flow["exact_rows"]
+    nats = f"{flow['nats']:.1f} ± {error:.1f}"
+    rows = [
+        ("Gaussian, full covariance", f"{gaussian['nats']:.1f}", f"{gaussian['bits']:.3f}", ""),
+        ("flow, estimated", nats, f"{flow['bits']:.3f}", f"{step['estimated']:.0f}"),
+        (f"the same flow, exact, {exact_rows} rows", f"{flow['exact_nats']:.1f}", "", f"{step['exact']:.0f}"),
+        (f"estimated on those rows ({within})", f"{flow['estimated_nats_same_rows']:.1f}", "", ""),
+    ]
+    head = ("density", "test log-likelihood (nats)", "bits a dimension", "ms a training step")
+    return timing.markdown(head, rows)
+
+
 def main() -> None:
-    parser = timing.arguments(__doc__.splitlines()[0])
-    parser.set_defaults(threads=1)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--blocks", type=int, default=2)
-    parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128])
-    parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--exact-rows", type=int, default=100, help="test rows scored exactly too")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    sizes: dict[str, Any] = {"steps": 800, "batch": 128, "blocks": 2, "lr": 0.01, "exact_rows": 100}
+    parser = timing.arguments(__file__, __doc__, threads=1, seed=0, **sizes)
+    parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128], help="default: %(default)s")
+    options = timing.parsed(parser)
     train, valid = patches(20_000, 0, 0.66, options.seed), patches(500, 0.66, 0.75, options.seed + 1)
     test = patches(1_000, 0.75, 1, options.seed + 2)
     gaussian = Whitening(train)
@@ -141,43 +151,19 @@ def main() -> None:
     before = peak_mib()
     flow = new_flow("estimated", options)
     started = time.perf_counter()
-    cl.fit(
-        flow,
-        white[0],
-        validation=white[1],
-        steps=options.steps,
-        batch_size=options.batch,
-        lr=options.lr,
-        clip=100.0,
-        evaluate_every=max(1, options.steps // 8),
-        seed=options.seed,
-        progress=False,
-    )
+    how = {"steps": options.steps, "batch_size": options.batch, "lr": options.lr, "seed": options.seed}
+    every = max(1, options.steps // 8)
+    cl.fit(flow, white[0], validation=white[1], evaluate_every=every, clip=100.0, progress=False, **how)
     seconds, grown = time.perf_counter() - started, peak_mib() - before
     found = scores(flow.freeze(), white[2], gaussian.logdet, options.exact_rows)
-    ms = {
-        "estimated": step_ms("estimated", white[0], options, 10),
-        "exact": step_ms("exact", white[0], options, 3),
-    }
+    ms = {how: step_ms(how, white[0], options, steps) for how, steps in (("estimated", 10), ("exact", 3))}
     nats = gaussian.log_prob(test).mean().item()
     rows = {"gaussian": {"nats": nats, "bits": bits(nats)}, "flow": {**found, "seconds": seconds}}
-    print(f"{'':24}{'nats':>10}{'bits/dim':>10}")
-    for name, row in rows.items():
-        print(f"{name:24}{row['nats']:10.1f}{row['bits']:10.3f}")
-    print(
-        f"\nerror of the flow's mean over {SEEDS} seeds {found['error_of_mean_over_seeds']:.2f} nats; "
-        f"standard error of a row {found['standard_error_a_row']:.2f}"
-        f"\n{found['exact_rows']} rows exactly {found['exact_nats']:.2f}, estimated "
-        f"{found['estimated_nats_same_rows']:.2f}; within two standard errors "
-        f"{found['within_two_standard_errors']:.0%}, worst {found['worst_in_standard_errors']:.1f}"
-        f"\ntraining {options.steps} steps of {options.batch} rows in {seconds:.0f} s, peak memory grew by "
-        f"{grown:.0f} MiB"
-        f"\nstep (forward and backward): estimated {ms['estimated']:.0f} ms, exact {ms['exact']:.0f} ms"
-    )
     names = ("steps", "batch", "blocks", "hidden", "lr", "threads", "seed")
-    shape = {"dim": DIM, **{name: getattr(options, name) for name in names}}
+    shape = {"dim": DIM, **timing.given(options, *names)}
+    print(f"{seconds:.0f} s of training, peak memory grew by {grown:.0f} MiB")
     result = {"shape": shape, "rows": rows, "step_ms": ms, "peak_growth_mib": grown}
-    timing.write(options.out, "python benchmarks/high_dimension.py", result)
+    timing.write(options, result, table_high_dimension)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Which potential a convex-potential flow should have: one factor at a time, then the best together.
 
-    python benchmarks/potential_search.py --data HEPMASS.npz --out results/potential_search.json
+    python benchmarks/studies/potential_search.py --data HEPMASS.npz --out results/potential_search.json
 
 `collider` and 10,000 HEPMASS rows, squared weights. The search changes one factor of the default at a time
 (sharpness and kind of activation, the linear map in front, maps around the blocks, depth, width, blocks,
@@ -14,7 +14,6 @@ seconds. Finished cells are kept beside --out: run it again to go on.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import statistics
@@ -24,24 +23,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import timing
 import torch
-from rates import Ledger, Outcome, beside
+from common import Ledger, Outcome, or_inf, train_and_score
+from timing import Result, arguments, interleaved, parsed, write
 from torch import Tensor, nn
 
 from convexlift.architectures import ICNN, Calculus
 from convexlift.calculus import derivatives
 from convexlift.calculus.activations import Activation
 from convexlift.calculus.derivatives import Layers
-from convexlift.data import whole
 from convexlift.problems import Problem, problem
 from convexlift.seeds import seed_of
 from convexlift.sources import Squared
 from convexlift.study.statistics import paired_difference, summary
 from convexlift.tasks import ConvexPotentialFlow
 from convexlift.tasks.standardise import Standardiser, Whitener
-from convexlift.training import fit
-from convexlift.training.history import TrainingDiverged
 
 PROBLEMS = ("collider", "hepmass")
 RATE = 0.032
@@ -261,16 +257,10 @@ class Gated(ICNN):
 def network(dim: int, candidate: Candidate, seed: int) -> ICNN:
     """One potential of a candidate."""
     made = ICNN if candidate.pieces == 1 else partial(Gated, pieces=candidate.pieces)
-    return made(
-        dim,
-        hidden=(candidate.width,) * candidate.depth,
-        activation=candidate.activation,
-        sharpness=candidate.sharpness,
-        strong_convexity=candidate.strong_convexity,
-        init=candidate.init,
-        quadratic_rank=dim if candidate.quadratic else 0,
-        seed=seed,
-    )
+    kept = ("activation", "sharpness", "strong_convexity", "init")
+    options = {key: getattr(candidate, key) for key in kept}
+    rank = dim if candidate.quadratic else 0
+    return made(dim, hidden=(candidate.width,) * candidate.depth, quadratic_rank=rank, seed=seed, **options)
 
 
 def build(dim: int, candidate: Candidate, seed: int) -> ConvexPotentialFlow:
@@ -285,32 +275,10 @@ def build(dim: int, candidate: Candidate, seed: int) -> ConvexPotentialFlow:
     return flow
 
 
-def train(chosen: Problem, candidate: Candidate, lr: float, seed: int, steps: int, test: bool) -> Outcome:
+def train(known: Problem, candidate: Candidate, lr: float, seed: int, steps: int, test: bool) -> Outcome:
     """Train one flow; the frozen one's loss on validation and, if wanted, on test; None if it diverged."""
-    flow = build(chosen.dim, candidate, seed)
-    try:
-        history = fit(
-            flow,
-            chosen.train,
-            validation=chosen.validation,
-            steps=steps,
-            batch_size=BATCH_SIZE,
-            lr=lr,
-            evaluate_every=max(1, steps // 12),
-            seed=seed,
-            progress=False,
-        )
-    except TrainingDiverged:
-        return {"validation": None, "test": None}
-    outcome = {
-        "validation": history.best_validation,
-        "best_step": history.best_step,
-        "ms_per_step": history.ms_per_step,
-    }
-    if test:
-        loss = float(chosen.evaluate(flow.freeze(cast(Tensor, whole(chosen.train)))).double().mean())
-        outcome["test"] = loss if math.isfinite(loss) else None
-    return outcome
+    options = {"steps": steps, "batch_size": BATCH_SIZE, "lr": lr, "seed": seed}
+    return train_and_score(build(known.dim, candidate, seed), known, scored=test, evaluations=12, **options)
 
 
 @dataclass(frozen=True)
@@ -335,17 +303,11 @@ class Plan:
         while wanted:
             for lr in wanted:
                 found[lr] = self.cell(name, candidate, lr, SELECTION_SEED, self.steps)
-            losses = {lr: _loss(outcome) for lr, outcome in found.items()}
+            losses = {lr: or_inf(outcome["validation"]) for lr, outcome in found.items()}
             best = min(losses, key=lambda lr: losses[lr])
-            clear = losses[best] <= ceiling - CLEAR
-            wanted = beyond(losses) if clear else []
-        return {
-            "lr": best,
-            "validation": found[best]["validation"],
-            "best_step": found[best].get("best_step"),
-            "ms_per_step": found[best].get("ms_per_step"),
-            "rates": {f"{lr:g}": found[lr]["validation"] for lr in sorted(found)},
-        }
+            wanted = beyond(losses) if losses[best] <= ceiling - CLEAR else []
+        kept = {key: found[best].get(key) for key in ("validation", "best_step", "ms_per_step")}
+        return {"lr": best, **kept, "rates": {f"{lr:g}": found[lr]["validation"] for lr in sorted(found)}}
 
 
 def beyond(losses: Mapping[float, float]) -> list[float]:
@@ -357,10 +319,6 @@ def beyond(losses: Mapping[float, float]) -> list[float]:
     if best == rates[-1] and math.isfinite(losses[best]):
         return [best * 2] if best * 2 <= LARGEST_RATE else []
     return [best / 2] if best == rates[0] and best / 2 >= LEAST_RATE else []
-
-
-def _loss(outcome: Outcome) -> float:
-    return math.inf if outcome["validation"] is None else float(outcome["validation"])
 
 
 def title(candidate: Candidate) -> str:
@@ -376,23 +334,14 @@ def search(plan: Plan, factors: Mapping[str, Sequence[Mapping[str, Any]]]) -> li
     for factor, candidate in listed:
         row: dict[str, Any] = {"factor": factor, "candidate": title(candidate), "problems": {}}
         for name in plan.problems:
-            before = [_loss(r["problems"][name]) for r in rows if name in r["problems"]]
+            before = [or_inf(r["problems"][name]["validation"]) for r in rows if name in r["problems"]]
             found = plan.searched(name, candidate, min(before, default=math.inf))
             row["problems"][name] = found
-            print(told(row["candidate"], name, found), flush=True)
-            if before and _loss(found) > before[0] + BEHIND:
+            print(row["candidate"], name, found["rates"], flush=True)
+            if before and or_inf(found["validation"]) > before[0] + BEHIND:
                 break  # no default any more: not tried on the other problems
         rows.append(row)
     return rows
-
-
-def told(label: str, name: str, found: Mapping[str, Any]) -> str:
-    """A line on one candidate."""
-    loss = "diverged" if found["validation"] is None else f"{found['validation']:.3f}"
-    rates = "  ".join(
-        f"{lr}: {'-' if value is None else format(value, '.2f')}" for lr, value in found["rates"].items()
-    )
-    return f"{label:44}{name:10}{loss:>9} at {found['lr']:<7g}   {rates}"
 
 
 def costs(candidates: Sequence[Candidate], dim: int, repeats: int) -> dict[str, float]:
@@ -402,21 +351,12 @@ def costs(candidates: Sequence[Candidate], dim: int, repeats: int) -> dict[str, 
     for candidate in candidates:
         flow = build(dim, candidate, 0)
         flow.initialise(x)
-        sides[title(candidate)] = partial(_step, flow, x)
-    return {name: statistics.median(each) for name, each in timing.interleaved(sides, repeats).items()}
-
-
-def _step(flow: ConvexPotentialFlow, x: Tensor) -> None:
-    flow.loss(x).backward()
+        sides[title(candidate)] = lambda flow=flow: flow.loss(x).backward()
+    return {name: statistics.median(each) for name, each in interleaved(sides, repeats).items()}
 
 
 def confirm(
-    plan: Plan,
-    searched: Sequence[Mapping[str, Any]],
-    finalists: Sequence[Candidate],
-    ms: Mapping[str, float],
-    seeds: Sequence[int],
-    steps: int,
+    plan: Plan, searched: Sequence[Result], finalists: Sequence[Candidate], ms: Result, seeds: Sequence[int]
 ) -> dict[str, Any]:
     """Finalists against the default on test, all at the common rate, by equal steps and by equal seconds.
 
@@ -426,53 +366,38 @@ def confirm(
     for name in plan.problems:
 
         def losses(candidate: Candidate, lr: float, steps: int, name: str = name) -> list[float]:
-            outcomes = [plan.cell(name, candidate, lr, seed, steps, test=True) for seed in seeds]
-            return [math.inf if outcome["test"] is None else outcome["test"] for outcome in outcomes]
+            return [or_inf(plan.cell(name, candidate, lr, seed, steps, test=True)["test"]) for seed in seeds]
 
-        default = losses(DEFAULT, RATE, steps)
+        default = losses(DEFAULT, RATE, plan.steps)
         rows: list[dict[str, Any]] = [{"flow": title(DEFAULT), "lr": RATE, "test": summary(default)}]
         chosen = float(searched[0]["problems"][name]["lr"])
         if chosen != RATE:
-            there = losses(DEFAULT, chosen, steps)
+            there = losses(DEFAULT, chosen, plan.steps)
             apart = paired_difference(there, default)
             row = {"flow": title(DEFAULT), "lr": chosen, "test": summary(there)}
             rows.append({**row, "equal_steps": apart, "equal_seconds": apart})
         for candidate in finalists:
-            label = title(candidate)
-            ratio = ms[title(DEFAULT)] / ms[label]
-            fewer = steps if abs(ratio - 1) <= SAME_COST else max(1, round(steps * ratio))
-            at_steps, at_seconds = (losses(candidate, RATE, count) for count in (steps, fewer))
-            rows.append(
-                {
-                    "flow": label,
-                    "lr": RATE,
-                    "test": summary(at_steps),
-                    "equal_steps": paired_difference(at_steps, default),
-                    "steps_at_equal_seconds": fewer,
-                    "test_at_equal_seconds": summary(at_seconds),
-                    "equal_seconds": paired_difference(at_seconds, default),
-                }
-            )
+            ratio = ms[title(DEFAULT)] / ms[title(candidate)]
+            fewer = plan.steps if abs(ratio - 1) <= SAME_COST else max(1, round(plan.steps * ratio))
+            at_steps, at_seconds = (losses(candidate, RATE, count) for count in (plan.steps, fewer))
+            row = {"flow": title(candidate), "lr": RATE, "test": summary(at_steps)}
+            row |= {"equal_steps": paired_difference(at_steps, default), "steps_at_equal_seconds": fewer}
+            row |= {"test_at_equal_seconds": summary(at_seconds)}
+            rows.append({**row, "equal_seconds": paired_difference(at_seconds, default)})
         found[name] = rows
     return found
 
 
-def tables(result: Mapping[str, Any]) -> str:
+def tables(result: Result) -> str:
     """The search and the confirmation as the two tables of docs/potential-search.md."""
     names = list(result["search"][0]["problems"])
     default = result["search"][0]["problems"]
-    lines = [
-        f"| change of the default | {' | '.join(names)} | ms |",
-        f"|---|{'---:|' * (len(names) + 1)}",
-    ]
+    lines = [f"| change of the default | {' | '.join(names)} | ms |", f"|---|{'---:|' * (len(names) + 1)}"]
     for row in result["search"]:
         cells = [_searched(row["problems"].get(name), default[name], row["factor"]) for name in names]
         lines.append(f"| {row['candidate']} | {' | '.join(cells)} | {result['ms'][row['candidate']]:.0f} |")
-    lines += [
-        "",
-        "| flow | problem | rate | test | equal steps | equal seconds |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
+    lines += ["", "| flow | problem | rate | test | equal steps | equal seconds |"]
+    lines += ["|---|---|---:|---:|---:|---:|"]
     for name, rows in result["confirmed"].items():
         for row in rows:
             test = f"{row['test']['mean']:.3f} ± {row['test']['sem']:.3f}"
@@ -481,58 +406,45 @@ def tables(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _searched(found: Mapping[str, Any] | None, default: Mapping[str, Any], factor: str) -> str:
-    if found is None:
-        return "–"
-    if found["validation"] is None:
-        return "diverged"
+def _searched(found: Result | None, default: Result, factor: str) -> str:
+    if found is None or found["validation"] is None:
+        return "–" if found is None else "diverged"
     apart = "" if factor == "default" else f" ({found['validation'] - default['validation']:+.2f})"
     return f"{found['validation']:.2f}{apart} at {found['lr']:g}"
 
 
-def _interval(difference: Mapping[str, Any] | None) -> str:
-    if difference is None:
-        return ""
-    if difference["mean"] is None:
-        return "diverged"
+def _interval(difference: Result | None) -> str:
+    if difference is None or difference["mean"] is None:
+        return "" if difference is None else "diverged"
     low, high = difference["ci95"]
     return f"{difference['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(line: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = arguments(__file__, __doc__, steps=STEPS)
     parser.add_argument("--problems", nargs="+", default=PROBLEMS)
     parser.add_argument("--data", type=Path, default=None, help="the HEPMASS rows")
     parser.add_argument("--factors", nargs="*", default=list(FACTORS))
-    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seeds", type=int, default=3, help="evaluation seeds of the finalists")
     parser.add_argument("--repeats", type=int, default=20, help="timed steps of every candidate")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    options = parsed(parser, line)
     problems = {name: problem(name, options.data if name == "hepmass" else None) for name in options.problems}
-    plan = Plan(Ledger(beside(options.out)), problems, options.steps)
+    plan = Plan(Ledger(options.out, __file__), problems, options.steps)
     factors = {name: FACTORS[name] for name in options.factors}
     searched = search(plan, factors)
     finalists = [Candidate(**changes) for changes in FINALISTS]
-    candidates = [DEFAULT, *(Candidate(**changes) for options in factors.values() for changes in options)]
-    ms = costs(
-        list(dict.fromkeys([*candidates, *finalists])), next(iter(problems.values())).dim, options.repeats
-    )
+    changed = [Candidate(**changes) for options in factors.values() for changes in options]
+    candidates = list(dict.fromkeys([DEFAULT, *changed, *finalists]))
+    ms = costs(candidates, next(iter(problems.values())).dim, options.repeats)
+    seeds = list(range(options.seeds))
+    setting = {"steps": options.steps, "batch_size": BATCH_SIZE, "selection_seed": SELECTION_SEED}
     result = {
-        "setting": {
-            "steps": options.steps,
-            "batch_size": BATCH_SIZE,
-            "selection_seed": SELECTION_SEED,
-            "evaluation_seeds": list(range(options.seeds)),
-            "default": dataclasses.asdict(DEFAULT),
-        },
+        "setting": {**setting, "evaluation_seeds": seeds, "default": dataclasses.asdict(DEFAULT)},
         "search": searched,
         "ms": ms,
-        "confirmed": confirm(plan, searched, finalists, ms, range(options.seeds), options.steps),
+        "confirmed": confirm(plan, searched, finalists, ms, seeds),
     }
-    print("\n" + tables(result))
-    timing.write(options.out, "python benchmarks/potential_search.py --data HEPMASS.npz", result)
+    write(options, result, tables)
     return result
 
 

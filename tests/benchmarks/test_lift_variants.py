@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,12 @@ from torch import Tensor
 
 import convexlift as cl
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 VARIANTS = ("centred", "annealed", "learned scale", "activations", "gradients", "per layer", "antithetic")
 
 
 @pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The script as a module; its number of threads is undone."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    threads = torch.get_num_threads()
-    yield importlib.import_module("lift_variants")
-    torch.set_num_threads(threads)
+def study(script: Any) -> Any:
+    return script("lift_variants")
 
 
 def points(n: int, seed: int = 0) -> Tensor:

@@ -1,6 +1,6 @@
 """The same lift on two modules that are no ICNNs: a monotone network and a non-negative matrix factorisation.
 
-    python benchmarks/beyond_icnn.py [--steps 500 --seeds 5] --out results/beyond_icnn.json
+    python benchmarks/studies/beyond_icnn.py [--steps 500 --seeds 5] --out results/beyond_icnn.json
 
 `Lift(module, names=[...])` against Softplus, Squared and Projected under the library's protocol: one start,
 one factor-2 grid that grows for all arms, rates chosen on validation with two other seeds, paired
@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import timing
 import torch
+from common import side_by_side
+from timing import Result, arguments, parsed, write
 from torch import Tensor, nn
 
 from convexlift import Lift, Projected, Softplus, Squared
@@ -31,6 +32,7 @@ EXTENSIONS = 6
 RANK = 10
 INPUTS, NOISE = 5, 0.1
 
+Errors = Callable[[Callable[..., Tensor], Any], Tensor]  # of a function on the rows of a batch
 Subject = tuple[Problem, dict[str, Arm]]
 
 
@@ -46,15 +48,10 @@ class MonotoneNetwork(nn.Module):
         super().__init__()
         draws = torch.Generator().manual_seed(seed)
         sizes = (dim, width, width, 1)
-        self.weights = nn.ParameterList(
-            [
-                nn.Parameter(4 / n * torch.rand(m, n, generator=draws))
-                for n, m in zip(sizes, sizes[1:], strict=False)
-            ]
-        )
-        self.biases = nn.ParameterList(
-            [nn.Parameter(2 * torch.rand(m, generator=draws) - 1) for m in sizes[1:]]
-        )
+        weights = [4 / n * torch.rand(m, n, generator=draws) for n, m in zip(sizes, sizes[1:], strict=False)]
+        self.weights = nn.ParameterList([nn.Parameter(weight) for weight in weights])
+        biases = [2 * torch.rand(m, generator=draws) - 1 for m in sizes[1:]]
+        self.biases = nn.ParameterList([nn.Parameter(bias) for bias in biases])
 
     def forward(self, x: Tensor) -> Tensor:
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
@@ -73,9 +70,8 @@ class Factorisation(nn.Module):
     def __init__(self, rows: int, columns: int, rank: int, size: float, seed: int) -> None:
         super().__init__()
         draws = torch.Generator().manual_seed(seed)
-        scale = 2 * math.sqrt(
-            size / rank
-        )  # uniform entries of mean sqrt(size / rank), so that X starts at its mean
+        # uniform entries of mean sqrt(size / rank), so that X starts at its mean
+        scale = 2 * math.sqrt(size / rank)
         self.codes = nn.Parameter(scale * torch.rand(rows, rank, generator=draws))
         self.dictionary = nn.Parameter(scale * torch.rand(rank, columns, generator=draws))
 
@@ -86,7 +82,7 @@ class Factorisation(nn.Module):
 class LeastSquares(nn.Module):
     """The mean of ``errors`` over the rows of a batch, whose first part is what a lift emits from."""
 
-    def __init__(self, block: nn.Module, errors: Callable[[Callable[..., Tensor], Any], Tensor]) -> None:
+    def __init__(self, block: nn.Module, errors: Errors) -> None:
         super().__init__()
         self.block: Any = block
         self.errors = errors
@@ -115,9 +111,8 @@ class LeastSquares(nn.Module):
 def monotone_truth(x: Tensor) -> Tensor:
     """A function of five inputs that increases in each: smooth, kinked, stepped, and with an interaction."""
     a, b, c, d, e = x.unbind(1)
-    return (
-        nn.functional.softplus(4 * a) / 4 + torch.maximum(b, c) + torch.sigmoid(8 * d) + (1 + d) * (1 + e) / 4
-    )
+    smooth, kinked, stepped = nn.functional.softplus(4 * a) / 4, torch.maximum(b, c), torch.sigmoid(8 * d)
+    return smooth + kinked + stepped + (1 + d) * (1 + e) / 4
 
 
 def monotone() -> Subject:
@@ -129,13 +124,15 @@ def monotone() -> Subject:
         return x, monotone_truth(x) + noise * torch.randn(rows, generator=draws)
 
     return _subject(
-        "monotone",
-        (split(1_000, 401, NOISE), split(1_000, 402, NOISE), split(4_000, 403, 0.0)),
-        "regression of a monotone function of five inputs by a monotone network, 1,000 rows, noise 0.1",
-        lambda seed: MonotoneNetwork(INPUTS, 32, seed),
+        partial(MonotoneNetwork, INPUTS, 32),
         _distance,
-        MonotoneNetwork.names,
-        INPUTS,
+        (split(1_000, 401, NOISE), split(1_000, 402, NOISE), split(4_000, 403, 0.0)),
+        name="monotone",
+        dim=INPUTS,
+        description="regression of a monotone function of five inputs by a monotone network, "
+        "1,000 rows, noise 0.1",
+        source="simulated",
+        licence="none needed (simulated)",
     )
 
 
@@ -151,17 +148,16 @@ def factorisation() -> Subject:
     lot = torch.rand(rows, columns, generator=torch.Generator().manual_seed(411))
     masks = [(lot < 0.8), (lot >= 0.8) & (lot < 0.9), (lot >= 0.9)]
     seen, number = pixels * masks[0], torch.arange(rows, dtype=torch.float32)[:, None]
-    splits = tuple(
-        (seen, number, pixels, mask * columns / mask.sum(1, keepdim=True).clamp_min(1)) for mask in masks
-    )
+    weights = [mask * columns / mask.sum(1, keepdim=True).clamp_min(1) for mask in masks]
     return _subject(
-        "factorisation",
-        splits,
-        "held-out pixels of 1,797 digits of 8 x 8 pixels by a rank-10 non-negative factorisation",
-        lambda seed: Factorisation(rows, columns, RANK, float(seen.sum() / masks[0].sum()), seed),
+        partial(Factorisation, rows, columns, RANK, float(seen.sum() / masks[0].sum())),
         _masked_distance,
-        Factorisation.names,
-        columns,
+        [(seen, number, pixels, weight) for weight in weights],
+        name="factorisation",
+        dim=columns,
+        description="held-out pixels of 1,797 digits of 8 x 8 pixels by a rank-10 non-negative factorisation",
+        source="scikit-learn's bundled digits",
+        licence="CC BY 4.0 (UCI)",
     )
 
 
@@ -175,84 +171,58 @@ def _masked_distance(function: Callable[..., Tensor], batch: tuple[Tensor, ...])
     return ((function(number) - pixels).square() * weight).mean(1)
 
 
-def _subject(
-    name: str,
-    splits: Any,
-    description: str,
-    network: Callable[[int], nn.Module],
-    errors: Callable[[Callable[..., Tensor], Any], Tensor],
-    names: Sequence[str],
-    columns: int,
-) -> Subject:
+def _subject(network: Any, errors: Errors, splits: Sequence[Any], **facts: Any) -> Subject:
+    """A problem that minimises these errors of the network, and its arms."""
     problem = Problem(
-        name=name,
         task="own",
-        dim=columns,
-        train=splits[0],
-        validation=splits[1],
-        test=splits[2],
-        description=description,
-        source="scikit-learn's bundled digits" if name == "factorisation" else "simulated",
-        licence="CC BY 4.0 (UCI)" if name == "factorisation" else "none needed (simulated)",
-        network=network,
+        **dict(zip(("train", "validation", "test"), splits, strict=True)),
+        network=lambda seed: network(seed=seed),
         build=lambda blocks: LeastSquares(blocks[0], errors),
         losses=lambda model, rows: errors(cast(Any, model).block, rows),
+        **facts,
     )
+    names = network.func.names
     sources = {"projected": Projected, "softplus": Softplus, "squared": Squared}
     arms: dict[str, Arm] = {arm: partial(source, names=names) for arm, source in sources.items()}
-    return problem, {**arms, "lift": partial(Lift, names=names, dim=columns)}
+    return problem, {**arms, "lift": partial(Lift, names=names, dim=problem.dim)}
 
 
 SUBJECTS = {"monotone": monotone, "factorisation": factorisation}
 
 
-def study(
-    name: str, steps: int, seeds: int, folder: Path, rates: Sequence[float], extensions: int
-) -> dict[str, Any]:
+def study(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Compare the arms on one subject; the figures of every arm, and lift minus each."""
-    budget = Budget("study", steps, 128, tuple(rates), min(2, seeds), seeds, extensions=extensions)
+    seeds, rates = options.seeds, tuple(options.rates)
+    budget = Budget("study", options.steps, 128, rates, min(2, seeds), seeds, extensions=options.extensions)
     result = compare(own=SUBJECTS[name], budget=budget, out=folder, jobs=1).result
+    protocol = ("steps", "batch_size", "rates", "on_edge", "intervals")
     keys = ("lr", "test", "half_budget", "ms_per_step", "parameters", "rates")
     return {
         "description": result["description"],
-        "protocol": {
-            k: result["protocol"][k] for k in ("steps", "batch_size", "rates", "on_edge", "intervals")
-        },
+        "protocol": {key: result["protocol"][key] for key in protocol},
         "arms": {arm: {key: row[key] for key in keys} for arm, row in result["arms"].items()},
         "pairs": result["pairs"],
     }
 
 
-def table(name: str, result: dict[str, Any]) -> str:
-    """The figures of one subject as text."""
-    lines = [f"\n{name}: {result['description']}", f"{'':12}{'test loss':>22}{'rate':>9}{'ms a step':>11}"]
-    for arm, row in sorted(result["arms"].items(), key=lambda item: item[1]["test"]["mean"] or math.inf):
-        test = row["test"]
-        loss = f"{test['mean']:.5f} ± {test['sem'] or 0:.5f}" if test["mean"] is not None else "diverged"
-        lines.append(f"{arm:12}{loss:>22}{row['lr']:9.3g}{row['ms_per_step']:11.2f}")
-    return "\n".join(lines)
+def table_beyond_icnn(result: Result) -> str:
+    """Every arm's loss on the two modules."""
+    return side_by_side(result["subjects"])
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(line: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = arguments(__file__, __doc__, seeds=5, steps=500)
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
     parser.add_argument("--rates", nargs="+", type=float, default=GRID)
     parser.add_argument("--extensions", type=int, default=EXTENSIONS, help="times the grid may grow")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    options = parsed(parser, line)
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if options.out is None else options.out.with_suffix(".cells")
         for name in options.subjects:
-            found[name] = study(
-                name, options.steps, options.seeds, folder / name, options.rates, options.extensions
-            )
-            print(table(name, found[name]), flush=True)
+            found[name] = study(name, options, folder / name)
     setting = {"steps": options.steps, "seeds": list(range(options.seeds))}
-    timing.write(options.out, "python benchmarks/beyond_icnn.py", {"setting": setting, "subjects": found})
+    write(options, {"setting": setting, "subjects": found}, table_beyond_icnn)
     return found
 
 

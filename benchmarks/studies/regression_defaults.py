@@ -1,6 +1,6 @@
 """Convex regression without tuning: centring, rate and weight decay on 16 small problems.
 
-    python benchmarks/regression_defaults.py [--steps 1000 --seeds 2] --out results/regression_defaults.json
+    python benchmarks/studies/regression_defaults.py --out results/regression_defaults.json
 
 Four convex truths on [-1, 1]^d, two smooth and two with kinks, at four sizes: 200 rows in one column without
 noise, 500 in two with much noise, 2,000 in five with little, 1,000 in ten with more. A tenth of the rows
@@ -11,31 +11,24 @@ ratios, and the worst. Finished cells are kept beside --out: run it again to go 
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import math
-import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import timing
 import torch
-from rates import Ledger, Outcome, beside, mean
+from common import Ledger, Outcome, finite, mean
+from common import train as trained
+from timing import Result, arguments, columns, parsed, write
 from torch import Tensor
 
 import convexlift as cl
-from convexlift.training import fit
-from convexlift.training.history import TrainingDiverged
 
 HIDDEN, BATCH_SIZE = (64, 64, 64), 256  # those of convexlift.sklearn.ConvexRegressor
-SIZES = (
-    (1, 200, 0.0),
-    (2, 500, 0.3),
-    (5, 2_000, 0.1),
-    (10, 1_000, 0.5),
-)  # columns, rows, noise / sd of the truth
+SIZES = ((1, 200, 0.0), (2, 500, 0.3), (5, 2_000, 0.1), (10, 1_000, 0.5))  # columns, rows, noise / sd
 TEST_POINTS, PLANES = 4_000, 6
 DATA_SEED = 3
 
@@ -79,50 +72,35 @@ def train(name: str, size: tuple[int, int, float], way: Way, seed: int, steps: i
     spread = float(truth(points).std())
     y = truth(x) + noise * spread * torch.randn(rows, generator=draws)
     kept = rows // 10
-    source: Any = cl.Squared(
-        cl.ICNN(dim, HIDDEN, strong_convexity=0.0, learn_strong_convexity=False, seed=seed)
-    )
+    net = cl.ICNN(dim, HIDDEN, strong_convexity=0.0, learn_strong_convexity=False, seed=seed)
+    source: Any = cl.Squared(net)
     task = cl.ConvexRegression(cl.Centred(source, slopes=way.centred == "slopes") if way.centred else source)
-    task.initialise((x[kept:], y[kept:]))
-    try:
-        fit(
-            task,
-            (x[kept:], y[kept:]),
-            validation=(x[:kept], y[:kept]),
-            steps=steps,
-            batch_size=BATCH_SIZE,
-            lr=way.lr,
-            weight_decay=way.weight_decay,
-            seed=seed,
-            progress=False,
-        )
-    except TrainingDiverged:
+    how = {"steps": steps, "evaluations": 25, "batch_size": BATCH_SIZE, "seed": seed}
+    how |= {"lr": way.lr, "weight_decay": way.weight_decay}
+    history = trained(task, (x[kept:], y[kept:]), (x[:kept], y[:kept]), **how)
+    if history is None:
         return {"error": None}
     error = float((task.freeze().predict(points) - truth(points)).square().mean()) / spread**2
-    return {"error": error if math.isfinite(error) else None}
+    return {"error": finite(error)}
 
 
-def study(
-    ways: Mapping[str, Way], steps: int, seeds: int, ledger: Ledger
-) -> dict[str, dict[str, list[float | None]]]:
+Errors = dict[str, dict[str, list[float | None]]]  # of a problem and a way, seed by seed
+
+
+def study(ways: Mapping[str, Way], steps: int, seeds: int, ledger: Ledger) -> Errors:
     """Every problem, way and seed: the test errors."""
-    found: dict[str, dict[str, list[float | None]]] = {}
-    for size in SIZES:
-        for name in truths(1):
-            rows = found.setdefault(f"{name}, {size[0]} columns, {size[1]} rows, noise {size[2]:g}", {})
-            for title, way in ways.items():
-                for seed in range(seeds):
-                    cell = {"truth": name, "size": list(size), "seed": seed, "steps": steps, **asdict(way)}
-                    outcome = ledger.run(
-                        cell,
-                        lambda n=name, s=size, w=way, k=seed: train(n, s, w, k, steps),  # type: ignore[misc]
-                    )
-                    rows.setdefault(title, []).append(outcome["error"])
-            print(f"{name}, {size}: {', '.join(f'{k} {mean(v):.4f}' for k, v in rows.items())}", flush=True)
+    found: Errors = {}
+    for size, name in itertools.product(SIZES, truths(1)):
+        rows = found.setdefault(f"{name}, {size[0]} columns, {size[1]} rows, noise {size[2]:g}", {})
+        for (title, way), seed in itertools.product(ways.items(), range(seeds)):
+            cell = {"truth": name, "size": list(size), "seed": seed, "steps": steps, **asdict(way)}
+            outcome = ledger.run(cell, partial(train, name, size, way, seed, steps))
+            rows.setdefault(title, []).append(outcome["error"])
+        print(f"{name}, {size}: {', '.join(f'{k} {mean(v):.4f}' for k, v in rows.items())}", flush=True)
     return found
 
 
-def ratios(found: Mapping[str, Mapping[str, Sequence[float | None]]]) -> dict[str, dict[str, Any]]:
+def ratios(found: Errors) -> dict[str, dict[str, Any]]:
     """Each way's mean error over the least one of the problem: geometric mean and worst over problems."""
     best = {name: min(map(mean, rows.values())) for name, rows in found.items()}
     by_way = {
@@ -140,31 +118,27 @@ def ratios(found: Mapping[str, Mapping[str, Sequence[float | None]]]) -> dict[st
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def table_regression_defaults(result: Result) -> str:
+    """Ways to train a convex regression, over the 16 problems."""
+    cells = {
+        "trained by": "{title}",
+        "error / least error": "{geometric_mean:.2f}",
+        "at worst": "{worst:,.1f} ({worst_problem})",
+        "least on": "{best_on}",
+    }
+    rows = [{"title": title, **row} for title, row in result["ratios"].items()]
+    return columns(rows, cells).replace(" 1 columns", " 1 column")
+
+
+def main(line: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = arguments(__file__, __doc__, seeds=2, steps=1_000)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--steps", type=int, default=1_000)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    found = study(
-        {title: WAYS[title] for title in options.ways},
-        options.steps,
-        options.seeds,
-        Ledger(beside(options.out)),
-    )
-    figures = ratios(found)
-    for title, row in figures.items():
-        print(
-            f"{title:26}{row['geometric_mean']:8.2f} times the best, at worst {row['worst']:7.1f} "
-            f"({row['worst_problem']}), best on {row['best_on']}"
-        )
-    command = f"python benchmarks/regression_defaults.py --steps {options.steps} --seeds {options.seeds}"
-    if options.ways != list(WAYS):
-        command += f" --ways {' '.join(map(shlex.quote, options.ways))}"
-    timing.write(options.out, command, {"errors": found, "ratios": figures})
-    return {"errors": found, "ratios": figures}
+    options = parsed(parser, line)
+    ways = {title: WAYS[title] for title in options.ways}
+    found = study(ways, options.steps, options.seeds, Ledger(options.out, __file__))
+    result = {"errors": found, "ratios": ratios(found)}
+    write(options, result, table_regression_defaults)
+    return result
 
 
 if __name__ == "__main__":

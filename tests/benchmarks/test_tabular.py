@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,18 +15,7 @@ from torch import Tensor
 
 import convexlift as cl
 from convexlift.problems import Problem
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
-    """A script of benchmarks/ as a module; its number of threads is undone."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield importlib.import_module
-    torch.set_num_threads(threads)
+from convexlift.training.optimisation import parameter_groups
 
 
 def draws(n: int, seed: int, dim: int = 2) -> Tensor:
@@ -161,10 +149,8 @@ def test_averaged_weights_are_the_mean_of_the_first_steps(script: Any) -> None:
 def test_the_decay_falls_on_free_matrices_alone(script: Any) -> None:
     tabular = script("tabular")
     recipe = tabular.Recipe(hidden=(8, 8), weight_decay=0.1)
-    groups = importlib.import_module("convexlift.training.optimisation").parameter_groups(
-        tabular.density(recipe, 2, 0)
-    )
-    decayed, rest = tabular.optimiser(recipe, groups).param_groups
+    task = tabular.density(recipe, 2, 0)
+    decayed, rest = tabular.optimiser(recipe, task, parameter_groups(task)).param_groups
     assert [tuple(p.shape) for p in decayed["params"]] == [(8, 2), (8, 2)] and rest["weight_decay"] == 0.0
 
 

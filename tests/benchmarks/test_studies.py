@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from pathlib import Path
@@ -14,31 +13,20 @@ import torch
 
 import convexlift as cl
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A script of benchmarks/ as a module; its number of threads is undone."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    threads = torch.get_num_threads()
-    yield importlib.import_module
-    torch.set_num_threads(threads)
-
 
 def finished(out: Path) -> list[str]:
     return out.with_suffix(".cells.jsonl").read_text().split("\n")
 
 
-def test_rates_go_on_from_finished_cells(study: Any, tmp_path: Path) -> None:
+def test_rates_go_on_from_finished_cells(script: Any, tmp_path: Path) -> None:
     out, options = tmp_path / "rates.json", ["--problems", "logistic", "--rates", "0.01"]
     options += ["--seeds", "1", "--steps", "2", "--results", str(tmp_path), "--out", str(out)]
-    first = study("rates").main(options)
+    first = script("rates").main(options)
     cells = finished(out)
-    assert study("rates").main(options) == first
+    assert script("rates").main(options) == first
     assert finished(out) == cells
     out.with_suffix(".cells.jsonl").write_text("\n".join(cells)[:-20])  # killed while it wrote
-    assert study("rates").main(options) == first
+    assert script("rates").main(options) == first
     written = json.loads(out.read_text())
     assert written["setting"]["seeds"] == [0] and "torch" in written["environment"]
     assert set(written["problems"]["logistic"]) == {
@@ -48,38 +36,38 @@ def test_rates_go_on_from_finished_cells(study: Any, tmp_path: Path) -> None:
     }
 
 
-def test_the_band_is_where_the_loss_stays_below_the_ceiling(study: Any) -> None:
-    band = study("rates").band
+def test_the_band_is_where_the_loss_stays_below_the_ceiling(script: Any) -> None:
+    band = script("rates").band
     low, high = band([0.01, 0.1, 1.0], [2.0, 1.0, 3.0], 1.5)
     assert low == pytest.approx(10**-1.5) and high == pytest.approx(10**-0.75)
     assert band([0.01, 0.1, 1.0], [1.2, 1.0, math.inf], 1.5) == (0.01, 0.1)
     assert band([0.01, 0.1], [2.0, 3.0], 1.5) is None
 
 
-def test_depth(study: Any, tmp_path: Path) -> None:
+def test_depth(script: Any, tmp_path: Path) -> None:
     out = tmp_path / "depth.json"
     options = ["--problems", "regression-square", "--depths", "2", "--widths", "--rates", "0.01", "0.02"]
-    found = study("depth").main([*options, "--seeds", "1", "--steps", "1", "--out", str(out)])
+    found = script("depth").main([*options, "--seeds", "1", "--steps", "1", "--out", str(out)])
     assert list(found["sizes"]["regression-square"]) == ["2 x 64"]
     recipes = json.loads(out.read_text())["recipes"]["regression-square"]
-    assert recipes.keys() == study("depth").RECIPES.keys()
+    assert recipes.keys() == script("depth").RECIPES.keys()
     again = ["--problems", "regression-square", "--depths", "1", "--widths", "--recipes", "centred", "--arms"]
-    study("depth").main([*again, "--seeds", "1", "--steps", "1", "--out", str(out)])
+    script("depth").main([*again, "--seeds", "1", "--steps", "1", "--out", str(out)])
     kept = json.loads(out.read_text())
     assert list(kept["recipes"]["regression-square"]["centred"]) == ["2 x 64", "1 x 64"]
     assert kept["sizes"] == json.loads(json.dumps(found["sizes"]))
-    assert kept["command"].count("python benchmarks/depth.py") == 2
+    assert kept["command"].count("python benchmarks/studies/depth.py") == 2
 
 
-def test_depth_chooses_rate_and_decay_on_validation(study: Any) -> None:
-    depth = study("depth")
+def test_depth_chooses_rate_and_decay_on_validation(script: Any) -> None:
+    depth = script("depth")
 
     class Known(depth.Plan):
         def cell(self, name: str, shape: Any, recipe: Any, seed: int) -> dict[str, Any]:
             loss = abs(recipe.lr - 0.01) - 0.5 * recipe.weight_decay * (recipe.lr == 0.04)
             return {"validation": loss, "train": 0.0, "test": seed + loss}
 
-    plan = Known(depth.Ledger(None), (0, 1), (0.0025, 0.01, 0.04), (0.0, 1.0), 1)
+    plan = Known(depth.Ledger(None, depth.__file__), (0, 1), (0.0025, 0.01, 0.04), (0.0, 1.0), 1)
     row = depth.tuned("regression-square", depth.Shape((4, 4), False), "lift", plan)
     assert row["tuned"]["lr"] == 0.01 and row["tuned"]["seeds"] == [0.0, 1.0]
     assert (row["decayed"]["lr"], row["decayed"]["weight_decay"]) == (0.04, 1.0)
@@ -87,46 +75,48 @@ def test_depth_chooses_rate_and_decay_on_validation(study: Any) -> None:
     assert str(depth.Shape((4, 4), False)) == "2 x 4, no skips"
 
 
-def test_depth_without_skips_trains_networks_without_skips(study: Any, tmp_path: Path) -> None:
+def test_depth_without_skips_trains_networks_without_skips(script: Any, tmp_path: Path) -> None:
     out = tmp_path / "depth.json"
     options = ["--problems", "regression-square", "--depths", "2", "--widths", "--recipes", "smooth"]
     options += ["--arms", "--no-skips", "--seeds", "1", "--steps", "1", "--out", str(out)]
-    found = study("depth").main(options)
+    found = script("depth").main(options)
     assert list(found["recipes"]["regression-square"]["smooth"]) == ["2 x 64, no skips"]
     cell = json.loads(finished(out)[-1])["cell"]
     assert cell["skip"] is False
     assert " --no-skips " in json.loads(out.read_text())["command"]
 
 
-def test_regression_defaults(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script, out = study("regression_defaults"), tmp_path / "defaults.json"
-    monkeypatch.setattr(script, "SIZES", ((1, 20, 0.0),))
-    monkeypatch.setattr(script, "WAYS", {"plain": script.Way(0.01), "means": script.Way(0.01, "means", 0.1)})
+def test_regression_defaults(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults, out = script("regression_defaults"), tmp_path / "defaults.json"
+    monkeypatch.setattr(defaults, "SIZES", ((1, 20, 0.0),))
+    monkeypatch.setattr(
+        defaults, "WAYS", {"plain": defaults.Way(0.01), "means": defaults.Way(0.01, "means", 0.1)}
+    )
     options = ["--steps", "2", "--seeds", "1", "--ways", "plain", "means", "--out", str(out)]
-    first = script.main(options)
-    assert script.main(options) == first and len(finished(out)) == 1 + 2 * 4
+    first = defaults.main(options)
+    assert defaults.main(options) == first and len(finished(out)) == 1 + 2 * 4
     assert len(first["errors"]) == 4
 
 
-def test_ratios_are_to_the_best_way_of_each_problem(study: Any) -> None:
+def test_ratios_are_to_the_best_way_of_each_problem(script: Any) -> None:
     found = {"a": {"x": [1.0, 3.0], "y": [4.0, 4.0]}, "b": {"x": [8.0, 8.0], "y": [1.0, 1.0]}}
-    ratios = study("regression_defaults").ratios(found)
+    ratios = script("regression_defaults").ratios(found)
     assert ratios["x"]["worst"] == 8 and ratios["x"]["worst_problem"] == "b" and ratios["x"]["best_on"] == 1
     assert ratios["y"]["geometric_mean"] == pytest.approx(2**0.5)
 
 
 @pytest.mark.parametrize("subject", ["monotone", "factorisation"])
-def test_beyond_icnn(study: Any, tmp_path: Path, subject: str) -> None:
+def test_beyond_icnn(script: Any, tmp_path: Path, subject: str) -> None:
     pytest.importorskip("sklearn")
     out = tmp_path / "beyond.json"
     options = ["--subjects", subject, "--rates", "0.02", "--extensions", "0", "--seeds", "1", "--steps", "2"]
-    found = study("beyond_icnn").main([*options, "--out", str(out)])
+    found = script("beyond_icnn").main([*options, "--out", str(out)])
     assert set(found[subject]["arms"]) == {"projected", "softplus", "squared", "lift"}
     assert all(row["test"]["mean"] is not None for row in found[subject]["arms"].values())
 
 
-def test_the_monotone_network_is_monotone_however_it_is_trained(study: Any) -> None:
-    beyond: ModuleType = study("beyond_icnn")
+def test_the_monotone_network_is_monotone_however_it_is_trained(script: Any) -> None:
+    beyond: ModuleType = script("beyond_icnn")
     chosen, arms = beyond.monotone()
     x, _ = chosen.test
     for make in arms.values():
@@ -139,9 +129,9 @@ def test_the_monotone_network_is_monotone_however_it_is_trained(study: Any) -> N
     assert bool((beyond.monotone_truth(steps).diff() > 0).all())
 
 
-def test_a_masked_factorisation_is_scored_on_its_own_pixels_only(study: Any) -> None:
+def test_a_masked_factorisation_is_scored_on_its_own_pixels_only(script: Any) -> None:
     pytest.importorskip("sklearn")
-    beyond: ModuleType = study("beyond_icnn")
+    beyond: ModuleType = script("beyond_icnn")
     chosen, _ = beyond.factorisation()
     shown = [split[3] > 0 for split in (chosen.train, chosen.validation, chosen.test)]
     assert bool((sum(mask.int() for mask in shown) == 1).all())
@@ -150,8 +140,8 @@ def test_a_masked_factorisation_is_scored_on_its_own_pixels_only(study: Any) -> 
     assert float(exact.abs().max()) == 0.0
 
 
-def test_recipe_chooses_on_validation_and_compares_on_test(study: Any, tmp_path: Path) -> None:
-    recipe = study("recipe")
+def test_recipe_chooses_on_validation_and_compares_on_test(script: Any, tmp_path: Path) -> None:
+    recipe = script("recipe")
     test = {"mean": 0.001, "per_seed": [0.001]}
 
     def arm(validation: list[float]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What emitting the weights costs: one value-only training step of a lift against one of softplus.
 
-    python benchmarks/lift_step.py --out results/lift_step.json
+    python benchmarks/timings/lift_step.py --out results/lift_step.json
 
 The step is forward, backward and an Adam update, at 21 -> 128 x 3 and 21 -> 512 x 5, batch 256.
 """
@@ -33,14 +33,22 @@ def trainable(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
+def table_lift_step(result: timing.Result) -> str:
+    """Every network and source."""
+    rows = [
+        [side, f"{row['ms']:.2f}", f"{row['ratio_to_softplus']:.2f}", f"{row['parameters_over_network']:.2f}"]
+        for side, row in result["rows"].items()
+    ]
+    head = ("network, trained by", "ms a step", "times softplus", "parameters / network")
+    return timing.markdown(head, rows)
+
+
 def main() -> None:
-    options = timing.arguments(__doc__.splitlines()[0]).parse_args()
-    torch.set_num_threads(options.threads)
+    parser = timing.arguments(__file__, __doc__, repeats=15, threads=2, device="cpu", seed=0)
+    options = timing.parsed(parser)
     torch.manual_seed(options.seed)
     x = torch.randn(BATCH, DIM, device=options.device)
     rows: dict[str, Any] = {}
-    print(f"one value-only training step, batch {BATCH}, {options.threads} threads on {options.device}\n")
-    print(f"{'network':10}{'source':16}{'ms':>8}{'ratio':>8}{'parameters / network':>24}")
     for network, hidden in NETWORKS.items():
         net = ICNN(DIM, hidden=hidden, seed=options.seed)
         sides, sizes = {}, {}
@@ -51,21 +59,13 @@ def main() -> None:
             sides[name], sizes[name] = step(source, x), trainable(source) / trainable(net)
         times = timing.interleaved(sides, options.repeats * 4, warmup=10)
         for name in sides:
-            ms, share = statistics.median(times[name]), timing.ratio(times, name, "softplus")
             rows[f"{network} {name}"] = {
-                "ms": ms,
-                "ratio_to_softplus": share,
+                "ms": statistics.median(times[name]),
+                "ratio_to_softplus": timing.ratio(times, name, "softplus"),
                 "parameters_over_network": sizes[name],
             }
-            print(f"{network:10}{name:16}{ms:8.2f}{share:8.2f}{sizes[name]:24.2f}")
-    shape = {
-        "dim": DIM,
-        "batch": BATCH,
-        "threads": options.threads,
-        "device": options.device,
-        "seed": options.seed,
-    }
-    timing.write(options.out, "python benchmarks/lift_step.py", {"shape": shape, "rows": rows})
+    shape = {"dim": DIM, "batch": BATCH, **timing.given(options, "threads", "device", "seed")}
+    timing.write(options, {"shape": shape, "rows": rows}, table_lift_step)
 
 
 def step(source: WeightSource, x: torch.Tensor) -> Callable[[], None]:

@@ -1,6 +1,6 @@
 """What to use without any tuning: one rate for each kind of task, against the best tuned arm.
 
-    python benchmarks/recipe.py [--results results --seeds 3 --hepmass FILE] --out results/recipe.json
+    python benchmarks/studies/recipe.py [--results results --seeds 3 --hepmass FILE] --out results/recipe.json
 
 The choice is made on validation losses over eight problems: those that `convexlift compare` left in
 results/*/result.json for its arms and, for the candidates, those of runs made here, of the same seeds:
@@ -15,7 +15,6 @@ recipes that --out already holds stay.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import tempfile
@@ -23,34 +22,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from depth import write
-from rates import Ledger, beside, mean, or_inf
+from common import Ledger, Outcome, finite, mean, or_inf, signed, train_and_score
+from depth import add
+from timing import arguments, markdown, parsed
 from torch import nn
 
-from convexlift.data import whole
-from convexlift.problems import Problem, problem
-from convexlift.problems.catalogue import FROM_FILES
+from convexlift.problems import FROM_FILES, Problem, problem
 from convexlift.sources import Centred, Squared
-from convexlift.study import Budget, compare
-from convexlift.study.arms import build
+from convexlift.study import Budget, build, compare
 from convexlift.study.statistics import paired_difference
-from convexlift.training import fit
-from convexlift.training.history import TrainingDiverged
 
 Result = dict[str, Any]
 Step = tuple[float, float]  # rate and weight decay
 Choice = tuple[str, float, float]  # arm, rate and weight decay
+Run = Callable[[str, Choice, int, Result], Outcome]  # of a problem's name, a choice, a seed and the protocol
 
 SEARCHED = (
-    "gumbel",
-    "uniform",
-    "gamma",
-    "logistic",
-    "digits21",
-    "collider",
-    "regression-square",
-    "regression-logsumexp",
+    *("gumbel", "uniform", "gamma", "logistic", "digits21", "collider"),
+    *("regression-square", "regression-logsumexp"),
 )
 CONFIRMED = ("laplace", "beta", "hepmass", "moon")
 MADE_HERE = ("moon",)
@@ -105,18 +94,10 @@ def choose(results: Mapping[str, Result]) -> dict[str, list[dict[str, Any]]]:
             near = [step for step, regret in by_step.items() if regret <= 1]
             middle = near and arm not in CANDIDATES
             step = near[(len(near) - 1) // 2] if middle else min(by_step, key=lambda step: by_step[step])
-            rows.append(
-                {
-                    "arm": arm,
-                    "lr": step[0],
-                    "weight_decay": step[1],
-                    "worst_regret": by_step[step],
-                    "near": near,
-                }
-            )
-        ranked[task] = sorted(
-            (row for row in rows if math.isfinite(row["worst_regret"])), key=lambda row: row["worst_regret"]
-        )
+            row = {"arm": arm, "lr": step[0], "weight_decay": step[1]}
+            rows.append({**row, "worst_regret": by_step[step], "near": near})
+        rows = [row for row in rows if math.isfinite(row["worst_regret"])]
+        ranked[task] = sorted(rows, key=lambda row: row["worst_regret"])
     return ranked
 
 
@@ -132,49 +113,24 @@ def task_of(chosen: Problem, arm: str, seed: int) -> Any:
     return build(chosen, arm, seed, {arm: block})
 
 
-def train(chosen: Problem, choice: Choice, seed: int, steps: int, batch_size: int) -> dict[str, Any]:
+def train(known: Problem, choice: Choice, seed: int, steps: int, batch_size: int) -> Outcome:
     """The frozen losses of one run, as a comparison makes it; None where it diverged."""
     arm, lr, decay = choice
-    task = task_of(chosen, arm, seed)
-    rows = whole(chosen.train)
-    task.initialise(rows)
-    try:
-        history = fit(
-            task,
-            chosen.train,
-            validation=chosen.validation,
-            steps=steps,
-            batch_size=batch_size,
-            lr=lr,
-            weight_decay=decay,
-            evaluate_every=max(1, steps // 20),
-            seed=seed,
-            progress=False,
-        )
-    except TrainingDiverged:
-        return {"validation": None, "test": None}
-    test = float(chosen.evaluate(task.freeze(rows)).double().mean())
-    return {"validation": history.best_validation, "test": test if math.isfinite(test) else None}
+    options = {"steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": decay, "seed": seed}
+    return train_and_score(task_of(known, arm, seed), known, **options)
 
 
-def tried(name: str, result: Result, arm: str, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+def tried(name: str, result: Result, arm: str, run: Run) -> dict[str, Any]:
     """A candidate's mean validation loss at every step tried, in the form of an arm of a comparison."""
-    protocol = result["protocol"]
     rates = []
     for lr, decay in CANDIDATES[arm][result["task"]]:
-        runs = [
-            run(name, (arm, lr, decay), seed, protocol["steps"], protocol["batch_size"])
-            for seed in SELECTION_SEEDS
-        ]
-        loss = mean(outcome["validation"] for outcome in runs)
-        found = loss if math.isfinite(loss) else None
-        rates.append({"lr": lr, "weight_decay": decay, "validation": found})
+        runs = [run(name, (arm, lr, decay), seed, result["protocol"]) for seed in SELECTION_SEEDS]
+        loss = finite(mean(outcome["validation"] for outcome in runs))
+        rates.append({"lr": lr, "weight_decay": decay, "validation": loss})
     return {"rates": rates}
 
 
-def against_tuned(
-    name: str, result: Result, choice: Choice, seeds: int, run: Callable[..., dict[str, Any]]
-) -> dict[str, Any]:
+def against_tuned(name: str, result: Result, choice: Choice, seeds: int, run: Run) -> dict[str, Any]:
     """The chosen arm and rate on the evaluation seeds against the best tuned arm, and whether it is near.
 
     Where the arm's tuned rate is the chosen one, its figures are those of the result.
@@ -186,26 +142,18 @@ def against_tuned(
     if own.get("lr") == lr:
         mine = own["test"]["per_seed"][:seeds]
     else:
-        protocol = result["protocol"]
-        mine = [
-            run(name, choice, seed, protocol["steps"], protocol["batch_size"])["test"]
-            for seed in range(len(theirs))
-        ]
+        mine = [run(name, choice, seed, result["protocol"])["test"] for seed in range(len(theirs))]
     losses = [or_inf(loss) for loss in mine]
     difference = paired_difference(losses, theirs)
-    near = difference["mean"] is not None and difference["mean"] <= margin(result)
+    others = {arm: row["test"] for arm, row in result["arms"].items() if arm in ("projected", "softplus")}
     return {
         "choice": list(choice),
-        "test": mean(mine) if all(map(math.isfinite, losses)) else None,
+        "test": finite(mean(mine)),
         "best_tuned": [rival, result["arms"][rival]["lr"], mean(theirs)],
         "difference": difference,
         "margin": margin(result),
-        "near": near,
-        "against": {
-            other: paired_difference(losses, result["arms"][other]["test"]["per_seed"][:seeds])
-            for other in ("projected", "softplus")
-            if other in result["arms"]
-        },
+        "near": difference["mean"] is not None and difference["mean"] <= margin(result),
+        "against": {arm: paired_difference(losses, test["per_seed"][:seeds]) for arm, test in others.items()},
     }
 
 
@@ -218,104 +166,102 @@ def measurable(name: str, result: Result, choice: Choice, files: Mapping[str, Pa
 def read(folder: Path, names: Sequence[str]) -> dict[str, Result]:
     """The results that a comparison left, of those problems that have one."""
     paths = {name: folder / name / "result.json" for name in names}
-    return {
-        name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()
-    }
+    texts = {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.exists()}
+    return {name: json.loads(text) for name, text in texts.items()}
 
 
-def table(title: str, rows: Mapping[str, dict[str, Any]]) -> str:
-    """Each problem's figures as text."""
-    lines = [f"\n{title}", f"{'':22}{'untuned':>44}{'best tuned':>36}{'difference':>12}{'margin':>9}"]
-    for name, row in rows.items():
-        arm, lr, decay = row["choice"]
-        rival, rate, loss = row["best_tuned"]
-        test = "diverged" if row["test"] is None else f"{row['test']:.5g}"
-        gap = "" if row["difference"]["mean"] is None else f"{row['difference']['mean']:+.4f}"
-        untuned, tuned = f"{arm} {lr:g}, decay {decay:g}", f"{rival} {rate:g}"
-        lines.append(
-            f"{name:22}{untuned:>33}{test:>11}{tuned:>24}{loss:>12.5g}{gap:>12}"
-            f"{row['margin']:9.3f}  {'near' if row['near'] else 'not near'}"
-        )
-    lines.append(f"near on {sum(row['near'] for row in rows.values())} of {len(rows)}")
-    return "\n".join(lines)
+def table_recipe(result: Result) -> str:
+    """Every untuned recipe against the best tuned arm, problem by problem.
+
+    A recipe that was not run for a kind of task is squared weights there.
+    """
+    figures = result["figures"]
+    plain = "squared throughout"
+    titles = [plain, *(title for title in figures if title != plain)]
+    rows, near = [], dict.fromkeys(titles, 0)
+    for part, problems in figures[plain].items():
+        for name, first in problems.items():
+            rival, rate, loss = first["best_tuned"]
+            decimals = 4 if loss < 1 else 3
+            cells = []
+            for title in titles:
+                row = figures[title].get(part, {}).get(name)
+                near[title] += (row or first)["near"]
+                if row is None:
+                    cells.append("as squared")
+                    continue
+                gap = row["difference"]["mean"]
+                arm, lr, decay = row["choice"]
+                step = f"{lr:g}{f', decay {decay:g}' if decay else ''}"
+                told = "diverged" if gap is None else signed(gap, f"+.{decimals}f")
+                cells.append(f"{arm} {step}: {told}{' ✓' if row['near'] else ''}")
+            said = name if part == "searched" else f"{name} (not searched)"
+            rows.append([said, f"{rival} {rate:g}: {loss:.{decimals}f}", *cells])
+    counted = len(rows)
+    rows.append(["near", "", *(f"{count} of {counted}" for count in near.values())])
+    names = [title.removesuffix(" throughout") for title in titles]
+    return markdown(("problem", "best tuned arm", *names), rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(line: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = arguments(__file__, __doc__, seeds=3)
     parser.add_argument("--results", type=Path, default=Path("results"), help="where comparisons left theirs")
     parser.add_argument("--searched", nargs="+", default=SEARCHED)
     parser.add_argument("--confirmed", nargs="*", default=CONFIRMED)
     parser.add_argument("--recipes", nargs="+", default=RECIPES, help="arms and candidates")
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--hepmass", type=Path, default=None, help="its rows, to run what has no figures")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    ledger = Ledger(beside(options.out))
-
+    options = parsed(parser, line)
+    ledger = Ledger(options.out, __file__)
     files = {} if options.hepmass is None else {"hepmass": options.hepmass}
 
-    def run(name: str, choice: Choice, seed: int, steps: int, batch_size: int) -> dict[str, Any]:
+    def run(name: str, choice: Choice, seed: int, protocol: Result) -> Outcome:
         arm, lr, decay = choice
-        cell = {"problem": name, "arm": arm, "lr": lr, "seed": seed, "steps": steps, "batch_size": batch_size}
-        cell |= {"weight_decay": decay}
-        return ledger.run(
-            cell, lambda: train(problem(name, data=files.get(name)), choice, seed, steps, batch_size)
-        )
+        sizes = {key: protocol[key] for key in ("steps", "batch_size")}
+        cell = {"problem": name, "arm": arm, "lr": lr, "seed": seed, "weight_decay": decay, **sizes}
+        return ledger.run(cell, lambda: train(problem(name, files.get(name)), choice, seed, **sizes))
 
     searched = read(options.results, options.searched)
     for arm in (arm for arm in options.recipes if arm in CANDIDATES):
         for name, result in searched.items():
-            if result["task"] not in CANDIDATES[arm]:
-                continue
-            result["arms"][arm] = tried(name, result, arm, run)
-            print(f"{name}, {arm}: {result['arms'][arm]['rates']}", flush=True)
+            if result["task"] in CANDIDATES[arm]:
+                result["arms"][arm] = tried(name, result, arm, run)
+                print(f"{name}, {arm}: {result['arms'][arm]['rates']}", flush=True)
     ranked = choose(searched)
     for task, rows in ranked.items():
-        told = ", ".join(
-            f"{row['arm']} {row['lr']:g}, decay {row['weight_decay']:g} ({row['worst_regret']:.2f})"
-            for row in rows
-        )
+        told = {(row["arm"], row["lr"], row["weight_decay"]): round(row["worst_regret"], 2) for row in rows}
         print(f"{task}: worst validation loss above the best, in margins: {told}", flush=True)
     others = read(options.results, options.confirmed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if options.out is None else options.out.with_suffix(".cells")
         for name in (name for name in options.confirmed if name in MADE_HERE):
             others[name] = compare(name, budget=BUDGET, arms=ARMS, out=folder / name, jobs=1).result
-    step = {
-        task: {row["arm"]: (row["lr"], row["weight_decay"]) for row in rows} for task, rows in ranked.items()
-    }
+    step = {task: {r["arm"]: (r["lr"], r["weight_decay"]) for r in rows} for task, rows in ranked.items()}
     figures: dict[str, Any] = {}
     chosen: dict[str, dict[str, Choice]] = {}
     for arm in options.recipes:
         where = " and ".join(f"{task}s" for task in CANDIDATES.get(arm, {}))
         title = f"squared, {arm} for {where}" if where else f"{arm} throughout"
-        chosen[title] = {task: (arm, *by_arm[arm]) for task, by_arm in step.items() if arm in by_arm}
+        by_task = {task: (arm, *by_arm[arm]) for task, by_arm in step.items() if arm in by_arm}
+        chosen[title], figures[title] = by_task, {}
         for part, results in (("searched", searched), ("confirmed", others)):
-            rows = {
-                name: against_tuned(name, result, chosen[title][result["task"]], options.seeds, run)
+            figures[title][part] = {
+                name: against_tuned(name, result, by_task[result["task"]], options.seeds, run)
                 for name, result in results.items()
-                if result["task"] in chosen[title]
-                and measurable(name, result, chosen[title][result["task"]], files)
+                if result["task"] in by_task and measurable(name, result, by_task[result["task"]], files)
             }
-            figures.setdefault(title, {})[part] = rows
-            print(table(f"{title}, {part} problems", rows), flush=True)
     result = {
         "setting": {"seeds": list(range(options.seeds)), "margin": [MARGIN_NATS, MARGIN_SHARE]},
         "ranked": ranked,
         "tried": {
-            arm: {
-                name: result["arms"][arm]["rates"]
-                for name, result in searched.items()
-                if arm in result["arms"]
-            }
+            arm: {name: of["arms"][arm]["rates"] for name, of in searched.items() if arm in of["arms"]}
             for arm in CANDIDATES
         },
         "recipes": chosen,
         "figures": figures,
     }
-    made_by = f"python benchmarks/recipe.py --recipes {' '.join(options.recipes)}"
-    write(options.out, made_by + (" --hepmass FILE" if files else ""), result)
+    if "squared throughout" in figures:
+        print(table_recipe(result))
+    add(options, result)
     return result
 
 

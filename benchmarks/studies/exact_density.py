@@ -1,7 +1,7 @@
 """Input-convex densities against the exact log-concave maximum-likelihood estimator, in one dimension.
 
-    python benchmarks/exact_density.py --out results/exact.json
-    python benchmarks/exact_density.py --targets laplace --sizes 200 --samples 3     # a quick look, no file
+    python benchmarks/studies/exact_density.py --out results/exact.json
+    python benchmarks/studies/exact_density.py --targets laplace --sizes 200 --samples 3  # a quick look
 
 Every estimator sees the same samples of six known densities. The exact estimator is zero outside its sample,
 so densities are compared by total variation and Hellinger distance, and likelihoods on test rows inside the
@@ -30,23 +30,19 @@ for each target, at the three sizes below and no others:
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy
-import timing
 import torch
+from common import Ledger, mean, score_text, signed, standard_error
 from scipy.stats import gaussian_kde, t
+from timing import Result, arguments, markdown, parsed, write
 from torch import Tensor
 
 import convexlift as cl
@@ -78,10 +74,8 @@ def exact(x: Tensor, seed: int) -> LogDensity:
 
 
 def gaussian(x: Tensor, seed: int) -> LogDensity:
-    def log_prob(at: Tensor) -> Tensor:
-        return torch.distributions.Normal(x.mean(), x.std(correction=0)).log_prob(at[:, 0].double())
-
-    return log_prob
+    law = torch.distributions.Normal(x.mean(), x.std(correction=0))
+    return lambda at: law.log_prob(at[:, 0].double())
 
 
 def kde(x: Tensor, seed: int) -> LogDensity:
@@ -130,8 +124,9 @@ def measure(cell: Cell) -> dict[str, float]:
 
 def cells(options: argparse.Namespace) -> list[Cell]:
     """All samples of one seed before the next, so that an interrupted study has seen every target."""
+    recipe = {**RECIPE, **TRAINING, "rows_of_sharpness_one": ROWS_OF_SHARPNESS_ONE}
     return [
-        {"target": target, "rows": rows, "sample": sample, "arm": arm}
+        {"target": target, "rows": rows, "sample": sample, "arm": arm, "recipe": recipe}
         for sample in range(options.samples)
         for rows, target, arm in [
             *((n, name, arm) for n in options.sizes for name in options.targets for arm in options.arms),
@@ -140,42 +135,9 @@ def cells(options: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def key(cell: Cell) -> str:
-    recipe = {**RECIPE, **TRAINING, "rows_of_sharpness_one": ROWS_OF_SHARPNESS_ONE}
-    return json.dumps({**cell, "recipe": recipe}, sort_keys=True)
-
-
-def run(todo: Sequence[Cell], jobs: int, path: Path | None) -> dict[str, dict[str, float]]:
-    """The figures of every cell by its key: kept ones, and new ones as they come."""
-    known: dict[str, dict[str, float]] = {}
-    if path is not None and path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # cut off while it was written
-            known[entry["cell"]] = entry["found"]
-    new = [cell for cell in todo if key(cell) not in known]
-    with ExitStack() as stack:
-        work = map
-        if jobs > 1:
-            work = stack.enter_context(ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))).map
-        for cell, found in zip(new, work(measure, new), strict=True):
-            known[key(cell)] = found
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("a") as file:
-                    file.write("\n" + json.dumps({"cell": key(cell), "found": found}))
-    return known
-
-
-def standing(values: Sequence[float]) -> dict[str, float]:
-    """Mean and standard error."""
-    n = len(values)
-    return {
-        "mean": statistics.fmean(values),
-        "sem": statistics.stdev(values) / math.sqrt(n) if n > 1 else math.nan,
-    }
+def standing(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard error, None of one value."""
+    return {"mean": mean(values), "sem": standard_error(values)}
 
 
 def ratio(ours: Sequence[float], exact: Sequence[float]) -> dict[str, Any]:
@@ -189,16 +151,10 @@ def ratio(ours: Sequence[float], exact: Sequence[float]) -> dict[str, Any]:
     return {"ratio": r, "ci95": [r - half, r + half]}
 
 
-def row(found: Mapping[str, dict[str, float]], cell: Cell, samples: int) -> dict[str, Any]:
-    """What one arm reached on one target and size, beside the exact estimator."""
-
-    def of(arm: str) -> list[dict[str, float]]:
-        return [found[key({**cell, "arm": arm, "sample": s})] for s in range(samples)]
-
-    ours, reference = of(cell["arm"]), of("exact")
+def row(ours: Sequence[Cell], reference: Sequence[Cell]) -> dict[str, Any]:
+    """What an arm reached on its samples of one target and size, beside what the exact estimator did."""
     pairs = list(zip(ours, reference, strict=True))
     return {
-        **cell,
         **{m: standing([o[m] for o in ours]) for m in METRICS},
         **{f"{m}_ratio": ratio([o[m] for o in ours], [e[m] for e in reference]) for m in METRICS},
         "inside_gap_to_truth": standing([o["truth_inside"] - o["inside"] for o in ours]),
@@ -208,50 +164,74 @@ def row(found: Mapping[str, dict[str, float]], cell: Cell, samples: int) -> dict
     }
 
 
-def show(rows: Sequence[Mapping[str, Any]]) -> None:
-    print(
-        f"{'target':9}{'rows':>6} {'arm':18}{'total variation':>17}{'ratio to exact':>21}{'Hellinger':>11}"
-        f"{'ratio':>7}{'nats inside':>13}{'outside':>9}{'s':>7}"
-    )
-    for r in rows:
-        tv, he, ci = r["total_variation"], r["hellinger"], r["total_variation_ratio"]["ci95"]
-        interval = f" ({ci[0]:.2f}, {ci[1]:.2f})" if ci else ""
-        print(
-            f"{r['target']:9}{r['rows']:6d} {r['arm']:18}{tv['mean']:9.4f} ±{tv['sem']:.4f}"
-            f"{r['total_variation_ratio']['ratio']:7.2f}{interval:14}{he['mean']:11.4f}"
-            f"{r['hellinger_ratio']['ratio']:7.2f}{-r['inside_gap_to_truth']['mean']:+13.4f}"
-            f"{r['outside_share']:9.4f}{r['seconds']:7.2f}"
+def table_exact(result: Result) -> str:
+    """Total variation of every arm, and the network's ratios to the exact estimator."""
+    found = [row for row in result["rows"] if not row["arm"].startswith("alpha")]
+    arms = list(dict.fromkeys(row["arm"] for row in found))
+    rows = []
+    for target, size in dict.fromkeys((row["target"], row["rows"]) for row in found):
+        by_arm = {row["arm"]: row for row in found if (row["target"], row["rows"]) == (target, size)}
+        ours = by_arm["squared"]
+        low, high = ours["total_variation_ratio"]["ci95"] or (math.nan, math.nan)
+        rows.append(
+            [
+                target,
+                f"{size:,}",
+                *(f"{by_arm[a]['total_variation']['mean']:.4f}" for a in arms),
+                f"{ours['total_variation_ratio']['ratio']:.2f} ({low:.2f} to {high:.2f})",
+                f"{ours['hellinger_ratio']['ratio']:.2f}",
+                signed(1e3 * ours["inside_gain_over_exact"]["mean"], "+.2f"),
+                f"{100 * ours['outside_share']:.2f} %",
+            ]
         )
-    print("\nnats inside: mean log-likelihood less that of the truth, on test rows inside the sample's hull")
+    called = {"squared": "network", "kde": "kernel estimate", "gaussian": "Gaussian"}
+    head = (
+        *("target", "rows", *(f"total variation, {called.get(a, a)}" for a in arms)),
+        *("network / exact (95 %)", "Hellinger, ratio", "likelihood gain inside, millinats", "outside"),
+    )
+    return markdown(head, rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def table_alpha(result: Result) -> str:
+    """What the strong convexity costs, on the samples that it was varied on."""
+    varied = [row for row in result["rows"] if (row["target"], row["rows"]) == (ALPHA_TARGET, ALPHA_ROWS)]
+    rows = [
+        [
+            "0.02, learned (the recipe)" if row["arm"] == "squared" else row["arm"].removeprefix("alpha "),
+            score_text(row["total_variation"]),
+            f"{row['total_variation_ratio']['ratio']:.2f}",
+        ]
+        for row in varied
+        if row["arm"].startswith(("alpha", "squared"))
+    ]
+    return markdown(("alpha", "total variation", "to the exact estimator's"), rows)
+
+
+def main(line: Sequence[str] | None = None) -> None:
+    parser = arguments(__file__, __doc__, samples=20)
     parser.add_argument("--targets", nargs="+", choices=tuple(DENSITIES), default=list(DENSITIES))
     parser.add_argument("--sizes", nargs="+", type=int, default=[200, 1000, 5000])
-    parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--arms", nargs="+", choices=(*ARMS, "softplus", "lift"), default=list(ARMS))
-    parser.add_argument(
-        "--alpha", action=argparse.BooleanOptionalAction, default=True, help="the second part"
-    )
+    both = argparse.BooleanOptionalAction
+    parser.add_argument("--alpha", action=both, default=True, help="the second part")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    options.arms = list(dict.fromkeys(["exact", *options.arms]))
+    options = parsed(parser, line)
+    options.arms = list(dict.fromkeys(["exact", "squared", *options.arms]))
     options.alpha &= ALPHA_TARGET in options.targets and ALPHA_ROWS in options.sizes
     todo = cells(options)
-    found = run(todo, options.jobs, options.out and options.out.with_suffix(".cells.jsonl"))
-    combinations = sorted(
-        {(c["rows"], c["target"], c["arm"]) for c in todo},
-        key=lambda c: (list(DENSITIES).index(c[1]), c[0], list(ESTIMATORS).index(c[2])),
-    )
-    rows = [row(found, {"target": b, "rows": a, "arm": c}, options.samples) for a, b, c in combinations]
-    show(rows)
+    outcomes = Ledger(options.out, __file__).run_all(todo, measure, options.jobs)
+    found: dict[tuple[str, int, str], list[Cell]] = {}
+    for cell, outcome in zip(todo, outcomes, strict=True):
+        found.setdefault((cell["target"], cell["rows"], cell["arm"]), []).append(outcome)
+    order = sorted(found, key=lambda c: (list(DENSITIES).index(c[0]), c[1], list(ESTIMATORS).index(c[2])))
+    rows = [
+        {"target": target, "rows": n, "arm": arm, **row(found[target, n, arm], found[target, n, "exact"])}
+        for target, n, arm in order
+    ]
     recipe = {**RECIPE, **TRAINING, "sharpness": f"rows / {ROWS_OF_SHARPNESS_ONE}", "batch": "all rows"}
     seeds = {"samples": list(range(options.samples)), "test": TEST_SEED, "test_rows": TEST_ROWS}
     result = {"recipe": recipe, "seeds": seeds, "scipy": scipy.__version__, "rows": rows}
-    timing.write(options.out, "python benchmarks/exact_density.py", result)
+    write(options, result, table_exact, table_alpha)
 
 
 if __name__ == "__main__":

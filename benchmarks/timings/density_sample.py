@@ -1,6 +1,6 @@
 """Drawing from a trained density of 32 dimensions, against a ten times longer run of the same chains.
 
-    python benchmarks/density_sample.py [--dim 32 --draws 10000] --out results/density_sample.json
+    python benchmarks/timings/density_sample.py [--dim 32 --draws 10000] --out results/density_sample.json
 
 A log-concave density is trained on rotated, unlike Gumbel variables. Then its draws are timed, their R-hat
 looked at, and their means and variances set beside those of ten times as many draws of another seed, in units
@@ -39,18 +39,28 @@ def distances(found: Tensor, ess: Tensor, longer: Tensor, longer_ess: Tensor) ->
     return means, variances
 
 
+def table_density_sample(found: timing.Result) -> str:
+    """What the draws are like."""
+    rows = [
+        ["seconds", f"{found['seconds']:.1f}"],
+        ["largest R-hat", f"{found['r_hat']:.4f}"],
+        ["smallest effective sample size", f"{found['smallest_ess']:,.0f}"],
+        ["largest distance of a mean from the longer run's", f"{found['largest_distance_of_means']:.2f}"],
+        ["of a variance", f"{found['largest_distance_of_variances']:.2f}"],
+        ["both in Monte Carlo errors; 99 % of such largest ones are below", f"{found['limit']:.2f}"],
+        ["log Z", f"{found['log_z']:.3f} ± {found['log_z_error']:.3f}"],
+        ["seconds for log Z", f"{found['log_z_seconds']:.1f}"],
+    ]
+    threads = "one thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    return timing.markdown((f"{found['draws']:,} draws, d = {found['dim']}, {threads}", ""), rows)
+
+
 def main() -> None:
-    parser = timing.arguments(__doc__.splitlines()[0])
-    parser.set_defaults(threads=1)
-    parser.add_argument("--dim", type=int, default=32)
-    parser.add_argument("--draws", type=int, default=10_000)
-    parser.add_argument("--steps", type=int, default=400, help="training steps")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    parser = timing.arguments(__file__, __doc__, threads=1, seed=0, dim=32, draws=10_000, steps=400)
+    options = timing.parsed(parser)
     data = rows(8000, options.dim, options.seed)
-    density = cl.LogConcaveDensity(
-        cl.Squared(cl.ICNN(options.dim, hidden=(64, 64, 64), strong_convexity=0.1, seed=options.seed))
-    )
+    net = cl.ICNN(options.dim, hidden=(64, 64, 64), strong_convexity=0.1, seed=options.seed)
+    density = cl.LogConcaveDensity(cl.Squared(net))
     cl.fit(density, data, steps=options.steps, batch_size=256, lr=0.05, seed=options.seed, progress=False)
     frozen = density.freeze()
     started = time.perf_counter()
@@ -64,8 +74,7 @@ def main() -> None:
     # Of 2 d independent distances the largest is below this with a probability of 99 %.
     limit = float(torch.special.ndtri(torch.tensor(1 - 0.01 / (4 * options.dim), dtype=torch.float64)))
     result = {
-        "dim": options.dim,
-        "draws": options.draws,
+        **timing.given(options, "dim", "draws"),
         "seconds": seconds,
         "r_hat": float(found.r_hat.max()),
         "smallest_ess": float(found.ess.min()),
@@ -78,19 +87,9 @@ def main() -> None:
         "log_z": float(normaliser.log_z),
         "log_z_error": normaliser.error,
         "log_z_seconds": normaliser_seconds,
-        "threads": options.threads,
-        "seed": options.seed,
+        **timing.given(options, "threads", "seed"),
     }
-    print(
-        f"{options.draws:,} draws in {options.dim} dimensions: {seconds:.1f} s on {options.threads} threads"
-    )
-    print(f"R-hat at most {result['r_hat']:.4f}, effective sample size at least {found.ess.min():,.0f}")
-    print(
-        f"against {10 * options.draws:,} draws: means within {means.max():.2f}, variances within "
-        f"{variances.max():.2f} Monte Carlo errors (99 % of such largest ones are below {limit:.2f})"
-    )
-    print(f"log Z = {result['log_z']:.3f} ± {normaliser.error:.3f} in {normaliser_seconds:.1f} s")
-    timing.write(options.out, "python benchmarks/density_sample.py", result)
+    timing.write(options, result, table_density_sample)
     if not (math.isfinite(seconds) and found.converged):
         raise SystemExit("the chains have not mixed")
 

@@ -121,11 +121,8 @@ class Prepared(nn.Module):
     def freeze(self, rows: Tensor | None = None) -> Self:
         trained = self.density if self.average is None else self.average
         frozen = copy.copy(self)
-        frozen._modules = {
-            "density": trained.freeze(None),
-            "front": copy.deepcopy(self.front),
-            "average": None,
-        }
+        parts = {"density": trained.freeze(None), "front": copy.deepcopy(self.front), "average": None}
+        frozen._modules = parts
         return frozen.eval()
 
     @torch.no_grad()

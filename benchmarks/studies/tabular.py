@@ -1,6 +1,6 @@
 """The convex-potential flow on tables, beside a Gaussian and zuko's spline and affine autoregressive flows.
 
-    python benchmarks/tabular.py hepmass --data FOLDER --out results/tabular-hepmass.json
+    python benchmarks/studies/tabular.py hepmass --data FOLDER --out results/tabular-hepmass.json
 
 Every side sees the same rows, batches, number of steps and optimiser, and ends at the step whose frozen
 model was best on validation. Rates: a factor-4 grid, chosen by the validation loss of one run of a seed that
@@ -11,32 +11,32 @@ one thread. Finished cells are kept beside --out: run it again to go on.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import itertools
 import math
 import resource
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import timing
 import torch
-from rates import Ledger, Outcome, beside
+from common import Ledger, Outcome, finite, interval_text, score_text, short, signed
+from common import train as trained
 from tabular_baselines import Autoregressive, Gaussian
 from tabular_regularisers import DroppedUnits, Prepared
+from timing import Result, arguments, markdown, parsed, write
 from torch import Tensor, nn
 
 import convexlift as cl
 from convexlift.data import whole
 from convexlift.problems import Problem, problem
-from convexlift.problems.catalogue import FROM_FILES
 from convexlift.seeds import seed_of
 from convexlift.study.statistics import paired_difference, rows_interval, summary
 from convexlift.training import fit
-from convexlift.training.history import TrainingDiverged
-from convexlift.training.optimisation import Group
+from convexlift.training.optimisation import Group, decayed_matrices
 
 SOURCES = {"squared": cl.Squared, "softplus": cl.Softplus}
 
@@ -72,29 +72,21 @@ def density(recipe: Recipe, dim: int, seed: int) -> nn.Module:
     """The untrained density of a recipe, a module that `fit` trains."""
     options = {key: getattr(recipe, key) for key in ("front", "jitter", "fading", "averaging")}
     if recipe.kind != "flow":
-        inside: nn.Module = Autoregressive(
-            recipe.kind, dim, transforms=recipe.transforms, hidden=recipe.hidden, seed=seed
-        )
-        return Prepared(inside, dim, **options)
+        sizes = {"transforms": recipe.transforms, "hidden": recipe.hidden}
+        return Prepared(Autoregressive(recipe.kind, dim, **sizes, seed=seed), dim, **options)
+    kept = ("activation", "sharpness", "strong_convexity", "quadratic_rank")
     blocks: list[nn.Module] = []
     for k in range(recipe.blocks):
-        network = cl.ICNN(
-            dim,
-            recipe.hidden,
-            activation=recipe.activation,
-            sharpness=recipe.sharpness,
-            strong_convexity=recipe.strong_convexity,
-            quadratic_rank=recipe.quadratic_rank,
-            seed=seed_of(seed, "network", k),
-        )
+        own = {key: getattr(recipe, key) for key in kept}
+        network = cl.ICNN(dim, recipe.hidden, **own, seed=seed_of(seed, "network", k))
         source = SOURCES[recipe.source](network)
         blocks.append(DroppedUnits(source, recipe.dropout) if recipe.dropout else source)
     return Prepared(cl.ConvexPotentialFlow(blocks), dim, **options)
 
 
-def optimiser(recipe: Recipe, groups: Sequence[Group]) -> torch.optim.Optimizer:
+def optimiser(recipe: Recipe, task: nn.Module, groups: Sequence[Group]) -> torch.optim.Optimizer:
     """AdamW whose decay falls on the matrices of unconstrained weights alone; Adam where there is none."""
-    decayed = [p for group in groups if group["name"] == "free" for p in group["params"] if p.ndim == 2]
+    decayed = decayed_matrices(task)
     chosen = {id(p) for p in decayed}
     rest = [p for group in groups for p in group["params"] if id(p) not in chosen]
     parts = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -104,34 +96,23 @@ def optimiser(recipe: Recipe, groups: Sequence[Group]) -> torch.optim.Optimizer:
 def train(chosen: Problem, recipe: Recipe, seed: int, *, scored: bool) -> Outcome:
     """Train one density; losses by row of the frozen one, on validation and, if `scored`, on test rows."""
     task = cast(Any, density(recipe, chosen.dim, seed))
-    task.initialise(cast(Tensor, whole(chosen.train)))
     started = time.process_time()
-    try:
-        history = fit(
-            task,
-            chosen.train,
-            validation=chosen.validation,
-            steps=recipe.steps,
-            batch_size=recipe.batch_size,
-            optimizer=lambda groups: optimiser(recipe, groups),
-            schedule=recipe.schedule,
-            seed=seed,
-            progress=False,
-        )
-    except TrainingDiverged:
+    options = {key: getattr(recipe, key) for key in ("steps", "batch_size", "schedule")}
+    options |= {"optimizer": partial(optimiser, recipe, task), "evaluations": 25, "seed": seed}
+    history = trained(task, chosen.train, chosen.validation, **options)
+    if history is None:
         return {"validation": None, "test": None}
     seconds = time.process_time() - started
     frozen = task.freeze()
-    outcome: Outcome = {
+    train_rows = cast(Tensor, whole(chosen.train))[:4096]
+    return {
         "parameters": sum(p.numel() for p in task.density.parameters() if p.requires_grad),
         "cpu_seconds": seconds,
         "best_step": history.best_step,
         "validation": losses(frozen, cast(Tensor, chosen.validation)),
+        "train_mean": float(torch.tensor(losses(frozen, train_rows)).mean()),
+        "test": losses(frozen, cast(Tensor, chosen.test)) if scored else None,
     }
-    train_rows = cast(Tensor, whole(chosen.train))[:4096]
-    outcome["train_mean"] = float(torch.tensor(losses(frozen, train_rows)).mean())
-    outcome["test"] = losses(frozen, cast(Tensor, chosen.test)) if scored else None
-    return outcome
 
 
 @torch.no_grad()
@@ -186,17 +167,14 @@ class Plan:
         return self.ledger.run(cell, lambda: train(self.chosen, recipe, seed, scored=scored))
 
 
-Trial = dict[str, Any]
-
-
-def select(plan: Plan, side: Side) -> tuple[Recipe, list[Trial]]:
+def select(plan: Plan, side: Side) -> tuple[Recipe, list[dict[str, Any]]]:
     """The recipe that the validation loss of the selection seed chooses, and everything that was tried.
 
     The rate first; then the fields of ``choices`` in turn, each with what was chosen before it; then, after
     such choices, the rates on both sides once more.
     """
     by_rate = rates(plan, side)
-    trials: list[Trial] = [{"lr": lr, "validation": finite(loss)} for lr, loss in by_rate.items()]
+    trials = [{"lr": lr, "validation": finite(loss)} for lr, loss in by_rate.items()]
     best = min(by_rate, key=lambda lr: by_rate[lr])
     recipe = dataclasses.replace(side.recipe, lr=best)
     again = (("lr", (best / FACTOR, best, best * FACTOR)),) if side.choices else ()
@@ -228,9 +206,7 @@ def rates(plan: Plan, side: Side) -> dict[float, float]:
 
 def mean_of(rows: Sequence[float] | None) -> float:
     """The mean of losses; inf for none, or where one is not finite."""
-    if rows is None:
-        return math.inf
-    mean = math.fsum(rows) / len(rows)
+    mean = math.inf if rows is None else math.fsum(rows) / len(rows)
     return mean if math.isfinite(mean) else math.inf
 
 
@@ -246,32 +222,33 @@ def assess(plan: Plan, side: Side) -> dict[str, Any]:
     outcomes = [plan.cell(recipe, seed, scored=True) for seed in plan.seeds]
     rows = [outcome["test"] for outcome in outcomes]
     complete = all(row is not None for row in rows)
-    together = mixture(rows) if complete else None
-    mixed = mixture([outcome["validation"] for outcome in outcomes]) if complete else None
+    ensemble = None
+    if complete:
+        together, held_out = mixture(rows), mixture([outcome["validation"] for outcome in outcomes])
+        ensemble = {**mean_and_error(together), "validation": float(held_out.mean())}
     return {
         "recipe": dataclasses.asdict(dataclasses.replace(recipe, steps=plan.steps)),
         "trials": trials,
         "parameters": outcomes[0].get("parameters"),
-        "cpu_seconds": average([o.get("cpu_seconds") for o in outcomes]),
+        "cpu_seconds": summary([o.get("cpu_seconds") for o in outcomes])["mean"],
         "best_steps": [o.get("best_step") for o in outcomes],
         "train": summary([o.get("train_mean") for o in outcomes]),
         "validation": summary([mean_of(o["validation"]) for o in outcomes]),
         "test": summary([mean_of(row) for row in rows]),
-        "ensemble": None
-        if together is None or mixed is None
-        else {
-            "test": float(together.mean()),
-            "rows_sem": float(together.std() / math.sqrt(len(together))),
-            "validation": float(mixed.mean()),
-        },
+        "ensemble": ensemble,
         "rows": rows if complete else None,
     }
+
+
+def mean_and_error(losses: Tensor) -> dict[str, float]:
+    """The mean of test losses, and its standard error over rows."""
+    return {"test": float(losses.mean()), "rows_sem": float(losses.std() / math.sqrt(len(losses)))}
 
 
 def against(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """The test loss of one side minus that of another: paired by seed, by row, and of the two mixtures."""
     if first["rows"] is None or second["rows"] is None:
-        return {"mean": None, "ci95": None, "rows_ci95": None, "ensemble": None}
+        return dict.fromkeys(("mean", "ci95", "rows_ci95", "ensemble"))
     mine, theirs = (torch.tensor(side["rows"], dtype=torch.float64) for side in (first, second))
     if len(mine) != len(theirs):
         raise ValueError(f"expected as many seeds on both sides; got {len(mine)} and {len(theirs)}")
@@ -287,13 +264,9 @@ def against(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
 def gaussian(chosen: Problem) -> dict[str, Any]:
     """The full-covariance Gaussian of the training rows, with the standard error over test rows."""
     model = Gaussian(cast(Tensor, whole(chosen.train)))
+    validation = mean_of(losses(model, cast(Tensor, chosen.validation)))
     test = torch.tensor(losses(model, cast(Tensor, chosen.test)))
-    return {
-        "parameters": model.size,
-        "validation": mean_of(losses(model, cast(Tensor, chosen.validation))),
-        "test": float(test.mean()),
-        "rows_sem": float(test.std() / math.sqrt(len(test))),
-    }
+    return {"parameters": model.size, "validation": validation, **mean_and_error(test)}
 
 
 def study(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
@@ -301,7 +274,7 @@ def study(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
     found = {}
     for name in names:
         found[name] = assess(plan, SIDES[name])
-        print(f"{plan.chosen.name:10} {line(name, found[name])}", flush=True)
+        print(plan.chosen.name, name, found[name]["test"], found[name]["ensemble"], flush=True)
     pairs = {
         f"{name} - {other}": against(found[name], found[other])
         for name in names
@@ -313,72 +286,104 @@ def study(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
     return {"gaussian": gaussian(plan.chosen), "sides": found, "pairs": pairs}
 
 
-def throughput(chosen: Problem, recipe: Recipe, steps: int = 30) -> float:
-    """Training rows a second of one thread, without validation."""
-    rows = cast(Tensor, whole(chosen.train))
-    task = cast(Any, density(recipe, chosen.dim, 0))
+def started(recipe: Recipe, rows: Tensor, steps: int) -> tuple[Any, float]:
+    """A task after some steps, and the processor seconds of one, without validation."""
+    task = cast(Any, density(recipe, rows.shape[1], 0))
     task.initialise(rows)
-    settings = {"batch_size": recipe.batch_size, "progress": False}
+    settings = {"batch_size": recipe.batch_size, "lr": recipe.lr, "progress": False}
     fit(task, rows, steps=5, **settings)
-    started = time.process_time()
+    begun = time.process_time()
     fit(task, rows, steps=steps, evaluate_every=steps, **settings)
-    seconds = time.process_time() - started
-    return steps * recipe.batch_size / seconds
+    return task, (time.process_time() - begun) / steps
 
 
-def finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+# The sides in the order of the table.
+ORDER = ("maf", "maf-chosen", "nsf", "nsf-chosen", "flow-softplus", "flow", "flow-chosen")
+TITLES = {side: side.replace("-", ", ").replace("maf", "MAF").replace("nsf", "NSF") for side in ORDER}
+PAIRS = ("flow - nsf", "flow-chosen - nsf-chosen", "flow-chosen - flow")
 
 
-def average(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+def table_tabular(*results: Result) -> str:
+    """Test losses, a problem a line; the mixture of the seeds' models beneath."""
+    rows = []
+    for found in results:
+        gaussian, sides = found["gaussian"], found["sides"]
+        lone = {"mean": gaussian["test"], "sem": gaussian["rows_sem"]}
+        cells = [score_text(sides[side]["test"]) if side in sides else "" for side in TITLES]
+        rows.append([found["problem"], score_text(lone), *cells])
+        mixtures = [(sides.get(side) or {}).get("ensemble") for side in TITLES]
+        mixed = [short(mixture["test"], 5) if mixture else "" for mixture in mixtures]
+        rows.append([f"mixture of {len(found['setting']['seeds'])}", "", *mixed])
+    return markdown(("problem", "Gaussian", *TITLES.values()), rows)
 
 
-def line(name: str, row: Mapping[str, Any]) -> str:
-    """One side as text."""
-    test = row["test"]
-    if test["mean"] is None:
-        return f"{name:18} diverged"
-    error = "" if test["sem"] is None else f" ± {test['sem']:.3f}"
-    mixed = f"{row['ensemble']['test']:8.3f}" if row["ensemble"] else ""
-    return (
-        f"{name:18}{test['mean']:8.3f}{error}   mixture {mixed}   at {row['recipe']['lr']:<7g}"
-        f"{row['parameters']:>9,} parameters {row['cpu_seconds']:6.1f} s"
-    )
+def table_tabular_pairs(*results: Result) -> str:
+    """Differences, of single models and of mixtures."""
+    rows = []
+    for found in results:
+        for pair in PAIRS:
+            row = found["pairs"][pair]
+            first, second = (TITLES[side] for side in pair.split(" - "))
+            mixed = row["ensemble"]
+            rows.append(
+                [
+                    found["problem"],
+                    f"({first}) − ({second})",
+                    interval_text(row) if row["mean"] is not None else "diverged",
+                    " to ".join(signed(bound, ".3f") for bound in row["rows_ci95"] or ()),
+                    interval_text({"mean": mixed["mean"], "ci95": mixed["rows_ci95"]}) if mixed else "",
+                ]
+            )
+    heads = ("problem", "difference", "single models (95 %, seeds)", "(95 %, rows)", "mixtures (95 %, rows)")
+    return markdown(heads, rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def table_tabular_recipes(*results: Result) -> str:
+    """What each side chose, and its cost."""
+    rows = []
+    for found, (side, title) in itertools.product(results, TITLES.items()):
+        if side not in found["sides"]:
+            continue
+        row = found["sides"][side]
+        recipe = row["recipe"]
+        said = {
+            "normal marginals": recipe["front"] == "marginals",
+            f"noise {recipe['jitter']:g}": recipe["jitter"],
+            f"decay {recipe['weight_decay']:g}": recipe["weight_decay"],
+            f"sharpness {recipe['sharpness']}": recipe["sharpness"],
+            "width 128": recipe["hidden"] == [128, 128],
+        }
+        rows.append(
+            [
+                *(found["problem"], title, f"{recipe['lr']:g}"),
+                ", ".join(what for what, chosen in said.items() if chosen),
+                *(f"{row['parameters']:,}", short(row["cpu_seconds"])),
+                *(score_text(row[split]) for split in ("train", "validation", "test")),
+            ]
+        )
+    heads = ("problem", "side", "rate", "and", "parameters", "seconds a run")
+    return markdown((*heads, "training", "validation", "test"), rows)
+
+
+def main(line: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = arguments(__file__, __doc__, seeds=5, steps=1_000)
     parser.add_argument("problem", help="hepmass, miniboone, power, gas, digits21 or collider")
-    parser.add_argument("--data", default=None, help="file or folder of the problems that read one")
+    parser.add_argument(
+        "--data", type=Path, default=None, help="file or folder of the problems that read one"
+    )
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1_000)
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    options = parsed(parser, line)
     chosen = problem(options.problem, options.data)
-    plan = Plan(chosen, Ledger(beside(options.out)), range(options.seeds), options.steps)
-    result = {
-        "problem": chosen.name,
-        "description": chosen.description,
-        "setting": {
-            "steps": options.steps,
-            "seeds": list(plan.seeds),
-            "selection_seed": SELECTION_SEED,
-            "rows": [
-                len(cast(Tensor, part)) for part in (whole(chosen.train), chosen.validation, chosen.test)
-            ],
-        },
-        **study(plan, options.sides),
-    }
-    result["rows_per_cpu_second"] = {name: throughput(chosen, SIDES[name].recipe) for name in options.sides}
+    plan = Plan(chosen, Ledger(options.out, __file__), range(options.seeds), options.steps)
+    rows = [len(cast(Tensor, part)) for part in (whole(chosen.train), chosen.validation, chosen.test)]
+    setting = {"seeds": list(plan.seeds), "selection_seed": SELECTION_SEED, "rows": rows}
+    about = {"problem": chosen.name, "description": chosen.description}
+    result = {**about, "setting": {"steps": options.steps, **setting}, **study(plan, options.sides)}
+    rows, recipes = whole(chosen.train), {name: SIDES[name].recipe for name in options.sides}
+    speeds = {name: recipe.batch_size / started(recipe, rows, 30)[1] for name, recipe in recipes.items()}
+    result["rows_per_cpu_second"] = speeds
     result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of the process
-    data = " --data FILE" if options.problem in FROM_FILES else ""
-    command = f"python benchmarks/tabular.py {options.problem}{data}"
-    command += f" --seeds {options.seeds} --steps {options.steps}"
-    timing.write(options.out, command, result)
+    write(options, result, table_tabular)
     return result
 
 

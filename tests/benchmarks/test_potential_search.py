@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from pathlib import Path
@@ -12,16 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The script as a module; its number of threads is undone."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    threads = torch.get_num_threads()
-    yield importlib.import_module("potential_search")
-    torch.set_num_threads(threads)
+def study(script: Any) -> Any:
+    return script("potential_search")
 
 
 def points(n: int, dim: int) -> Tensor:
@@ -130,9 +125,8 @@ def test_the_search_goes_on_from_its_finished_cells(
 
 
 def test_the_document_holds_the_tables_of_the_result(study: Any) -> None:
-    root = BENCHMARKS.parent
-    result = json.loads((root / "results" / "potential_search.json").read_text(encoding="utf-8"))
-    document = (root / "docs" / "potential-search.md").read_text(encoding="utf-8")
+    result = json.loads((ROOT / "results" / "potential_search.json").read_text(encoding="utf-8"))
+    document = (ROOT / "docs" / "potential-search.md").read_text(encoding="utf-8")
     for table in study.tables(result).split("\n\n"):
         assert table in document, (
             "docs/potential-search.md is stale: paste the tables that the benchmark prints"

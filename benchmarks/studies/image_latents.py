@@ -1,7 +1,7 @@
 """Log-concave densities of image latents, all classes and one class at a time, and what they draw.
 
-    python benchmarks/image_latents.py --out results/image_latents.json --figures docs/images
-    python benchmarks/image_latents.py --data FOLDER --out results/image_latents_mnist.json
+    python benchmarks/studies/image_latents.py --out results/image_latents.json --figures docs/images
+    python benchmarks/studies/image_latents.py --data FOLDER --out results/image_latents_mnist.json
 
 A density of whitened latents (``digits-latents``; with the FOLDER of MNIST's idx files, ``mnist-latents``) is
 trained by each arm with one recipe, nothing tuned for a class; its frozen model is scored on test rows beside
@@ -14,14 +14,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import timing
+import common  # noqa: F401  (where timing.py is found)
 import torch
+from timing import Result, arguments, given, markdown, parsed, write
 from torch import Tensor
 
 import convexlift as cl
 from convexlift.plots.images import draw_images
 from convexlift.problems import gaussian_baseline, latents_of
-from convexlift.study.arms import ARMS
+from convexlift.study import ARMS
 
 HIDDEN = (64, 64, 64)
 COLUMNS = 12
@@ -34,46 +35,47 @@ def trained(rows: Tensor, validation: Tensor, arm: str, options: argparse.Namesp
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         density = cl.LogConcaveDensity(ARMS[arm](net))
-    cl.fit(
-        density,
-        rows,
-        validation=validation,
-        steps=options.steps,
-        batch_size=256,
-        lr=options.rate,
-        seed=options.seed,
-        progress=False,
-    )
+    how = {"steps": options.steps, "batch_size": 256, "lr": options.rate, "seed": options.seed}
+    cl.fit(density, rows, validation=validation, progress=False, **how)
     return density.freeze(rows)
 
 
+def table_image_latents(result: Result) -> str:
+    """Test losses, all classes and each."""
+    arms = list(result["classes"]["all"]["arms"])
+    rows = [
+        [
+            label,
+            f"{row['training_rows']:,}",
+            f"{row['gaussian']:.2f}",
+            *(f"{row['arms'][a]['test']:.2f} ± {row['arms'][a]['standard_error_of_rows']:.2f}" for a in arms),
+            f"{max(row['arms'][arm]['log_z_error'] for arm in arms):.3f}",
+        ]
+        for label, row in result["classes"].items()
+    ]
+    return markdown(("class", "training rows", "Gaussian", *arms, "error of log Z, at most"), rows)
+
+
 def main() -> None:
-    parser = timing.arguments(__doc__.splitlines()[0])
+    parser = arguments(__file__, __doc__, steps=300, rate=0.03, threads=1, seed=0)
     parser.add_argument("--data", type=Path, default=None, help="folder of MNIST's idx files")
     parser.add_argument("--figures", type=Path, default=None, help="folder for the pictures")
     parser.add_argument("--arms", nargs="+", default=list(COMPARED), choices=list(ARMS))
     parser.add_argument("--classes", nargs="*", type=int, default=list(range(10)))
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rate", type=float, default=0.03)
-    parser.set_defaults(threads=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parsed(parser)
     name = "digits-latents" if options.data is None else "mnist-latents"
     rows, sampled = {}, {}
-    print(f"{name}: test negative log-likelihood in nats\n")
-    print(f"{'class':>6}{'rows':>8}{'Gaussian':>10}" + "".join(f"{arm:>22}" for arm in options.arms))
     for label in (None, *options.classes):
         found = latents_of(name if label is None else f"{name}:{label}", options.data)
         problem = found.problem
         row = {"training_rows": len(problem.train), "gaussian": gaussian_baseline(problem), "arms": {}}
         for arm in options.arms:
             density = trained(problem.train, problem.validation, arm, options)
-            normaliser = density.normaliser()
             losses = -density.log_prob(problem.test).double()
             row["arms"][arm] = {
                 "test": float(losses.mean()),
                 "standard_error_of_rows": float(losses.std() / len(losses) ** 0.5),
-                "log_z_error": normaliser.error,
+                "log_z_error": density.normaliser().error,
             }
             if arm == options.arms[0]:
                 draws = density.draw(COLUMNS, seed=options.seed)
@@ -81,36 +83,17 @@ def main() -> None:
                 called = "all classes" if label is None else f"class {label}"
                 sampled[f"sampled, {called}"] = found.decode(draws.x)
         rows["all" if label is None else str(label)] = row
-        scores = [
-            f"{each['test']:.2f} ± {each['standard_error_of_rows']:.2f}" for each in row["arms"].values()
-        ]
-        cells = "".join(f"{score:>22}" for score in scores)
-        print(
-            f"{'all' if label is None else label:>6}{row['training_rows']:8,}{row['gaussian']:10.2f}{cells}",
-            flush=True,
-        )
+        print("all" if label is None else label, row, flush=True)
     whole = latents_of(name, options.data)
-    shown = whole.images[: 2 * COLUMNS]
     if options.figures is not None:
         options.figures.mkdir(parents=True, exist_ok=True)
+        shown = whole.images[: 2 * COLUMNS]
         reconstructed = whole.decode(whole.problem.test[: 2 * COLUMNS])
-        draw_images(
-            shown,
-            reconstructed,
-            sampled,
-            options.figures / f"{name}.png",
-            columns=COLUMNS,
-        )
-        print(f"\ndrawn: {options.figures / f'{name}.png'}")
-    told = {
-        "problem": name,
-        "reconstruction_error": whole.reconstruction_error,
-        "steps": options.steps,
-        "rate": options.rate,
-        "seed": options.seed,
-        "classes": rows,
-    }
-    timing.write(options.out, "python benchmarks/image_latents.py", told)
+        file = options.figures / f"{name}.png"
+        draw_images(shown, reconstructed, sampled, file, columns=COLUMNS)
+        print(f"\ndrawn: {file}")
+    about = {"problem": name, "reconstruction_error": whole.reconstruction_error}
+    write(options, {**about, **given(options, "steps", "rate", "seed"), "classes": rows}, table_image_latents)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Milliseconds of a training step against dimension, width, depth and batch, with the floor of its products.
 
-    python benchmarks/flow_scaling.py --methods exact estimated --out results/flow_scaling.json \\
+    python benchmarks/timings/flow_scaling.py --methods exact estimated --out results/flow_scaling.json \\
         --figure docs/images/flow-scaling.png
 
 One size is varied at a time, the others stay at d = 21, width 64, depth 5, batch 512. The floor is the time
@@ -17,18 +17,17 @@ from typing import Any
 
 import timing
 import torch
+from flow_step import SIZES as USUAL
 from flow_step import matrix_flops
 
 from convexlift import ICNN
 
-USUAL = {"dim": 21, "width": 64, "depth": 5, "batch": 512}
 SWEEPS = {
     "dim": (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
     "width": (16, 32, 64, 128, 256, 512),
     "depth": (1, 2, 3, 5, 10, 20),
     "batch": (64, 128, 256, 512, 1024, 2048, 4096),
 }
-AXES = {"dim": "dimension", "width": "width", "depth": "depth", "batch": "batch"}
 
 
 def step(net: ICNN, x: torch.Tensor, method: str) -> Callable[[], None]:
@@ -70,14 +69,15 @@ def draw(sweeps: dict[str, list[dict[str, Any]]], methods: list[str], path: Path
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(sweeps), figsize=(3.1 * len(sweeps), 3.1), sharey=True)
+    size = (3.1 * len(sweeps), 3.1)
+    figure, (axes,) = plt.subplots(1, len(sweeps), figsize=size, sharey=True, squeeze=False)
     for axis, (name, rows) in zip(axes, sweeps.items(), strict=True):
         for method, colour in zip(methods, ("tab:blue", "tab:orange"), strict=False):
             seen = [(row[name], row["ms"][method]) for row in rows if method in row["ms"]]
             axis.plot(*zip(*seen, strict=True), "o-", markersize=3.5, color=colour, label=method)
         floor = [(row[name], row["floor_ms"]) for row in rows]
         axis.plot(*zip(*floor, strict=True), "--", color="0.4", label="floor of the exact step")
-        axis.set(xscale="log", yscale="log", xlabel=AXES[name])
+        axis.set(xscale="log", yscale="log", xlabel=name.replace("dim", "dimension"))
         sizes = [row[name] for row in rows][:: 1 if len(rows) < 7 else 3]
         axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axis.minorticks_off()
@@ -91,31 +91,19 @@ def draw(sweeps: dict[str, list[dict[str, Any]]], methods: list[str], path: Path
 
 
 def main() -> None:
-    parser = timing.arguments(__doc__.splitlines()[0])
-    parser.set_defaults(repeats=7)
+    parser = timing.arguments(__file__, __doc__, repeats=7, threads=2, device="cpu", seed=0)
     parser.add_argument("--methods", nargs="+", choices=("exact", "estimated"), default=["exact"])
     parser.add_argument("--sizes", nargs="+", choices=tuple(SWEEPS), default=list(SWEEPS))
     parser.add_argument("--limit", type=float, default=5.0, help="seconds a step may take")
     parser.add_argument("--memory", type=float, default=6e8, help="bytes that the Hessians may take")
     parser.add_argument("--figure", type=Path, default=None, help="PNG file to draw")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = timing.parsed(parser)
     torch.manual_seed(options.seed)
     rate = timing.matrix_rate(options.device)
     print(f"float32, {options.threads} threads on {options.device}, products at {rate:.0f} GFLOP/s")
     sweeps = {name: sweep(options, name, rate) for name in options.sizes}
-    timing.write(
-        options.out,
-        f"python benchmarks/flow_scaling.py --methods {' '.join(options.methods)}",
-        {
-            "usual": USUAL,
-            "threads": options.threads,
-            "device": options.device,
-            "seed": options.seed,
-            "matrix_rate_gflops": rate,
-            "sweeps": sweeps,
-        },
-    )
+    setting = {"usual": USUAL, **timing.given(options, "threads", "device", "seed")}
+    timing.write(options, {**setting, "matrix_rate_gflops": rate, "sweeps": sweeps})
     if options.figure is not None:
         draw(sweeps, options.methods, options.figure)
 

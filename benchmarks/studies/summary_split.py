@@ -1,6 +1,6 @@
 """What in a lift's summary acts: its constant part, or its fluctuation from batch to batch.
 
-    python benchmarks/summary_split.py --out results/summary_split.json
+    python benchmarks/studies/summary_split.py --out results/summary_split.json
 
 Three parts, on five, four and two problems:
 
@@ -17,36 +17,34 @@ Three parts, on five, four and two problems:
 - settings: standardisation x readout scale x kind of readout.
 
 The last two at each setting's best of three rates, chosen on validation with one seed that is not used
-again. Finished runs are kept beside the result (``*.cells.json``): an interrupted study goes on from there.
+again. Finished cells are kept beside --out: run it again to go on.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import itertools
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
+import common
 import torch
+from common import Ledger, Outcome, or_inf, train_and_score
+from timing import Result, arguments, markdown, parsed, write
 from torch import Tensor, nn
 
 import convexlift as cl
-from convexlift.data import Batches, whole
-from convexlift.files import write_json
+from convexlift.data import whole
 from convexlift.mechanism import coupling, emission_noise, step_amplification
 from convexlift.problems import Problem, problem
-from convexlift.seeds import seed_of
 from convexlift.sources.readout import Factored
 from convexlift.study.arms import build
 from convexlift.study.protocol import best_rate
 from convexlift.study.statistics import paired_difference, summary
-from convexlift.training.environment import environment
-from convexlift.training.history import FitEvent, TrainingDiverged
+from convexlift.training import FitEvent
+from convexlift.data import Batches
 from convexlift.training.optimisation import Group, parameter_groups
 
 
@@ -62,6 +60,8 @@ class Plan:
     sgd: tuple[float, ...]
 
 
+Options = tuple[tuple[str, Any], ...]  # of a lift
+
 PROBLEMS = ("gumbel", "laplace", "uniform", "regression-square", "collider")
 PLANS = {
     "density": Plan(400, 256, 32, (0.032, 0.128, 0.512), (0.001, 0.008), (0.1,)),
@@ -71,8 +71,9 @@ PLANS = {
 SELECTION_SEED, SEEDS = 1_000, (0, 1, 2)
 EVALUATIONS = 20
 PROBES = 24
+MEASURES = ("trace", "trace_error", "norm", "p_value")
 READOUTS = ("factored", "dense")
-LIFTS: dict[str, tuple[tuple[str, Any], ...]] = {
+LIFTS: dict[str, Options] = {
     "factored": (("readout", "factored"),),
     "dense": (("readout", "dense"),),
     "dense, body held": (("readout", "dense"), ("held", True)),
@@ -80,6 +81,7 @@ LIFTS: dict[str, tuple[tuple[str, Any], ...]] = {
 FIRST_STEP = "factored, first step"
 # Which lift's curve is compared with softplus at which factor.
 PREDICTIONS = {**{kind: kind.split(",")[0] for kind in LIFTS}, FIRST_STEP: FIRST_STEP}
+SIDES = ("lift", "softplus", "multiplied")
 NOISE_SCALES = (1.0, 10.0)
 COUPLINGS = ("batch", "independent")
 STANDARDISATIONS = ("features", "centred", None)
@@ -91,7 +93,7 @@ class Cell:
     """One run; `options` are the lift's, None for softplus, whose latents' rate `factor_of` multiplies."""
 
     problem: str
-    options: tuple[tuple[str, Any], ...] | None
+    options: Options | None
     optimizer: str
     lr: float
     seed: int
@@ -100,73 +102,31 @@ class Cell:
     probed: bool = False
 
 
-class Study:
-    """Runs cells once; their outcomes are kept in a file."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.known: dict[str, Any] = (
-            json.loads(path.read_text()) if path is not None and path.exists() else {}
-        )
-        self.seconds = 0.0
-
-    def __call__(self, cell: Cell) -> dict[str, Any]:
-        key = json.dumps(asdict(cell))
-        if key not in self.known:
-            started = time.process_time()
-            self.known[key] = train(cell)
-            self.known[key]["cpu_seconds"] = time.process_time() - started
-            if self.path is not None:
-                write_json(self.path, self.known)
-        self.seconds += self.known[key]["cpu_seconds"]
-        return self.known[key]
+Study = Callable[[Cell], Outcome]  # runs a cell, unless its outcome is kept
 
 
-@lru_cache
-def subject(name: str) -> Problem:
-    return problem(name)
+subject = lru_cache(problem)
 
 
-def train(cell: Cell) -> dict[str, Any]:
-    """Train, freeze and score."""
+def train(cell: Cell) -> Outcome:
+    """Train, freeze and score; the validation curve, and in the middle of the run what the probes say."""
     chosen = subject(cell.problem)
     plan = PLANS[chosen.task]
-    task = task_of(chosen, cell.options, cell.seed)
-    rows = whole(chosen.train)
     factor = 1.0 if cell.factor_of is None else rate_factor(cell, cell.factor_of)
-    notes: dict[str, Any] = {}
+    notes: Outcome = {"factor": factor}
 
     def probe(event: FitEvent) -> None:
-        if cell.probed and not notes and event.step >= plan.steps / 2:
+        if cell.probed and "trace" not in notes and event.step >= plan.steps / 2:
             notes.update(probed(event.module, chosen, cell))
 
-    try:
-        history = cl.fit(
-            task,
-            chosen.train,
-            validation=chosen.validation,
-            steps=plan.steps,
-            batch_size=cell.batch,
-            optimizer=partial(optimiser, cell.optimizer, cell.lr, factor),
-            evaluate_every=plan.steps // EVALUATIONS,
-            seed=cell.seed,
-            progress=False,
-            callbacks=[probe],
-        )
-    except TrainingDiverged:
-        return {"diverged": True}
-    losses = chosen.evaluate(task.freeze(rows)).double()
-    return {
-        "diverged": not bool(losses.isfinite().all()),
-        "test": float(losses.mean()),
-        "validation": history.best_validation,
-        "curve": history.validation,
-        "factor": factor,
-        **notes,
-    }
+    task, rule = task_of(chosen, cell.options, cell.seed), partial(optimiser, cell.optimizer, cell.lr, factor)
+    how = {"steps": plan.steps, "evaluations": EVALUATIONS, "batch_size": cell.batch, "optimizer": rule}
+    noted = {"callbacks": [probe], "also": lambda frozen, history: {"curve": history.validation, **notes}}
+    return train_and_score(task, chosen, seed=cell.seed, **how, **noted)
 
 
-def task_of(chosen: Problem, options: Sequence[tuple[str, Any]] | None, seed: int) -> Any:
+def task_of(chosen: Problem, options: Options | None, seed: int) -> Any:
+    """The task of a lift with these options, or of softplus, started on the training rows."""
     given = dict(options or ())
     held = given.pop("held", False)
     make: Callable[[nn.Module], nn.Module] = cl.Softplus if options is None else partial(cl.Lift, **given)
@@ -230,60 +190,37 @@ def squared_amplification(lift: cl.Lift) -> float:
 
 def probed(task: Any, chosen: Problem, cell: Cell) -> dict[str, Any]:
     """Emission noise and coupling over fresh probe batches."""
-    probes, others = (
-        [Batches(chosen.train, cell.batch, seed_of(cell.seed, name, k)).at(0).data for k in range(PROBES)]
-        for name in ("probe", "emit")
-    )
+    here, there = (common.probes(chosen, cell.batch, cell.seed, PROBES, name) for name in ("probe", "emit"))
     independent = dict(cell.options or ()).get("coupling") == "independent"
-    found = coupling(task, task.loss, probes, emit_from=others if independent else None, permutations=199)
-    return {
-        "emission_noise": emission_noise(task, probes),
-        "trace": found.batch.trace,
-        "trace_error": found.batch.trace_error,
-        "norm": found.batch.norm,
-        "p_value": found.batch.p_value,
-        "curvature_trace": found.curvature.trace,
-    }
+    found = coupling(task, task.loss, here, emit_from=there if independent else None, permutations=199)
+    measures = {key: getattr(found.batch, key) for key in MEASURES}
+    noise = emission_noise(task, here)
+    return {"emission_noise": noise, **measures, "curvature_trace": found.curvature.trace}
 
 
 def prediction(study: Study, name: str) -> list[dict[str, Any]]:
     """Curve against curve: lift, softplus, and softplus at the predicted multiple of its latents' rate."""
     plan, rows = PLANS[subject(name).task], []
-    for optimizer, rates in (("adam", plan.adam), ("sgd", plan.sgd)):
-        for lr in rates:
-            for kind, readout in PREDICTIONS.items():
-                if (kind, optimizer) == (FIRST_STEP, "sgd"):
-                    continue
-                gaps, factors, tests = [], [], []
-                options = LIFTS["factored" if kind == FIRST_STEP else kind]
-                for seed in SEEDS:
-                    place = (optimizer, lr, seed, plan.batch)
-                    runs = [
-                        study(Cell(name, options, *place)),
-                        study(Cell(name, None, *place)),
-                        study(Cell(name, None, *place, factor_of=readout)),
-                    ]
-                    if any(run["diverged"] for run in runs):
-                        continue
-                    lift, softplus, multiplied = (torch.tensor(run["curve"]).double() for run in runs)
-                    gaps.append(float(rms(lift - multiplied) / rms(lift - softplus)))
-                    factors.append(runs[2]["factor"])
-                    tests.append([run["test"] for run in runs])
-                rows.append(
-                    {
-                        "problem": name,
-                        "optimizer": optimizer,
-                        "lr": lr,
-                        "lift": kind,
-                        "factor": mean(factors),
-                        "relative_gap": gaps,
-                        "test": {
-                            side: [by_seed[k] for by_seed in tests]
-                            for k, side in enumerate(("lift", "softplus", "multiplied"))
-                        },
-                    }
-                )
-                print(name, optimizer, lr, kind, [round(gap, 2) for gap in gaps], flush=True)
+    tried = [("adam", lr, kind) for lr in plan.adam for kind in PREDICTIONS]
+    tried += [("sgd", lr, kind) for lr in plan.sgd for kind in PREDICTIONS if kind != FIRST_STEP]
+    for optimizer, lr, kind in tried:
+        gaps, factors, tests = [], [], []
+        options = LIFTS["factored" if kind == FIRST_STEP else kind]
+        for seed in SEEDS:
+            place = (optimizer, lr, seed, plan.batch)
+            cells = [Cell(name, options, *place), Cell(name, None, *place)]
+            runs = [study(cell) for cell in (*cells, Cell(name, None, *place, factor_of=PREDICTIONS[kind]))]
+            if any(run["test"] is None for run in runs):
+                continue
+            lift, softplus, predicted = (torch.tensor(run["curve"]).double() for run in runs)
+            gaps.append(float(rms(lift - predicted) / rms(lift - softplus)))
+            factors.append(runs[2]["factor"])
+            tests.append([run["test"] for run in runs])
+        by_side = {side: [by_seed[k] for by_seed in tests] for k, side in enumerate(SIDES)}
+        factor = math.fsum(factors) / len(factors) if factors else None
+        about = {"problem": name, "optimizer": optimizer, "lr": lr, "lift": kind}
+        rows.append({**about, "factor": factor, "relative_gap": gaps, "test": by_side})
+        print(name, optimizer, lr, kind, [round(gap, 2) for gap in gaps], flush=True)
     return rows
 
 
@@ -306,39 +243,29 @@ def settings(study: Study, name: str) -> list[dict[str, Any]]:
     plan, rows = PLANS[subject(name).task], []
     base = tuned(study, name, None, plan.batch)
     rows.append({"problem": name, "trained_by": "softplus", **base})
-    for standardise in STANDARDISATIONS:
-        for readout in READOUTS:
-            for scale in SCALES:
-                options = (("standardise", standardise), ("readout", readout), ("readout_scale", scale))
-                found = tuned(study, name, options, plan.batch, base)
-                told = {"standardise": standardise, "readout": readout, "scale": scale}
-                rows.append({"problem": name, "trained_by": "lift", **told, **found})
+    for standardise, readout, scale in itertools.product(STANDARDISATIONS, READOUTS, SCALES):
+        options = (("standardise", standardise), ("readout", readout), ("readout_scale", scale))
+        found = tuned(study, name, options, plan.batch, base)
+        told = {"standardise": standardise, "readout": readout, "scale": scale}
+        rows.append({"problem": name, "trained_by": "lift", **told, **found})
     return rows
 
 
 def tuned(
-    study: Study,
-    name: str,
-    options: tuple[tuple[str, Any], ...] | None,
-    batch: int,
-    base: Mapping[str, Any] | None = None,
+    study: Study, name: str, options: Options | None, batch: int, base: Result | None = None
 ) -> dict[str, Any]:
     """Test loss at the best rate on validation, difference to softplus, and the mechanism at mid-training."""
     plan = PLANS[subject(name).task]
-    selection = {
-        lr: study(Cell(name, options, "adam", lr, SELECTION_SEED, batch)).get("validation", math.inf)
-        for lr in plan.rates
-    }
-    lr = best_rate(selection) or plan.rates[0]
+    selected = {lr: study(Cell(name, options, "adam", lr, SELECTION_SEED, batch)) for lr in plan.rates}
+    lr = best_rate({lr: or_inf(run["validation"]) for lr, run in selected.items()}) or plan.rates[0]
     runs = [study(Cell(name, options, "adam", lr, seed, batch, probed=True)) for seed in SEEDS]
-    losses = [math.inf if run["diverged"] else run["test"] for run in runs]
+    losses = [or_inf(run["test"]) for run in runs]
     found: dict[str, Any] = {"lr": lr, "test": summary(losses)}
     if options is not None:
-        for key in ("emission_noise", "trace", "trace_error", "norm", "p_value", "curvature_trace"):
+        for key in ("emission_noise", *MEASURES, "curvature_trace"):
             found[key] = [run.get(key) for run in runs]
     if base is not None:
-        against = [math.inf if loss is None else loss for loss in base["test"]["per_seed"]]
-        found["minus_softplus"] = paired_difference(losses, against)
+        found["minus_softplus"] = paired_difference(losses, [or_inf(x) for x in base["test"]["per_seed"]])
     print(name, options, batch, lr, found["test"]["mean"], found.get("trace"), flush=True)
     return found
 
@@ -347,8 +274,68 @@ def rms(x: Tensor) -> Tensor:
     return x.square().mean().sqrt()
 
 
-def mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+def table_prediction(result: Result) -> str:
+    """How far softplus at the predicted rate is from the lift."""
+    kinds = list(dict.fromkeys(row["lift"] for row in result["prediction"]))
+    table: dict[tuple[str, str, float], dict[str, str]] = {}
+    for row in result["prediction"]:
+        gaps = row["relative_gap"]  # a t-interval of their mean
+        gap = common.interval_text(paired_difference(gaps, [0.0] * len(gaps))) if gaps else "diverged"
+        factor = "" if row["factor"] is None else f"× {common.short(row['factor'], 2)}: "
+        table.setdefault((row["problem"], row["optimizer"], row["lr"]), {})[row["lift"]] = factor + gap
+    lines = [
+        [name, optimizer, f"{lr:g}", *(cells.get(kind, "") for kind in kinds)]
+        for (name, optimizer, lr), cells in table.items()
+    ]
+    return markdown(("problem", "optimiser", "rate", *kinds), lines)
+
+
+def table_fluctuation(result: Result) -> str:
+    """The lift with its fluctuation only, coupled and independent."""
+    rows = result["fluctuation"]
+    base = {(row["problem"], row["batch"]): row for row in rows if row["trained_by"] == "softplus"}
+    pairs: dict[tuple[str, int, float], dict[str, Any]] = {}
+    for row in rows:
+        if row["trained_by"] != "softplus":
+            pairs.setdefault((row["problem"], row["batch"], row["scale"]), {})[row["trained_by"]] = row
+    lines = []
+    for (name, batch, scale), by_kind in pairs.items():
+        sides = [by_kind[kind] for kind in COUPLINGS]
+        losses = [side["test"]["per_seed"] for side in sides]
+        noise = [value and 100 * value for value in sides[0]["emission_noise"]]
+        tests = [sum(p is not None and p <= 0.05 for p in side["p_value"]) for side in sides]
+        lines.append(
+            [
+                *(name, str(batch), f"{scale:g}"),
+                common.average_text(noise, "{} %", "–"),
+                *(common.average_text(side["trace"], nothing="–") for side in sides),
+                f"{tests[0]} and {tests[1]} of {len(losses[0])}",
+                common.score_text(base[name, batch]["test"]),
+                *(common.interval_text(side["minus_softplus"]) for side in sides),
+                common.interval_text(paired_difference(*losses)) if None not in sum(losses, []) else "–",
+            ]
+        )
+    head = (
+        *("problem", "batch", "scale", "noise", "tr Σ_batch, coupled", "independent", "tests p ≤ 0.05"),
+        *("softplus", "coupled minus it", "independent minus it", "coupled minus independent"),
+    )
+    return markdown(head, lines)
+
+
+def table_settings(result: Result) -> str:
+    """Standardisation, readout and its scale."""
+    rows = result["settings"]
+    table: dict[tuple[str, str, float], dict[str, str]] = {}
+    for row in rows:
+        if row["trained_by"] == "lift":
+            key = (str(row["standardise"]), row["readout"], row["scale"])
+            table.setdefault(key, {})[row["problem"]] = common.interval_text(row["minus_softplus"])
+    names = list(dict.fromkeys(row["problem"] for row in rows))
+    lines = [
+        [kind, readout, f"{scale:g}", *(cells.get(name, "") for name in names)]
+        for (kind, readout, scale), cells in table.items()
+    ]
+    return markdown(("summary", "readout", "scale", *names), lines)
 
 
 PARTS: dict[str, tuple[Callable[[Study, str], list[dict[str, Any]]], tuple[str, ...]]] = {
@@ -358,31 +345,32 @@ PARTS: dict[str, tuple[Callable[[Study, str], list[dict[str, Any]]], tuple[str, 
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
+PARTS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
+    "prediction": (prediction, table_prediction, PROBLEMS),
+    "fluctuation": (fluctuation, table_fluctuation, ("gumbel", "laplace", "uniform", "regression-square")),
+    "settings": (settings, table_settings, ("laplace", "regression-square")),
+}
+
+
+def main(line: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = arguments(__file__, __doc__)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    study = Study(None if options.out is None else options.out.with_suffix(".cells.json"))
-    rows = {}
+    options = parsed(parser, line)
+    ledger, seconds = Ledger(options.out, __file__), {}
+
+    def study(cell: Cell) -> Outcome:
+        outcome = ledger.run(asdict(cell), lambda: train(cell))
+        seconds[cell] = outcome["seconds"]
+        return outcome
+
+    plans = {task: asdict(plan) for task, plan in PLANS.items()}
+    result: dict[str, Any] = {"plans": plans, "selection_seed": SELECTION_SEED, "seeds": SEEDS}
     for part in options.parts:
-        of, names = PARTS[part]
-        rows[part] = [row for name in names for row in of(study, name)]
-    if options.out is not None:
-        write_json(
-            options.out,
-            {
-                "command": "python benchmarks/summary_split.py",
-                "plans": {task: asdict(plan) for task, plan in PLANS.items()},
-                "selection_seed": SELECTION_SEED,
-                "seeds": SEEDS,
-                **rows,
-                "cpu_seconds": study.seconds,
-                "environment": environment(),
-            },
-        )
-        print(f"\nwritten to {options.out}")
+        rows_of, _, names = PARTS[part]
+        result[part] = [row for name in names for row in rows_of(study, name)]
+    result["seconds"] = math.fsum(seconds.values())
+    write(options, result, *(PARTS[part][1] for part in options.parts))
+    return result
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Can the lift be changed so that the noise of its batch helps?
 
-    python benchmarks/lift_variants.py --out results/lift_variants.json
+    python benchmarks/studies/lift_variants.py --out results/lift_variants.json
 
 Six changes of the centred lift, whose summary is the batch's fluctuation ds alone, against the plain centred
 lift, the default lift, the lift that reads one fixed batch, and softplus:
@@ -22,32 +22,29 @@ result: run it again to go on.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, final
 
-import timing
+import common
 import torch
-from rates import Ledger, Outcome, beside, or_inf
+from common import Ledger, Outcome, finite, mean, or_inf, train_and_score
+from timing import Result, arguments, markdown, parsed, write
 from torch import Tensor, nn
 
 import convexlift as cl
 from convexlift.architectures import Potential
 from convexlift.calculus.derivatives import preactivations
-from convexlift.data import Batches, whole
 from convexlift.mechanism import coupling, emission_noise
-from convexlift.problems import Problem, problem
-from convexlift.seeds import seed_of
+from convexlift.problems import problem
 from convexlift.sources.readout import Factored
 from convexlift.sources.summary import DeepSets, pool
-from convexlift.study.arms import Arm, FixedBatchLift, build
+from convexlift.study.arms import ALL_ARMS, Arm, build
 from convexlift.study.protocol import best_rate
 from convexlift.study.statistics import paired_difference, summary
-from convexlift.training.history import FitEvent, TrainingDiverged
+from convexlift.training import FitEvent
 
 BODY = (64,)
 FEATURES = 32
@@ -190,18 +187,19 @@ class Antithetic(cl.Lift):
 
 
 OPTIONS: dict[str, Any] = {"standardise": "centred", "readout_scale": SCALE}
-VARIANTS: Mapping[str, Callable[..., nn.Module]] = {
-    "centred": partial(cl.Lift, **OPTIONS),
-    "annealed": partial(Annealed, **OPTIONS),
-    "learned scale": partial(LearnedScale, **OPTIONS),
-    "activations": partial(ReadsActivations, **OPTIONS),
-    "gradients": partial(ReadsGradients, **OPTIONS),
-    "per layer": partial(PerLayer, **OPTIONS),
-    "antithetic": partial(Antithetic, **OPTIONS),
+LIFTS: Mapping[str, Callable[..., nn.Module]] = {
+    "centred": cl.Lift,
+    "annealed": Annealed,
+    "learned scale": LearnedScale,
+    "activations": ReadsActivations,
+    "gradients": ReadsGradients,
+    "per layer": PerLayer,
+    "antithetic": Antithetic,
 }
+VARIANTS = {name: partial(lift, standardise="centred", readout_scale=SCALE) for name, lift in LIFTS.items()}
 BASE = "softplus"
 FIXED = "lift-fixed-batch"
-CONTROLS: Mapping[str, Arm] = {BASE: cl.Softplus, "lift": cl.Lift, FIXED: FixedBatchLift}
+CONTROLS: Mapping[str, Arm] = {name: ALL_ARMS[name] for name in (BASE, "lift", FIXED)}
 COUPLED: Mapping[str, Callable[..., nn.Module]] = {**VARIANTS, "lift": cl.Lift}
 INDEPENDENT = ", independent"
 ARMS: Mapping[str, Arm] = {
@@ -224,71 +222,41 @@ class Setting:
 
 DENSITY_RATES = (0.032, 0.128, 0.512)
 SETTINGS = (
-    Setting("gumbel", 256, 300, DENSITY_RATES),
-    Setting("gumbel", 32, 300, DENSITY_RATES),
-    Setting("laplace", 256, 300, DENSITY_RATES),
-    Setting("laplace", 32, 300, DENSITY_RATES),
+    *(Setting(name, batch, 300, DENSITY_RATES) for name in ("gumbel", "laplace") for batch in (256, 32)),
     Setting("regression-square", 500, 200, (0.002, 0.008, 0.032)),
     Setting("collider", 128, 200, (0.008, 0.032, 0.128)),
 )
 SELECTION_SEEDS, SEEDS = (1_000, 1_001), (0, 1, 2, 3, 4)
 EVALUATIONS = 10
 PROBES = 16
+MEASURES = ("trace", "trace_error", "norm", "p_value")
 COUPLING_AT, NOISE_AT = 0.3, 0.5
 
 
-@lru_cache
-def subject(name: str) -> Problem:
-    return problem(name)
+subject = lru_cache(problem)
 
 
 def train(setting: Setting, arm: str, lr: float, seed: int, probed: bool) -> Outcome:
     """Train, freeze and score one run; None for what is not finite."""
-    chosen = subject(setting.problem)
+    chosen, notes = subject(setting.problem), Outcome()
     task: Any = build(chosen, arm, seed, ARMS)
-    rows = whole(chosen.train)
-    task.initialise(rows)
-    notes: Outcome = {}
 
     def probe(event: FitEvent) -> None:
         if not probed or arm in (BASE, FIXED):
             return
-        t = event.step / setting.steps
+        t, fresh = event.step / setting.steps, partial(common.probes, chosen, setting.batch, seed, PROBES)
         if t >= COUPLING_AT and "trace" not in notes and not arm.endswith(INDEPENDENT):
-            found = coupling(event.module, task.loss, probes(setting, seed), permutations=199).batch
-            notes.update({key: getattr(found, key) for key in ("trace", "trace_error", "norm", "p_value")})
+            found = coupling(event.module, task.loss, fresh(), permutations=199).batch
+            notes.update({key: getattr(found, key) for key in MEASURES})
         if t >= NOISE_AT and "emission_noise" not in notes:
-            notes["emission_noise"] = emission_noise(event.module, probes(setting, seed))
+            notes["emission_noise"] = emission_noise(event.module, fresh())
 
-    try:
-        history = cl.fit(
-            task,
-            chosen.train,
-            validation=chosen.validation,
-            steps=setting.steps,
-            batch_size=setting.batch,
-            lr=lr,
-            evaluate_every=max(1, setting.steps // EVALUATIONS),
-            seed=seed,
-            progress=False,
-            callbacks=[probe],
-        )
-    except TrainingDiverged:
-        return {"validation": None, "test": None}
-    test = float(chosen.evaluate(task.freeze(rows)).double().mean())
-    return {"validation": history.best_validation, "test": test if math.isfinite(test) else None, **notes}
+    how = {"steps": setting.steps, "evaluations": EVALUATIONS, "batch_size": setting.batch}
+    noted = {"callbacks": [probe], "also": lambda frozen, history: notes}
+    return train_and_score(task, chosen, lr=lr, seed=seed, **how, **noted)
 
 
-def probes(setting: Setting, seed: int) -> list[Any]:
-    """Batches that training does not see in this order, each of its own memory."""
-    data = subject(setting.problem).train
-    drawn = [Batches(data, setting.batch, seed_of(seed, "probe", k)) for k in range(PROBES)]
-    return [batches.at(0).data for batches in drawn]
-
-
-def study(
-    setting: Setting, ledger: Ledger, selection: Sequence[int], seeds: Sequence[int]
-) -> list[dict[str, Any]]:
+def study(setting: Setting, ledger: Ledger, seeds: Sequence[int]) -> list[Outcome]:
     """Every arm on one problem, with its differences from softplus and from its independent twin."""
 
     def run(arm: str, lr: float, seed: int, probed: bool) -> Outcome:
@@ -300,23 +268,16 @@ def study(
         if arm.endswith(INDEPENDENT):
             by_rate, lr = None, rows[arm.removesuffix(INDEPENDENT)]["lr"]
         else:
-            by_rate = {
-                rate: sum(or_inf(run(arm, rate, s, False)["validation"]) for s in selection) / len(selection)
-                for rate in setting.rates
-            }
+            found = {rate: [run(arm, rate, s, False) for s in SELECTION_SEEDS] for rate in setting.rates}
+            by_rate = {rate: mean(o["validation"] for o in outcomes) for rate, outcomes in found.items()}
             lr = best_rate(by_rate) or setting.rates[0]
         runs = [run(arm, lr, seed, True) for seed in seeds]
+        about = {"problem": setting.problem, "batch": setting.batch, "arm": arm, "lr": lr}
         rows[arm] = {
-            "problem": setting.problem,
-            "batch": setting.batch,
-            "arm": arm,
-            "lr": lr,
-            "validation": by_rate and {f"{k:g}": v if math.isfinite(v) else None for k, v in by_rate.items()},
+            **about,
+            "validation": by_rate and {f"{k:g}": finite(v) for k, v in by_rate.items()},
             "test": summary([or_inf(outcome["test"]) for outcome in runs]),
-            **{
-                key: [outcome.get(key) for outcome in runs]
-                for key in ("emission_noise", "trace", "trace_error", "norm", "p_value")
-            },
+            **{key: [outcome.get(key) for outcome in runs] for key in ("emission_noise", *MEASURES)},
             "seconds": sum(outcome["seconds"] for outcome in runs),
         }
         print(setting.problem, setting.batch, arm, lr, rows[arm]["test"]["mean"], flush=True)
@@ -332,34 +293,50 @@ def _minus(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return paired_difference(first, second)
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [f"{s.problem}-{s.batch}" for s in SETTINGS]
-    parser.add_argument("--settings", nargs="+", default=names, choices=names, help="problem-batch")
+def table_lift_variants(result: Result) -> str:
+    """Changes of the centred lift against softplus and against their own independent batches."""
+    rows = {(row["problem"], row["batch"], row["arm"]): row for row in result["rows"]}
+    lines = []
+    for (name, batch, arm), row in rows.items():
+        if arm.endswith(INDEPENDENT):
+            continue
+        twin = rows.get((name, batch, arm + INDEPENDENT))
+        tests = [p for p in row["p_value"] if p is not None]
+        noise = [value and 100 * value for value in row["emission_noise"]]
+        lines.append(
+            [
+                *(name, str(batch), arm, f"{row['lr']:g}"),
+                *(common.average_text(noise, "{} %"), common.average_text(row["trace"])),
+                f"{sum(p <= 0.05 for p in tests)} of {len(tests)}" if tests else "",
+                common.score_text(row["test"]),
+                common.starred(row["minus_softplus"]),
+                common.starred(twin and twin["minus_softplus"]),
+                common.starred(row["minus_independent"]),
+            ]
+        )
+    head = (
+        *("problem", "batch", "trained by", "rate", "noise", "tr Σ_batch", "tests p ≤ 0.05", "test loss"),
+        *("minus softplus", "independent minus softplus", "coupled minus independent"),
+    )
+    return markdown(head, lines)
+
+
+def main(line: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = arguments(__file__, __doc__, seeds=len(SEEDS))
+    named = {f"{setting.problem}-{setting.batch}": setting for setting in SETTINGS}
+    parser.add_argument("--settings", nargs="+", default=list(named), choices=named, help="problem-batch")
     parser.add_argument("--steps", type=int, default=None, help="steps of every run, for a trial")
-    parser.add_argument("--rates", nargs="+", type=float, default=None)
-    parser.add_argument("--seeds", type=int, default=len(SEEDS))
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    ledger = Ledger(beside(options.out))
-    settings = [
-        Setting(s.problem, s.batch, options.steps or s.steps, tuple(options.rates or s.rates))
-        for s, name in zip(SETTINGS, names, strict=True)
-        if name in options.settings
-    ]
+    parser.add_argument("--rates", nargs="+", type=float, default=None, help="in place of each setting's")
+    options = parsed(parser, line)
+    ledger = Ledger(options.out, __file__)
+    changes = {"steps": options.steps, "rates": options.rates and tuple(options.rates)}
+    changes = {key: value for key, value in changes.items() if value}
+    settings = [replace(setting, **changes) for name, setting in named.items() if name in options.settings]
     seeds = tuple(range(options.seeds))
-    rows = [row for setting in settings for row in study(setting, ledger, SELECTION_SEEDS, seeds)]
-    result = {
-        "settings": [asdict(setting) for setting in settings],
-        "selection_seeds": SELECTION_SEEDS,
-        "seeds": seeds,
-        "scale": SCALE,
-        "coupling_at": COUPLING_AT,
-        "noise_at": NOISE_AT,
-        "rows": rows,
-    }
-    timing.write(options.out, "python benchmarks/lift_variants.py", result)
+    rows = [row for setting in settings for row in study(setting, ledger, seeds)]
+    result = {"settings": [asdict(setting) for setting in settings], "selection_seeds": SELECTION_SEEDS}
+    result |= {"seeds": seeds, "scale": SCALE, "coupling_at": COUPLING_AT, "noise_at": NOISE_AT, "rows": rows}
+    write(options, result, table_lift_variants)
     return result
 
 

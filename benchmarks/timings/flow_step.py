@@ -1,6 +1,6 @@
 """One training step of a convex-potential flow with an exact log-determinant, against what people write.
 
-    python benchmarks/flow_step.py --depth 5 10 --batch 512 1024 --out results/flow_step.json
+    python benchmarks/timings/flow_step.py --depth 5 10 --batch 512 1024 --out results/flow_step.json
 
 All exact sides compute the same loss, the mean of |grad f|^2 / 2 - log det Hess f, with its gradient in the
 network's tensors (checked here in float64); they differ in how the Hessian and its derivative are had. The
@@ -31,7 +31,7 @@ EXACT: dict[str, Logdet] = {
 STOCHASTIC = "stochastic, 21 products"
 OURS = "closed form"
 COMPILED = "closed form, compiled"
-SIZES = (("dim", 21), ("width", 64), ("depth", 5), ("batch", 512))
+SIZES = {"dim": 21, "width": 64, "depth": 5, "batch": 512}
 
 
 def loss(potential: Potential, x: Tensor, logdet: Logdet | None) -> Tensor:
@@ -102,11 +102,9 @@ def measure(options: Any, dim: int, width: int, depth: int, batch: int, rate: fl
     flops = matrix_flops(dim, width, depth, batch)
     done = flops + repeated_flops(dim, width, depth, batch)
     floor = flops / rate / 1e6
-    result = {
-        "shape": {
-            **dict(zip(("dim", "width", "depth", "batch"), (dim, width, depth, batch), strict=True)),
-            **{k: getattr(options, k) for k in ("threads", "device", "seed")},
-        },
+    sizes = dict(zip(SIZES, (dim, width, depth, batch), strict=True))
+    return {
+        "shape": {**sizes, **timing.given(options, "threads", "device", "seed")},
         "ms": medians,
         "ratio": ratios,
         "peak_bytes_per_sample": memory,
@@ -118,46 +116,47 @@ def measure(options: Any, dim: int, width: int, depth: int, batch: int, rate: fl
         "rate_in_products": done / products / 1e9 / rate,
         "gradient_disagreement": apart,
     }
-    show(result)
-    return result
 
 
-def show(result: dict[str, Any]) -> None:
-    shape = result["shape"]
-    print(
-        f"\none training step, d = {shape['dim']}, width {shape['width']}, depth {shape['depth']}, "
-        f"batch {shape['batch']}, float32, {shape['threads']} threads on {shape['device']}\n"
-    )
-    print(f"{'':26}{'ms':>8}{'ratio to closed form':>24}{'peak KB per sample':>22}")
-    for name, ms in result["ms"].items():
-        peak = result["peak_bytes_per_sample"][name] / 1e3
-        print(f"{name:26}{ms:8.1f}{result['ratio'][name]:24.2f}{peak:22.1f}")
-    fastest = result["fastest_baseline"]
-    print(f"\nfaster than the fastest exact baseline ({fastest}) by {result['ratio'][fastest]:.2f} times")
-    print(f"floor {result['floor_ms']:.1f} ms ({result['matrix_gflop']:.2f} GFLOP): ", end="")
-    print(f"{result['share_of_floor']:.0%} of it reached")
-    print(f"matrix products take {result['time_in_products']:.0%} of the time, ", end="")
-    print(f"at {result['rate_in_products']:.0%} of the measured rate")
-    print(f"gradients agree to {result['gradient_disagreement']:.1e} (float64, relative)")
+def table_flow_step(result: timing.Result) -> str:
+    """The first shape: every side's time."""
+    first = result["shapes"][0]
+    rows = [[side, f"{ms:.1f}", f"{first['ratio'][side]:.2f}"] for side, ms in first["ms"].items()]
+    return timing.markdown(("one exact training step", "ms", "times ours"), rows)
+
+
+def table_flow_steps(result: timing.Result) -> str:
+    """Every shape: our time, each baseline as a ratio, how far from the floor."""
+    others = [side for side in result["shapes"][0]["ms"] if side != OURS]
+    rows = [
+        [
+            f"{shape['depth']}, {shape['batch']}",
+            f"{found['ms'][OURS]:.1f}",
+            *(f"{found['ratio'][side]:.2f}" if side in found["ratio"] else "" for side in others),
+            f"{found['floor_ms']:.1f} ({100 * found['share_of_floor']:.0f} %)",
+            f"{100 * found['rate_in_products']:.0f} %",
+            f"{found['peak_bytes_per_sample'][OURS] / 1e3:.0f}",
+        ]
+        for found in result["shapes"]
+        for shape in [found["shape"]]
+    ]
+    head = ("depth, batch", f"{OURS} (ms)", *others, "floor, ms (share reached)")
+    return timing.markdown((*head, "rate of the products", "peak KB a sample"), rows)
 
 
 def main() -> None:
-    parser = timing.arguments(__doc__.splitlines()[0])
-    for name, default in SIZES:
-        parser.add_argument(f"--{name}", type=int, nargs="+", default=[default])
-    parser.add_argument("--no-compile", dest="compile", action="store_false")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    parser = timing.arguments(__file__, __doc__, repeats=15, threads=2, device="cpu", seed=0)
+    for name, default in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=[default], help="default: %(default)s")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="one side fewer")
+    options = timing.parsed(parser)
     torch.manual_seed(options.seed)
-    shapes = list(itertools.product(*(getattr(options, name) for name, _ in SIZES)))
+    sizes = timing.given(options, *SIZES).values()
     rate = timing.matrix_rate(options.device)
-    results = [measure(options, *shape, rate) for shape in shapes]
-    timing.write(
-        options.out,
-        "python benchmarks/flow_step.py --"
-        + " --".join(f"{name} {' '.join(map(str, getattr(options, name)))}" for name, _ in SIZES),
-        {"matrix_rate_gflops": rate, "shapes": results},
-    )
+    found = [measure(options, *shape, rate) for shape in itertools.product(*sizes)]
+    apart = max(each["gradient_disagreement"] for each in found)
+    print(f"float32, {options.threads} threads; gradients agree to {apart:.1e} (float64, relative)\n")
+    timing.write(options, {"matrix_rate_gflops": rate, "shapes": found}, table_flow_step, table_flow_steps)
 
 
 if __name__ == "__main__":
