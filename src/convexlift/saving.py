@@ -190,6 +190,7 @@ def _from_schema_1(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_config(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """The description of the model in a file's metadata, of a schema that is known here."""
     if "convexlift" not in metadata:
         if CHECKPOINT in metadata:
             raise ValueError(f"{file} is a checkpoint of an unfinished training run, not a frozen model")
@@ -207,6 +208,7 @@ def _read_config(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def _check_weights(model: nn.Module) -> None:
+    """Refuse a model with a weight that is not finite, or a constrained one that is negative."""
     for name, tensor in model.state_dict().items():
         if name.startswith("objective."):
             continue

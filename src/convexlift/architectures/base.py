@@ -170,10 +170,12 @@ class Architecture(Block, Generic[P]):
         }
 
     def extra_repr(self) -> str:
+        """Its own arguments and alpha at the start, for ``repr``."""
         own = {name: getattr(self, name) for name in (*self.arguments, "strong_convexity")}
         return ", ".join(f"{name}={value!r}" for name, value in own.items())
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Refuse constrained weights that are negative or NaN, before anything is loaded."""
         loaded = {name: state_dict[prefix + name] for name in self.nonnegative if prefix + name in state_dict}
         check_nonnegative_tensors(tuple(loaded), loaded)
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -138,6 +138,7 @@ class PICNN(Architecture["PartialPotential"]):
         )
 
     def alpha(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """The strong convexity in x, that of the convex path; ``None`` for zero."""
         return self.convex.alpha(_convex(tensors))
 
     def potential(self, tensors: Mapping[str, Tensor]) -> PartialPotential:
@@ -149,6 +150,7 @@ class PICNN(Architecture["PartialPotential"]):
         return self.emit()(x, c)
 
     def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild this architecture, those of the convex path among them."""
         return {**self.convex.config(), **super().config()}
 
     def features(self, tensors: Mapping[str, Tensor], c: Tensor) -> Tensor:
