@@ -15,7 +15,7 @@ from torch import nn
 from convexlift.training import (
     FitEvent,
     History,
-    Sampler,
+    Simulator,
     TrainingDiverged,
     Unpaired,
     environment,
@@ -156,9 +156,9 @@ def test_the_kinds_of_data() -> None:
         def loss(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
             return super().loss(batch[0]) + super().loss(batch[1])
 
-    sampler = Sampler(lambda n, generator: 3.0 + 0.1 * torch.randn(n, 2, generator=generator))
+    simulator = Simulator(lambda n, generator: 3.0 + 0.1 * torch.randn(n, 2, generator=generator))
     model = Mean()
-    fit(model, sampler, validation=sampler, steps=200, lr=0.1, progress=False)
+    fit(model, simulator, validation=simulator, steps=200, lr=0.1, progress=False)
     torch.testing.assert_close(model.m.detach(), torch.full((2,), 3.0), atol=0.05, rtol=0)
     for data in ((DATA, DATA), Unpaired(DATA, HELD_OUT)):
         model = Pair()

@@ -266,7 +266,7 @@ class Density(Training):
         return cl.LogConcaveDensity(self.network(dim), self.objective)
 
     def further(self, frozen: Any) -> dict[str, Any]:
-        from convexlift.study.scoring import normalised
+        from convexlift.tasks.density import normalised
 
         error = normalised(frozen)["log_z_error"]
         return {"log_z": {"value": float(frozen.log_z), "error": error}}
