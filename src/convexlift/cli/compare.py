@@ -22,15 +22,9 @@ from convexlift.problems.simulated.gallery import DENSITIES
 from convexlift.study.arms import ARMS, DEFAULT_ARMS
 from convexlift.study.comparison import compare as run_comparison
 from convexlift.study.outcomes import Event
-from convexlift.study.report.answers import (
-    difference,
-    interval_text,
-    ranking,
-    reference_arm,
-    score_text,
-    short,
-    verdicts,
-)
+from convexlift.study.ranking import difference, ranking, reference_arm
+from convexlift.study.report.answers import verdicts
+from convexlift.study.report.numbers import interval_text, score_text, short
 from convexlift.study.report.page import read_result, write_report
 
 GALLERY = "gallery"

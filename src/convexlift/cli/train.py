@@ -21,8 +21,8 @@ from convexlift.cli.files import check_device, check_output_folder, check_traini
 from convexlift.files import write_whole
 from convexlift.mechanism import Recorder, probe_batches
 from convexlift.objectives import OBJECTIVES
-from convexlift.plots.density import density_chart
-from convexlift.plots.lines import Line, Style, line_chart, robust_range, standalone
+from convexlift.plots import plot_density, plot_history
+from convexlift.plots.svg import svg_file
 from convexlift.study.arms import ARMS
 from convexlift.study.scoring import normalised
 from convexlift.tables import read_table
@@ -302,9 +302,9 @@ def _train(kind: str, order: Order, build: Callable[[int], nn.Module], board: Pa
         },
     )
     name = "negative log-likelihood (nats)" if _is_likelihood(model) else "loss of the objective"
-    write_whole(order.out / "loss.svg", loss_chart(history, name).encode())
+    _draw(loss_chart, history, name, file=order.out / "loss.svg")
     if kind == "density":
-        _draw(frozen, train, names, order.out / "density.svg")
+        _draw(density_chart, frozen, train.to(frozen.dtype), names, file=order.out / "density.svg")
     within = f" ± {error:.4f}" if len(losses) > 1 else ""
     typer.echo(
         f"validation negative log-likelihood: {mean:.4f}{within} nats "
@@ -333,27 +333,6 @@ def split(rows: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     return rows[order[kept:]], rows[order[:kept]]
 
 
-def loss_chart(history: History, y_label: str = "negative log-likelihood (nats)") -> str:
-    """The loss curves as the text of an ``.svg`` file."""
-    steps = [float(step) for step in history.steps]
-    frozen, training = Style("var(--series-0)", "", "circle"), Style("var(--series-1)", "7 3", "square")
-    lines = [
-        Line("frozen model, validation rows", frozen, steps, history.validation),
-        Line("training batches", training, steps, history.loss),
-    ]
-    values, size = [*history.validation, *history.loss], (640, 360)
-    chart = line_chart(
-        lines,
-        width=size[0],
-        height=size[1],
-        x_label="steps",
-        y_label=y_label,
-        y_range=robust_range(values),
-        named=True,
-    )
-    return standalone(chart, *size)
-
-
 def _check_density_rows(rows: Tensor, train: Tensor, data: Path) -> None:
     """Refuse rows that a density could not be standardised by, before anything is written."""
     try:
@@ -366,14 +345,6 @@ def _check_density_rows(rows: Tensor, train: Tensor, data: Path) -> None:
 
 def _is_likelihood(model: nn.Module) -> bool:
     return not isinstance(model, LogConcaveDensity) or model.objective.likelihood
-
-
-def _draw(density: LogConcaveDensity, rows: Tensor, names: list[str], file: Path) -> None:
-    """Write the chart of the density; the model is kept where it cannot be drawn."""
-    try:
-        write_whole(file, density_chart(density, rows.to(density.dtype), names).encode())
-    except RuntimeError as error:
-        typer.echo(f"no {file.name}: {error}", err=True)
 
 
 def _board(folder: Path, train: Tensor, order: Order) -> TensorBoard:
@@ -402,3 +373,21 @@ def _write_result(out: Path, found: dict[str, Any]) -> None:
     file = out / "result.json"
     result = {**json.loads(file.read_text(encoding="utf-8")), **found}
     write_whole(file, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def loss_chart(history: History, y_label: str = "negative log-likelihood (nats)") -> str:
+    """The loss curves as the text of an ``.svg`` file."""
+    return svg_file(lambda: plot_history(history, label=y_label), f"{y_label} by step")
+
+
+def density_chart(density: LogConcaveDensity, rows: Tensor, names: list[str]) -> str:
+    """The density and the rows as the text of an ``.svg`` file."""
+    return svg_file(lambda: plot_density(density, rows, names=names), f"The density of {', '.join(names)}")
+
+
+def _draw(chart: Callable[..., str], *what: Any, file: Path) -> None:
+    """Write a chart; the model is kept where it cannot be drawn."""
+    try:
+        write_whole(file, chart(*what).encode())
+    except (ImportError, RuntimeError) as error:
+        typer.echo(f"no {file.name}: {error}", err=True)

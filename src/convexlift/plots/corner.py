@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_COLUMNS = 6  # of a corner plot
-_CELL, _GAP = 118, 10  # points
+_PITCH, _SHARE = 128, 0.92  # points from frame to frame, and the share of it that a frame takes
 
 
 def corner(
@@ -31,62 +32,46 @@ def corner(
     """Histograms on the diagonal, points below it; data grey, draws coloured; in insets of the axes.
 
     Args:
-        data: rows (N, k); their range sets the frames, but for far outliers. Without rows, the draws' does.
-        draws: rows (M, k).
-        names: of the k columns.
+        data: rows of the k named columns; their range sets the frames, but for far outliers. Without rows,
+            the draws' does.
+        draws: rows of the same columns.
+        names: of the columns.
         model: what the draws are called in the legend.
         colour: of the draws.
         ax: where to draw; those of a new figure if omitted.
-
-    Raises:
-        ImportError: matplotlib is missing.
 
     Example:
         >>> len(corner([[0.0, 1.0], [1.0, 2.0]], [[0.5, 1.5], [0.6, 1.4]], ["a", "b"]).child_axes)
         3
     """
     count = len(names)
-    ax = axes_of(ax, 60 + count * (_CELL + _GAP), 50 + count * (_CELL + _GAP))
+    ax = axes_of(ax, 60 + count * _PITCH, 50 + count * _PITCH)
     ax.set_axis_off()
     rows = {DATA: np.reshape(np.asarray(data, float), (-1, count)), colour: np.asarray(draws, float)}
-    ranges = [limits(column) for column in (rows[DATA] if len(rows[DATA]) else rows[colour]).T]
-    pitch, side = 1 / count, _CELL / (_CELL + _GAP) / count
-    for down in range(count):
-        for across in range(down + 1):
-            cell = ax.inset_axes((across * pitch, 1 - down * pitch - side, side, side))
-            cell.set_xlim(ranges[across])
-            if across == down:
+    frames = [limits(column) for column in (rows[DATA] if len(rows[DATA]) else rows[colour]).T]
+    side = _SHARE / count
+    for across, down in combinations_with_replacement(range(count), 2):
+        cell = ax.inset_axes((across / count, 1 - down / count - side, side, side))
+        cell.set(xlim=frames[across], xlabel=_cut(names[across]) if down == count - 1 else "")
+        if across == down:
+            for shade, values in rows.items():
+                bars, filled = histogram(values[:, down], frames[down]), shade == DATA
+                cell.stairs(*bars, color=shade, fill=filled, alpha=0.28 if filled else 1)
+            cell.set_ylim(0)
+            cell.grid(False)
+        else:
+            cell.set(ylim=frames[down], ylabel="" if across else _cut(names[down]))
+            for start in (0, 1):  # every second row in turn, so that neither hides the other
                 for shade, values in rows.items():
-                    heights, edges = histogram(values[:, down], ranges[down])
-                    cell.stairs(
-                        heights, edges, color=shade, fill=shade == DATA, alpha=0.28 if shade == DATA else 1
-                    )
-                cell.set_ylim(0)
-            else:
-                cell.set_ylim(ranges[down])
-                for half in (
-                    slice(0, None, 2),
-                    slice(1, None, 2),
-                ):  # in turn, so that neither hides the other
-                    for shade, values in rows.items():
-                        points(cell, values[half][:, [across, down]], shade, 2.4)
-            tick(cell, 3)
-            cell.tick_params(labelbottom=down == count - 1, left=across < down, labelleft=0 == across < down)
-            cell.grid(across < down)
-            if down == count - 1:
-                cell.set_xlabel(_cut(names[across]))
-            if 0 == across < down:
-                cell.set_ylabel(_cut(names[down]))
-    for label, shade in (("data", DATA), (model, colour)):
+                    points(cell, values[start::2, [across, down]], shade, size=2.4)
+        tick(cell, 3, 3)
+        cell.tick_params(labelbottom=down == count - 1, left=across < down, labelleft=0 == across < down)
+    for shade, label in ((DATA, "data"), (colour, model)):
         ax.plot([], [], "o", color=shade, label=label)
-    beyond = sum(
-        int(((v < low) | (v > high)).any(1).sum())
-        for v in rows.values()
-        for low, high in [np.transpose(ranges)]
-    )
-    title = f"{beyond} beyond the frames" if beyond else None
+    low, high = np.transpose(frames)
+    beyond = sum(int(((values < low) | (values > high)).any(1).sum()) for values in rows.values())
     if count > 1:
-        ax.legend(loc="upper right", title=title)
+        ax.legend(loc="upper right", frameon=False, title=f"{beyond} beyond the frames" if beyond else None)
     return ax
 
 

@@ -17,7 +17,7 @@ from convexlift.tasks.outlines import region_outlines
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POINTS, CORNER_POINTS = 600, 400
+POINTS, _CORNER_POINTS = 600, 400
 _GRID = 400
 
 
@@ -39,10 +39,7 @@ def plot_density(
         density: frozen.
         rows: (N, d), finite; without them only the model is drawn.
         names: of the d columns; their numbers if omitted.
-        ax: where to draw; the axes of a new figure if omitted.
-
-    Returns:
-        The axes.
+        ax: where to draw; the axes of a new figure if omitted. They are returned.
 
     Raises:
         ValueError: rows or names of another number of columns.
@@ -56,11 +53,17 @@ def plot_density(
         'x'
     """
     rows, names = prepared(density, rows, names)
-    if density.dim == 1:
-        return curve(density, rows, names[0], ax)
-    if density.dim == 2:
-        return _regions(density, rows, names, ax)
-    return draws_beside(density, rows, names, ax)
+    if density.dim != 2:
+        return (curve if density.dim == 1 else draws_beside)(density, rows, names, ax)
+    outlines = [outline.cpu() for outline in region_outlines(density)]
+    shown = thinned(rows, POINTS)
+    ax = axes_of(ax, 500, 500)
+    if len(rows):
+        points(ax, shown, DATA, "data")
+    for place, outline in enumerate(outlines):
+        label = None if place else "regions of 50, 90 and 99 % of the model"
+        ax.plot(*outline.T, color=MODEL, label=label)
+    return framed(ax, names, shown, outlines[-1])
 
 
 def prepared(model: Any, rows: Tensor | None, names: Sequence[str] | None) -> tuple[Tensor, list[str]]:
@@ -74,48 +77,38 @@ def prepared(model: Any, rows: Tensor | None, names: Sequence[str] | None) -> tu
 
 def thinned(rows: Tensor, most: int) -> Tensor:
     """At most so many of the rows, evenly chosen."""
-    return rows[:: max(1, len(rows) // most)][:most]
+    return rows[:: max(1, len(rows) // most)][:most].cpu()
 
 
-def curve(model: Any, rows: Tensor, name: str, ax: Axes | None) -> Axes:
+def curve(model: Any, rows: Tensor, names: Sequence[str], ax: Axes | None) -> Axes:
     """The density of a model of one column over a histogram of rows."""
-    ax = axes_of(ax, 640, 380)
-    within = limits((rows if len(rows) else model.sample(CORNER_POINTS, seed=0)).cpu())
+    within = limits((rows if len(rows) else model.sample(_CORNER_POINTS, seed=0)).cpu())
     x = torch.linspace(*within, _GRID).to(rows)
+    p = model.log_prob(x[:, None]).exp().cpu()
+    ax = axes_of(ax, 640, 380)
     if len(rows):
         ax.stairs(*histogram(rows.cpu(), within), fill=True, color=DATA, alpha=0.28, label="data")
-    ax.plot(x.cpu(), model.log_prob(x[:, None]).exp().cpu(), color=MODEL, label="model")
-    ax.set(xlim=within, ylim=(0, 1.04 * ax.get_ylim()[1]), xlabel=name, ylabel="density")
-    return finished(ax)
-
-
-def _regions(density: LogConcaveDensity, rows: Tensor, names: Sequence[str], ax: Axes | None) -> Axes:
-    ax = axes_of(ax, 500, 500)
-    outlines = [outline.cpu() for outline in region_outlines(density)]
-    shown = thinned(rows, POINTS).cpu()
-    if len(rows):
-        points(ax, shown, DATA, label="data")
-    for place, outline in enumerate(outlines):
-        label = None if place else "regions of 50, 90 and 99 % of the model"
-        ax.plot(*outline.T, color=MODEL, label=label)
-    across, up = (limits(torch.cat([shown[:, k], outlines[-1][:, k]])) for k in (0, 1))
-    ax.set(xlim=across, ylim=up, xlabel=names[0], ylabel=names[1])
-    tell_outside(ax, shown)
-    return finished(ax)
+    ax.plot(x.cpu(), p, color=MODEL, label="model")
+    ax.set(xlim=within, ylim=(0, ax.get_ylim()[1]), xlabel=names[0], ylabel="density")
+    return _finished(ax)
 
 
 def draws_beside(model: Any, rows: Tensor, names: Sequence[str], ax: Axes | None) -> Axes:
     """A corner plot of rows and of the model's draws, of the columns farthest from normal."""
-    draws = model.sample(CORNER_POINTS, seed=0)
-    columns = list(least_normal(rows if len(rows) else draws, MOST_COLUMNS))
-    shown = thinned(rows, CORNER_POINTS)
-    return corner(
-        shown[:, columns].cpu(), draws[:, columns].cpu(), [names[column] for column in columns], ax=ax
-    )
+    draws = model.sample(_CORNER_POINTS, seed=0).cpu()
+    kept = list(least_normal(rows if len(rows) else draws, MOST_COLUMNS))
+    return corner(thinned(rows, _CORNER_POINTS)[:, kept], draws[:, kept], [names[k] for k in kept], ax=ax)
 
 
-def finished(ax: Axes) -> Axes:
-    """The axes with short ticks and the legend above the frame."""
+def framed(ax: Axes, names: Sequence[str], rows: Tensor, model: Tensor) -> Axes:
+    """The axes of two columns with a frame that holds the rows and the model's points, but for outliers."""
+    across, up = (limits(torch.cat([rows[:, k], model[:, k]])) for k in (0, 1))
+    ax.set(xlim=across, ylim=up, xlabel=names[0], ylabel=names[1])
+    tell_outside(ax, rows)
+    return _finished(ax)
+
+
+def _finished(ax: Axes) -> Axes:
     tick(ax)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, handlelength=1.2)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, frameon=False)
     return ax

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from convexlift.plots.density import POINTS, curve, draws_beside, finished, prepared, thinned
-from convexlift.plots.drawing import COLOURS, DATA, MODEL, axes_of, limits, points, tell_outside
+from convexlift.plots.density import POINTS, curve, draws_beside, framed, prepared, thinned
+from convexlift.plots.drawing import COLOURS, DATA, MODEL, axes_of, points
 from convexlift.tasks import ConvexPotentialFlow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_LINES = torch.linspace(-3, 3, 13)  # of the latent grid, in standard deviations
 
 
 @torch.no_grad()
@@ -36,10 +34,7 @@ def plot_flow(
         flow: frozen.
         rows: (N, d), finite; without them only the model is drawn.
         names: of the d columns; their numbers if omitted.
-        ax: where to draw; the axes of a new figure if omitted.
-
-    Returns:
-        The axes.
+        ax: where to draw; the axes of a new figure if omitted. They are returned.
 
     Raises:
         ValueError: rows or names of another number of columns.
@@ -50,26 +45,20 @@ def plot_flow(
         >>> import convexlift as cl
         >>> flow = cl.ConvexPotentialFlow([cl.ICNN(2, hidden=(8,), seed=0)]).freeze()
         >>> plot_flow(flow, torch.randn(50, 2)).get_legend_handles_labels()[1]
-        ['data', 'samples of the model', 'grid of its latent space']
+        ['grid of its latent space', 'data', 'samples of the model']
     """
     rows, names = prepared(flow, rows, names)
-    if flow.dim == 1:
-        return curve(flow, rows, names[0], ax)
-    if flow.dim > 2:
-        return draws_beside(flow, rows, names, ax)
+    if flow.dim != 2:
+        return (curve if flow.dim == 1 else draws_beside)(flow, rows, names, ax)
+    shown, samples = thinned(rows, POINTS), flow.sample(POINTS, seed=0).cpu()
+    z = torch.stack(torch.meshgrid(torch.linspace(-3, 3, 13), torch.linspace(-3, 3, 121), indexing="ij"), -1)
+    lines = torch.cat([z, z.flip(-1)]).to(rows)  # upright ones, then level ones
+    images = flow.inverse(lines.reshape(-1, 2)).x.reshape(lines.shape).cpu()
     ax = axes_of(ax, 500, 500)
-    shown, samples = thinned(rows, POINTS).cpu(), flow.sample(POINTS, seed=0).cpu()
-    fine = torch.linspace(-3, 3, 121)
-    z = torch.stack(torch.meshgrid(_LINES, fine, indexing="ij"), -1).to(rows)
-    for place, latent in enumerate((z, z.flip(-1))):  # upright lines, then level ones
-        lines = flow.inverse(latent.reshape(-1, 2)).x.reshape(latent.shape).cpu()
-        for line, each in enumerate(lines):
-            label = None if place or line else "grid of its latent space"
-            ax.plot(*each.T, color=COLOURS["edge"], linewidth=0.8, zorder=1, label=label)
+    for place, image in enumerate(images):
+        label = None if place else "grid of its latent space"
+        ax.plot(*image.T, color=COLOURS["edge"], linewidth=0.8, label=label)
     if len(rows):
-        points(ax, shown, DATA, label="data")
-    points(ax, samples, MODEL, label="samples of the model")
-    across, up = (limits(torch.cat([shown[:, k], samples[:, k]])) for k in (0, 1))
-    ax.set(xlim=across, ylim=up, xlabel=names[0], ylabel=names[1])
-    tell_outside(ax, torch.cat([shown, samples]))
-    return finished(ax)
+        points(ax, shown, DATA, "data")
+    points(ax, samples, MODEL, "samples of the model")
+    return framed(ax, names, torch.cat([shown, samples]), samples)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-from convexlift.plots.drawing import MODEL, OTHER, arrow_heads, axes_of, robust_range, tick
+import numpy as np
+
+from convexlift.plots.drawing import MODEL, OTHER, axes_of, robust_range, tick
 from convexlift.training import History
 
 if TYPE_CHECKING:
@@ -20,10 +21,7 @@ def plot_history(history: History, *, label: str = "loss", ax: Axes | None = Non
     Args:
         history: of a run; at least one evaluation.
         label: what the loss is called, at the vertical axis.
-        ax: where to draw; the axes of a new figure if omitted.
-
-    Returns:
-        The axes.
+        ax: where to draw; the axes of a new figure if omitted. They are returned.
 
     Raises:
         ValueError: a history without an evaluation.
@@ -37,20 +35,19 @@ def plot_history(history: History, *, label: str = "loss", ax: Axes | None = Non
     if not history.steps:
         raise ValueError("the history holds no evaluation that could be drawn")
     ax = axes_of(ax, 640, 360)
-    series = {
-        "frozen model, validation rows": (history.validation, MODEL, "-"),
-        "training batches": (history.loss, OTHER, "--"),
-    }
-    ax.set_ylim(robust_range([y for ys, _, _ in series.values() for y in ys if math.isfinite(y)]))
-    for name, (losses, colour, dash) in series.items():
+    top = robust_range([*history.validation, *history.loss])[1]
+    named = {"frozen model, validation rows": history.validation, "training batches": history.loss}
+    for (name, losses), colour, dash in zip(named.items(), (MODEL, OTHER), ("-", "--"), strict=True):
         if losses:
             ax.plot(history.steps, losses, dash, color=colour, label=name)
-            arrow_heads(ax, history.steps, losses, colour)
+            above = np.array(history.steps)[np.array(losses) > top]
+            heads = {"color": colour, "alpha": 0.55, "clip_on": False, "in_layout": False}
+            ax.plot(above, np.full(len(above), top), "^", **heads)
     if history.validation:
         best = history.validation[history.steps.index(history.best_step)]
         ring = {"markersize": 9, "fillstyle": "none", "linestyle": "none", "color": MODEL}
         ax.plot(history.best_step, best, "o", label=f"best step: {history.best_step:,}", **ring)
-    ax.set(xlabel="steps", ylabel=label)
+    ax.set(ylim=robust_range([*history.validation, *history.loss]), xlabel="steps", ylabel=label)
     tick(ax)
-    ax.legend(loc="upper right")
+    ax.legend(loc="upper right", frameon=False)
     return ax

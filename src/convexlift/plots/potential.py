@@ -28,10 +28,7 @@ def plot_potential(
     Args:
         f: a potential, or any function of rows (N, d) with values (N,).
         box: (low, high) of each of the d variables.
-        ax: where to draw; the axes of a new figure if omitted.
-
-    Returns:
-        The axes.
+        ax: where to draw; the axes of a new figure if omitted. They are returned.
 
     Raises:
         ValueError: a box of another number of variables than 1 or 2, or an empty one; values of another
@@ -41,8 +38,8 @@ def plot_potential(
     Example:
         >>> import convexlift as cl
         >>> f = cl.ICNN(2, hidden=(8,), seed=0).emit()
-        >>> plot_potential(f, [(-1, 1), (-2, 2)]).get_ylim()
-        (-2.0, 2.0)
+        >>> plot_potential(f, [(-1, 1), (-2, 2)]).get_xlabel()
+        'x₀'
         >>> plot_potential(lambda x: x.square().sum(1), [(-1, 1)]).get_ylabel()
         'f'
     """

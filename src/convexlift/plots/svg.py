@@ -8,34 +8,28 @@ from collections.abc import Callable
 from hashlib import sha256
 from html import escape
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from convexlift.plots.drawing import COLOURS, STYLE_SHEET, axes_of
+from convexlift.plots.drawing import COLOURS, STYLE_SHEET, needed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _MUTED, _GRID, _EDGE = (COLOURS[name] for name in ("ink", "muted", "grid", "edge"))
 _LOOK = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "convexlift",  # the same ids every time
     "text.parse_math": False,
     "font.size": 12,
-    **dict.fromkeys(("axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 12),
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    **{f"{axis}tick.color": _EDGE for axis in "xy"},
-    **{f"{axis}tick.labelcolor": _MUTED for axis in "xy"},
-    "ytick.left": False,
-    "axes.edgecolor": _EDGE,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
+    "axes.titlesize": 12,
+    "text.color": COLOURS["ink"],
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), COLOURS["muted"]),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), COLOURS["edge"]),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
+    **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top", "ytick.left"), False),
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "legend.frameon": False,
+    "grid.color": COLOURS["grid"],
 }
 
 
@@ -43,14 +37,11 @@ def as_svg(draw: Callable[[], Axes], title: str) -> str:
     """The chart that a function draws, as ``<svg class="chart">`` to stand in a page with `STYLE_SHEET`.
 
     Colours of the sheet become its variables, so that one drawing serves light and dark pages. Links of
-    artists (``set_urls``) become tooltips. User's matplotlib settings do not matter, and are left alone.
+    artists (``set_urls``) become tooltips. The user's matplotlib settings do not matter.
 
     Args:
         draw: makes a figure and returns its axes.
         title: what a screen reader says.
-
-    Raises:
-        ImportError: matplotlib is missing.
 
     Example:
         >>> from convexlift.plots import plot_potential
@@ -58,14 +49,15 @@ def as_svg(draw: Callable[[], Axes], title: str) -> str:
         >>> text[:17], "var(--series-0)" in text, "url(http" in text
         ('<svg class="chart', True, False)
     """
-    axes_of(None, 1, 1)  # says what is missing
-    from matplotlib import style
+    with needed():
+        from matplotlib import style
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     file = StringIO()
     with style.context(_LOOK, after_reset=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a page has more fonts than matplotlib
-        figure = draw().get_figure(root=True)
-        figure.savefig(file, format="svg")
+        figure: Any = draw().figure
+        FigureCanvasSVG(figure).print_svg(file)
     width, height = 72 * figure.get_size_inches()
     return (
         f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}" '
@@ -96,9 +88,9 @@ def _inside(text: str) -> str:
         (r'<a xlink:href="([^"]*)"[^>]*>', r'<g class="tip"><title>\1</title>'),
         (r"</a>", "</g>"),
         (r"xlink:href", "href"),
-        (r"font-family: [^;\"]*;? ?", ""),
+        (r"font-family: [^;\"<]*;? ?", ""),
         (r' transform="rotate\(-0 [^"]*"', ""),
-        (r"(\.\d)\d+", r"\1"),
+        (r"(\.\d)\d+(?=[^<>]*>)", r"\1"),  # in tags, a tenth of a pixel
         (r'(\bid="|#)(?=[mpC]\w*[0-9a-f]{10}\b)', rf"\g<1>{key}"),
         (r"\s*\n\s*", "\n"),
     ):

@@ -16,15 +16,8 @@ from convexlift.study.cells import Cell, Outcome, Setting, Subject, cell_path, r
 from convexlift.study.comparison import compare
 from convexlift.study.outcomes import Event
 from convexlift.study.protocol import FIXED_RATE, Budget, budget_for
-from convexlift.study.report.answers import (
-    complete,
-    difference,
-    interval,
-    interval_text,
-    is_clear,
-    score_text,
-    short,
-)
+from convexlift.study.ranking import complete, difference, interval, is_clear
+from convexlift.study.report.numbers import interval_text, score_text, short
 from convexlift.study.statistics import paired_difference, summary
 
 REFERENCE = "lift"

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
 
-from convexlift.plots.drawing import COLOURS, DATA, Limits, axes_of, tick, tick_text
+from convexlift.plots.drawing import COLOURS, DATA, Limits, tick, tick_text
 from convexlift.plots.svg import as_svg
 
 if TYPE_CHECKING:
@@ -86,10 +87,10 @@ def panel(name: str, style: Style, told: str, *draw: Callable[[Axes], object]) -
     """A little chart under its name; ``told`` is what a screen reader adds to the name."""
 
     def drawn() -> Axes:
-        ax = axes_of(None, *_PANEL)
+        ax = _axes(*_PANEL, left=44, bottom=38, right=6, top=28)
         for step in draw:
             step(ax)
-        _head(ax, name, style, 1.04, ax.transAxes)
+        _head(ax, name, style, 1.08, ax.transAxes)
         return ax
 
     return Markup(as_svg(drawn, f"{name}{told}"))
@@ -105,18 +106,19 @@ def words(text: str, ax: Axes) -> None:
 def tips(ax: Axes, x: ArrayLike, y: ArrayLike, texts: Iterable[str], transform: Any = None) -> None:
     """Unseen spots that tell what lies under the pointer."""
     if texts := list(texts):
-        spots = ax.scatter(x, y, s=200, alpha=0, clip_on=False, transform=transform or ax.transData)
-        spots.set_urls(texts)
+        spots = ax.scatter(x, y, s=200, alpha=0, transform=transform or ax.transData)
+        spots.set(urls=texts, clip_on=False, in_layout=False, zorder=9)
 
 
 def row_chart(
     rows: Sequence[Row], x_label: str, x_range: Limits, rule: tuple[str, float] | None, width: int
 ) -> Axes:
     """Rows on one horizontal axis: dots, a mean mark, its intervals, the figures as text."""
-    ax = axes_of(None, width, 44 * len(rows) + (60 if rule else 44))
+    top, bottom = 22 if rule else 4, 40
+    ax = _axes(width, 44 * len(rows) + top + bottom, left=8, bottom=bottom, right=8, top=top)
     ax.set(xlim=x_range, ylim=(len(rows), 0), xlabel=x_label)
     ax.yaxis.set_visible(False)
-    tick(ax, 4 if width < 420 else 6)
+    tick(ax, across=4 if width < 420 else 6)
     edges = ax.get_yaxis_transform()
     uprights = [(x, COLOURS["grid"], "-") for x in ax.get_xticks() if x_range[0] <= x <= x_range[1]]
     if rule:
@@ -132,7 +134,7 @@ def row_chart(
             ax.plot(np.clip(row.outer, *x_range), [y, y], color=colour, linewidth=1.4)
             ax.plot(row.outer, [y, y], "|", color=colour, markersize=8)
         if row.interval:
-            thick = {"linewidth": 5, "alpha": 0.45, "solid_capstyle": "butt"}
+            thick: dict[str, Any] = {"linewidth": 5, "alpha": 0.45, "solid_capstyle": "butt"}
             ax.plot(np.clip(row.interval, *x_range), [y, y], color=colour, **thick)
         lifted = [y + (0.07, -0.07, 0.0)[k % 3] for k in range(len(row.dots))]
         _held(ax, row.dots, lifted, "o", colour, alpha=0.75)
@@ -154,9 +156,9 @@ def line_chart(
     width: int,
 ) -> Axes:
     """Lines with bands. With ``rates`` the horizontal axis is logarithmic, and crosses above it diverged."""
-    ax = axes_of(None, width, 330)
+    ax = Figure(figsize=(width / 72, 330 / 72), layout="constrained").add_subplot()
     ax.set(ylim=y_range, xlabel=x_label)
-    tick(ax, 4 if width < 420 else 6)
+    tick(ax, across=4 if width < 420 else 6)
     if rates:
         shown = rates[:: math.ceil(len(rates) * 44 / (width - 60))]
         ax.set(xscale="log", xlim=(rates[0] / 1.15, rates[-1] * 1.15))
@@ -164,6 +166,7 @@ def line_chart(
         ax.minorticks_off()
     else:
         ax.set_xlim(min(x for line in lines for x in line.x), max(x for line in lines for x in line.x))
+    beyond: dict[str, Any] = {"clip_on": False, "in_layout": False}
     lost = bool(rates) and any(value is None for line in lines for value in line.y)
     ax.set_title(y_label, loc="left", color=DATA, pad=16 if lost else 6)
     ax.set_title("× diverged" if lost else "", loc="right", color=DATA, pad=16)
@@ -186,9 +189,16 @@ def line_chart(
             edge = ax.get_xaxis_transform() + ScaledTranslation(shift, 0, ax.figure.dpi_scale_trans)
             for shape, there, height in (("^", y > y_range[1], 1.0), ("x", np.isnan(y), 1.04)):
                 heights = np.full(int(there.sum()), height)
-                ax.plot(x[there], heights, shape, color=style.colour, clip_on=False, transform=edge)
+                ax.plot(x[there], heights, shape, color=style.colour, transform=edge, **beyond)
                 tips(ax, x[there], heights, told[there], edge)
     return ax
+
+
+def _axes(width: float, height: float, left: float, bottom: float, right: float, top: float) -> Axes:
+    """The axes of a new figure, with margins, all in points."""
+    figure = Figure(figsize=(width / 72, height / 72))
+    inside = (width - left - right) / width, (height - bottom - top) / height
+    return figure.add_axes((left / width, bottom / height, *inside))
 
 
 def _loss(value: float, top: float) -> str:
@@ -207,4 +217,5 @@ def _held(ax: Axes, x: Sequence[float], y: Sequence[float], marker: str, colour:
     low, high = ax.get_xlim()
     for value, height in zip(x, y, strict=True):
         shape = "<" if value < low else ">" if value > high else marker
-        ax.plot(min(max(value, low), high), height, shape, color=colour, clip_on=False, **look)
+        kept = look if shape == marker else {}
+        ax.plot(min(max(value, low), high), height, shape, color=colour, clip_on=False, **kept)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Look = Mapping[str, Style]
-Draw = Callable[["Axes"], object]
+Draw = Callable[..., object]
 
 _ERRORS = 2.0  # standard errors that a whisker reaches
 _SIGNIFICANT = 0.05
@@ -183,9 +183,9 @@ def _loss(result: Result, split: str = "validation") -> str:
 def _curves(result: Result, look: Look, against: str, title: str, x_label: str) -> Figure | None:
     found = [_curve(name, arm, look[name], against) for name, arm in result["arms"].items()]
     lines = [line for line in found if line]
-    lows = [value for line in lines for value in line.low if value is not None]
+    lows = _numbers([value for line in lines for value in line.low])
     tails = [
-        [v for x, v in zip(line.x, line.high, strict=True) if x >= 0.1 * line.x[-1] and v is not None]
+        _numbers([high for x, high in zip(line.x, line.high, strict=True) if x >= 0.1 * line.x[-1]])
         for line in lines
     ]
     tops = [max(tail) for tail in tails if tail]
@@ -207,7 +207,7 @@ def _curve(name: str, arm: Result, style: Style, against: str) -> Line | None:
     length = min([len(x), *map(len, seeds)]) if seeds else 0
     if length < 2:
         return None
-    there = [[seed[at] for seed in seeds if seed[at] is not None] for at in range(length)]
+    there = [[value for seed in seeds if (value := seed[at]) is not None] for at in range(length)]
     mean, low, high = (
         [of(column) if column else None for column in there] for of in (statistics.fmean, min, max)
     )
@@ -231,27 +231,33 @@ def pictures(section: Result, data: Result | None, look: Look) -> Figure | None:
     title, note, frame, draw = kinds[kind](data or {}, drawn)
     without = [name for name, picture in known.items() if not picture]
     note += f" Without a finished run of seed 0: {listed(without)}." if without else ""
-    panels = (
-        [panel("the data", _DATA, "", frame, partial(draw, data, DATA))] if data and kind == "samples" else []
-    )
+    panels = []
+    if kind == "samples" and data:
+        panels.append(panel("the data", _DATA, "", frame, partial(draw, data, DATA)))
     for name, picture in made.items():
         if picture["kind"] == "failed":
             text = f"No picture: {picture.get('message')}"
             panels.append(panel(name, look[name], f": {text}", partial(words, text)))
         else:
-            panels.append(
-                panel(name, look[name], f": {title}", frame, partial(draw, picture, look[name].colour))
-            )
+            panels += _panels(look, title, draw, {name: picture}, frame)
     return Figure(title, note, panels, full=True)
+
+
+def _panels(look: Look, told: str, draw: Draw, marks: Mapping[str, Any], *frame: Draw) -> list[Markup]:
+    """A panel for each arm: the common frame, and its marks in its colour."""
+    return [
+        panel(name, look[name], f", {told}", *frame, partial(draw, mark, look[name].colour))
+        for name, mark in marks.items()
+    ]
 
 
 def _frame(x_range: Limits, y_range: Limits, x_label: str, ax: Axes) -> None:
     """What the panels of a figure have in common."""
     ax.set(xlim=x_range, ylim=y_range, xlabel=x_label)
-    tick(ax, 4)
+    tick(ax, 4, 4)
 
 
-Kind = tuple[str, str, Draw, Callable[[Result, str, "Axes"], None]]
+Kind = tuple[str, str, Draw, Draw]
 
 
 def _density(data: Result, drawn: Sequence[Result]) -> Kind:
@@ -314,11 +320,11 @@ def _fit(data: Result, drawn: Sequence[Result]) -> Kind:
 def _regions(data: Result, drawn: Sequence[Result]) -> Kind:
     rows = _array(data.get("points", ())).reshape(-1, 2)
     edges = [_array(picture["outlines"][-1]) for picture in drawn if picture.get("outlines")]
-    around = [limits([v for v in np.concatenate([rows, *edges])[:, k] if math.isfinite(v)]) for k in (0, 1)]
+    across, up = (limits(np.concatenate([rows, *edges])[:, k]) for k in (0, 1))
 
     def draw(picture: Result, colour: str, ax: Axes) -> None:
         points(ax, rows, DATA)
-        for outline in picture["outlines"]:
+        for outline in picture.get("outlines") or ():
             ax.plot(*_array(outline).T, color=colour)
         tell_outside(ax, rows)
 
@@ -326,45 +332,35 @@ def _regions(data: Result, drawn: Sequence[Result]) -> Kind:
         "Where the models' densities lie",
         "Lines: the smallest regions that hold 50, 90 and 99 % of the mass of each frozen model (seed 0). "
         f"Points: {len(rows)} test rows, column 1 up.",
-        partial(_frame, around[0], around[1], "column 0"),
+        partial(_frame, across, up, "column 0"),
         draw,
     )
 
 
 def _corners(made: Mapping[str, Result], data: Result, look: Look) -> Figure:
     """A corner plot of the first arm, which is the best, and the others' folded away."""
-    names = [f"column {column}" for column in data.get("columns", ())]
     drawn = {name: picture for name, picture in made.items() if picture["kind"] == "corner"}
-    plots = {
-        name: as_svg(
-            partial(
-                corner,
-                _array(data.get("points", ())),
-                _array(picture["points"]),
-                names,
-                model=f"draws of {name}",
-                colour=look[name].colour,
-            ),
-            f"Corner plot of {', '.join(names)}: data and draws of {name}",
-        )
-        for name, picture in drawn.items()
-    }
-    note = "".join(
-        f" No picture of {name}: {picture['message']}."
-        for name, picture in made.items()
-        if picture["kind"] == "failed"
-    )
-    if not plots:
+    failed = [(name, picture["message"]) for name, picture in made.items() if picture["kind"] == "failed"]
+    note = "".join(f" No picture of {name}: {message}." for name, message in failed)
+    if not drawn:
         return Figure("The data, and draws of the densities", note.strip(), (), full=True)
+    best = next(iter(drawn))
+    rows = data.get("points", ())
+    names = [f"column {k}" for k in data.get("columns") or range(len(drawn[best]["points"][0]))]
+    folded = Markup("<details><summary>The same of {}</summary>{}</details>")
+    charts: list[Markup] = []
+    for name, picture in drawn.items():
+        told, draws, colour = f"draws of {name}", _array(picture["points"]), look[name].colour
+        draw = partial(corner, _array(rows), draws, names, model=told, colour=colour)
+        chart = Markup(as_svg(draw, f"Corner plot of {', '.join(names)}: data and {told}"))
+        charts.append(folded.format(name, chart) if charts else chart)
     mixing = listed([f"{short(picture['r_hat'], 4)} ({name})" for name, picture in drawn.items()])
     chosen = "" if len(names) < MOST_COLUMNS else f", the {len(names)} columns farthest from normal"
-    best, *others = plots
-    folded = Markup("<details><summary>The same of {}</summary>{}</details>")
     return Figure(
         f"The data, and draws of the density by {best}",
-        f"{len(data.get('points', ()))} test rows and as many draws of the frozen model of seed 0{chosen}. The largest R-hat "
+        f"{len(rows)} test rows and as many draws of the frozen model of seed 0{chosen}. The largest R-hat "
         f"of the chains that drew: {mixing}.{note}",
-        [Markup(plots[best]) + Markup().join(folded.format(name, Markup(plots[name])) for name in others)],
+        [Markup().join(charts)],
         full=True,
     )
 
@@ -393,12 +389,7 @@ def weights(section: Result, look: Look, full: bool = False) -> Figure | None:
         "Share of the weights (up) by log10(fan-in × W); mean over seeds. Shaded: at the start of training; "
         "line: at its end. The first bin holds the weights that are 0 or below 1e-6; its share is written "
         "out, and may run off the top.",
-        [
-            panel(
-                name, look[name], ", by log10(fan-in × W)", partial(draw, by_phase, look[name].colour)
-            )
-            for name, by_phase in sizes.items()
-        ],
+        _panels(look, "by log10(fan-in × W)", draw, sizes),
         full=full,
     )
 
@@ -443,9 +434,7 @@ def _stays(title: str, note: str, scores: Mapping[str, Result], x_label: str, lo
 
 def _couplings(effects: Result, look: Look) -> Figure | None:
     """tr Sigma_batch of every seed along training, a panel for each arm that reads a batch."""
-    along = {
-        name: [_measured(seed) for seed in effect.get("along") or []] for name, effect in effects.items()
-    }
+    along = {name: [_measured(seed) for seed in one.get("along") or []] for name, one in effects.items()}
     reading = {
         name: seeds
         for name, seeds in along.items()
@@ -456,7 +445,7 @@ def _couplings(effects: Result, look: Look) -> Figure | None:
         return None
     every = [point for seeds in reading.values() for seed in seeds for point in seed]
     unit = _unit([point["trace_error"] for point in every])
-    reach = 1.08 * max(abs(bound) for point in every for bound in _whisker(point))
+    reach = 1.08 * max(abs(bound) for point in every for bound in _whisker(point)) or unit
     times = sorted({point["t"] for point in every})
     gap = min((b - a for a, b in zip(times, times[1:], strict=False)), default=1.0)
 
@@ -468,19 +457,15 @@ def _couplings(effects: Result, look: Look) -> Figure | None:
         ax.axhline(0.0, color=DATA, linestyle=":")
 
     def draw(seeds: Sequence[Sequence[Result]], colour: str, ax: Axes) -> None:
-        for seed, measured in enumerate(seeds):
-            x = [p["t"] + gap * 0.6 * ((seed + 0.5) / len(seeds) - 0.5) for p in measured]
-            for at, point in zip(x, measured, strict=True):
-                hollow = point["p_value"] > _SIGNIFICANT
-                ax.plot([at, at], _whisker(point), color=colour, linewidth=1.4)
-                ax.plot(
-                    at,
-                    point["trace"],
-                    "o",
-                    color=colour,
-                    markerfacecolor=COLOURS["panel"] if hollow else colour,
-                )
-            tips(ax, x, [p["trace"] for p in measured], [f"seed {seed + 1} at {_told(p)}" for p in measured])
+        shifts = [gap * 0.6 * ((seed + 0.5) / len(seeds) - 0.5) for seed in range(len(seeds))]
+        x = [point["t"] + shift for shift, seed in zip(shifts, seeds, strict=True) for point in seed]
+        told = [f"seed {place} at {_told(point)}" for place, seed in enumerate(seeds, 1) for point in seed]
+        measured = [point for seed in seeds for point in seed]
+        y = [point["trace"] for point in measured]
+        inside = [COLOURS["panel"] if point["p_value"] > _SIGNIFICANT else colour for point in measured]
+        ax.vlines(x, *zip(*map(_whisker, measured), strict=True), color=colour, linewidth=1.4)
+        ax.scatter(x, y, s=36, c=inside, edgecolors=colour, zorder=2)
+        tips(ax, x, y, told)
 
     zero = f" Exactly zero for {listed(silent)}: no batch is read." if silent else ""
     return Figure(
@@ -489,10 +474,7 @@ def _couplings(effects: Result, look: Look) -> Figure | None:
         f"permutation test of Σ_batch = 0, which looks at the whole matrix and not only at its trace, has "
         f"p ≤ {_SIGNIFICANT:g}; hollow: it has not. The scale is linear within ± {_power(unit)} and "
         f"logarithmic beyond.{zero}",
-        [
-            panel(name, look[name], ", by share of training", framed, partial(draw, seeds, look[name].colour))
-            for name, seeds in reading.items()
-        ],
+        _panels(look, "by share of training", draw, reading, framed),
         full=True,
     )
 
@@ -520,9 +502,14 @@ def _told(point: dict[str, float]) -> str:
     )
 
 
+def _scaled(value: float, unit: float) -> float:
+    """Linear near zero; far from it the logarithm of |value| / unit in decades, with the sign of value."""
+    return math.asinh(value / (2 * unit)) / math.log(10)
+
+
 def _ticks(unit: float, reach: float) -> list[tuple[float, str]]:
     """Zero, and on each side one or two powers of ten; none so near zero that their labels would collide."""
-    last = int(math.asinh(reach / (2 * unit)) / math.log(10))  # decades beyond the unit
+    last = int(_scaled(reach, unit))
     powers = {last, last // 2} - ({0} if last else set())
     sides = [
         (sign * unit * 10.0**k, "−" * (sign < 0) + _power(unit * 10.0**k)) for k in powers for sign in (-1, 1)
@@ -555,4 +542,4 @@ def _roomy(values: Sequence[Any]) -> Limits:
 
 def _notes(ax: Axes, text: str) -> None:
     """Words in the frame's upper left corner."""
-    ax.text(0.05, 0.97, text, va="top", color=DATA, transform=ax.transAxes)
+    ax.text(0.07, 0.98, text, va="top", color=DATA, transform=ax.transAxes)

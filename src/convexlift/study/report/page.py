@@ -69,7 +69,8 @@ def page(results: Sequence[Result]) -> str:
     try:
         import jinja2
 
-        from convexlift.plots.svg import STYLE_SHEET, themed
+        from convexlift.plots.drawing import STYLE_SHEET
+        from convexlift.plots.svg import themed
         from convexlift.study.report.charts import styles
     except ImportError as error:
         raise ImportError("a report needs jinja2 and matplotlib: pip install 'convexlift[report]'") from error
@@ -122,7 +123,9 @@ def _section(result: Result, anchor: str, look: Any) -> dict[str, Any]:
     from convexlift.study.report import figures, tables
 
     metric = str(result.get("metric", "loss"))
-    caption = f"{metric[:1].upper()}{metric[1:]} on the test rows, each arm at its own best rate; lower is better"
+    caption = (
+        f"{metric[:1].upper()}{metric[1:]} on the test rows, each arm at its own best rate; lower is better"
+    )
     protocol = dict(result.get("protocol") or {})
     command = str(protocol.pop("command", None) or f"convexlift compare {result['problem']}")
     protocol.pop("on_edge", None)
@@ -153,7 +156,10 @@ def _common_rate(result: Result, look: Any) -> dict[str, Any] | None:
     if not section.get("arms"):
         return None
     rate = short(section.get("lr"), 1)
-    drawn = [figures.pictures(section, result.get("picture"), look), figures.weights(section, look, full=True)]
+    drawn = [
+        figures.pictures(section, result.get("picture"), look),
+        figures.weights(section, look, full=True),
+    ]
     return {
         "rate": rate,
         "controls": [name for name in section["arms"] if name in CONTROLS],
@@ -168,7 +174,9 @@ def _all_arms(result: Result) -> list[str]:
 
 
 def _key_facts(result: Result) -> list[str]:
-    seeds = max((len((arm.get("test") or {}).get("per_seed") or []) for arm in result["arms"].values()), default=0)
+    seeds = max(
+        (len((arm.get("test") or {}).get("per_seed") or []) for arm in result["arms"].values()), default=0
+    )
     seconds = finite(result.get("seconds"))
     facts = [
         f"{len(result['arms'])} arms",

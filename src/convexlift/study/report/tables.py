@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -81,16 +81,20 @@ def arms_table(section: Result, caption: str) -> Table:
         ("rate", lambda arm: f"{arm['lr']:g}" if finite(arm.get("lr")) and "lr" not in section else "–"),
         (Markup("rate of the<br>weights"), lambda arm: _factor(arm.get("source_factor"))),
         (Markup("ms a<br>step"), lambda arm: short(arm.get("ms_per_step"), 3)),
-        (Markup("trained<br>parameters"), lambda arm: f"{arm['parameters']:,.0f}" if arm.get("parameters") else "–"),
+        (
+            Markup("trained<br>parameters"),
+            lambda arm: f"{arm['parameters']:,.0f}" if arm.get("parameters") else "–",
+        ),
     ]
     shown = [(title, cell) for title, cell in columns if any(cell(arm) != "–" for arm in arms.values())]
     rows = []
     for name in complete(section):
         found = difference(section, name, base) if base and name in order and name != base else None
         gap = "reference" if name == base else interval_text(found) if found else "–"
-        rows.append([name, _test_cell(arms[name], name in best), gap, *(cell(arms[name]) for _, cell in shown)])
-    gap_title = _SMALL.format(f"minus {base}", "95 % interval")
-    return Table(caption, ["arm", Markup("test loss<br>± s.e."), gap_title, *(title for title, _ in shown)], rows)
+        cells = [cell(arms[name]) for _, cell in shown]
+        rows.append([name, _test_cell(arms[name], name in best), gap, *cells])
+    head = ["arm", Markup("test loss<br>± s.e."), _SMALL.format(f"minus {base}", "95 % interval")]
+    return Table(caption, [*head, *(title for title, _ in shown)], rows)
 
 
 def _factor(value: Any) -> str:
@@ -117,7 +121,7 @@ def _mean_only(score: Result | None) -> str:
 def distances_table(result: Result) -> Table | None:
     """Other figures of the frozen models than the loss, where the problem has some."""
     metrics = _metrics(result)
-    keys = [key for key in dict.fromkeys(key for found in metrics.values() for key in found) if key not in _NORMALISER]
+    keys = dict.fromkeys(key for found in metrics.values() for key in found if key not in _NORMALISER)
     rows = [[arm, *(score_text(found.get(key)) for key in keys)] for arm, found in metrics.items()]
     head = ["arm", *(_DISTANCES.get(key, key.replace("_", " ")) for key in keys)]
     caption = "Other distances from the exact answer, mean ± standard error over seeds"
@@ -156,7 +160,9 @@ def weights_table(section: Result) -> Table | None:
         [name, *(_phases(arms[name].get(key), at, percent) for key, at, percent in shown)]
         for name in complete(section)
     ]
-    return Table("The constrained weights through training; medians over seeds", head, rows) if shown else None
+    return (
+        Table("The constrained weights through training; medians over seeds", head, rows) if shown else None
+    )
 
 
 def _phases(values: Result | None, phases: Sequence[str], percent: bool) -> str:
