@@ -737,5 +737,5 @@ def test_a_chart_of_its_own_carries_its_colours() -> None:
     line = charts.Line("loss", charts.styles(["loss"])["loss"], [1.0, 2.0], [3.0, 1.0])
     chart = svg_file(lambda: charts.line_chart([line], "step", "loss", (0, 4), (), 300), "loss by step")
     root = ElementTree.fromstring(chart)
-    assert root.attrib["viewBox"] == "0 0 300 330"
+    assert root.attrib["viewBox"] == "-12 -12 324 354"
     assert "--series-0" in chart

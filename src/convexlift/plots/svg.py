@@ -33,7 +33,7 @@ _LOOK = {
 }
 
 
-def as_svg(draw: Callable[[], Axes], title: str) -> str:
+def as_svg(draw: Callable[[], Axes], title: str, margin: int = 0) -> str:
     """The chart that a function draws, as ``<svg class="chart">`` to stand in a page with `STYLE_SHEET`.
 
     Colours of the sheet become its variables, so that one drawing serves light and dark pages. Links of
@@ -42,6 +42,7 @@ def as_svg(draw: Callable[[], Axes], title: str) -> str:
     Args:
         draw: makes a figure and returns its axes.
         title: what a screen reader says.
+        margin: around the figure, in points.
 
     Example:
         >>> from convexlift.plots import plot_potential
@@ -58,17 +59,18 @@ def as_svg(draw: Callable[[], Axes], title: str) -> str:
         warnings.filterwarnings("ignore", "Glyph")  # a page has more fonts than matplotlib
         figure: Any = draw().figure
         FigureCanvasSVG(figure).print_svg(file)
-    width, height = 72 * figure.get_size_inches()
+    width, height = 72 * figure.get_size_inches() + 2 * margin
     return (
-        f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}" '
-        f'xmlns="http://www.w3.org/2000/svg"><title>{escape(title)}</title>\n{_inside(file.getvalue())}\n</svg>'
+        f'<svg class="chart" viewBox="{-margin} {-margin} {width:g} {height:g}" role="img" '
+        f'style="--width:{width:g}px" aria-label="{escape(title)}" xmlns="http://www.w3.org/2000/svg"><title>{escape(title)}</title>\n'
+        f"{_inside(file.getvalue())}\n</svg>"
     )
 
 
 def svg_file(draw: Callable[[], Axes], title: str) -> str:
     """The same as the text of a file of its own, with colours and a background."""
-    head, rest = as_svg(draw, title).split("\n", 1)
-    ground = '<rect width="100%" height="100%" fill="var(--panel)"/>'
+    head, rest = as_svg(draw, title, margin=12).split("\n", 1)
+    ground = '<rect x="-12" y="-12" width="100%" height="100%" fill="var(--panel)"/>'
     return f"{head}<style>{STYLE_SHEET}</style>{ground}\n{rest}\n"
 
 
