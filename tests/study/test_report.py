@@ -9,6 +9,7 @@ import json
 import math
 import random
 import re
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -687,6 +688,13 @@ def test_nothing_to_read_or_to_write(tmp_path: Path) -> None:
         report.read_result(tmp_path)
     with pytest.raises(ValueError, match="there is no comparison to report"):
         report.write_report([], tmp_path / "report.html")
+
+
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    message = r"^a report needs jinja2 and matplotlib: pip install 'convexlift\[report\]'$"
+    with pytest.raises(ImportError, match=message):
+        report.page([made_up_result()])
 
 
 # Charts.

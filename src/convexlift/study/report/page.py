@@ -93,21 +93,14 @@ def page(results: Sequence[Result]) -> str:
 def _overview(results: Sequence[Result], sections: Sequence[dict[str, Any]]) -> dict[str, Any]:
     from convexlift.study.report.tables import overview_table
 
-    names = list(dict.fromkeys(name for result in results for name in result["arms"]))
-    names.sort(key=lambda name: name != "lift")
-    alone, shared = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-    for result in results:
-        best = tied_with_best(result)
-        for name in best:
-            (alone if len(best) == 1 else shared)[name] += 1
+    standings = [tied_with_best(result) for result in results]
+    names = sorted(dict.fromkeys(name for result in results for name in result["arms"]), key="lift".__ne__)
+    counts = {n: (standings.count([n]), sum(n in best and best != [n] for best in standings)) for n in names}
     told = []
-    for name in sorted(names, key=lambda name: (alone[name], shared[name]), reverse=True):
-        counts = [
-            f"{how} the lowest on {count}"
-            for how, count in (("is", alone[name]), ("ties for", shared[name]))
-            if count
-        ]
-        told += [f"{name} {listed(counts)}"] if counts else []
+    for name in sorted(names, key=lambda name: counts[name], reverse=True):
+        ways = zip(("is", "ties for"), counts[name], strict=True)
+        if parts := [f"{how} the lowest on {count}" for how, count in ways if count]:
+            told.append(f"{name} {listed(parts)}")
     about = [
         (result, section["anchor"], ", ".join([str(result.get("metric", "loss")), *_spent(result)]))
         for result, section in zip(results, sections, strict=True)
