@@ -254,7 +254,7 @@ def test_a_loss_that_is_no_likelihood_is_not_called_one() -> None:
 def test_a_density_that_cannot_be_drawn_is_kept(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def unmixed(*_: object) -> None:
+    def unmixed(*_: object, **__: object) -> None:
         raise RuntimeError("the chains have not mixed")
 
     monkeypatch.setattr(cl.plots, "plot_density", unmixed)
