@@ -20,17 +20,9 @@ from functools import partial
 from pathlib import Path
 
 from convexlift.study.ablation import effects_table
-from convexlift.study.report.answers import (
-    Result,
-    difference,
-    interval_text,
-    is_clear,
-    ranking,
-    score_text,
-    short,
-    tied_with_best,
-    verdicts,
-)
+from convexlift.study.ranking import Result, difference, is_clear, ranking, tied_with_best
+from convexlift.study.report.answers import verdicts
+from convexlift.study.report.numbers import interval_text, score_text, short
 from convexlift.study.report.page import read_result
 from convexlift.study.statistics import paired_difference
 
