@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 import convexlift
-from convexlift import export, mechanism, sklearn, tasks, tensorboard, testing, training
+from convexlift import export, mechanism, plots, sklearn, tasks, tensorboard, testing, training
 
 
 def public() -> Iterator[tuple[str, object]]:
-    for module in (convexlift, export, mechanism, sklearn, tasks, tensorboard, testing, training):
+    for module in (convexlift, export, mechanism, plots, sklearn, tasks, tensorboard, testing, training):
         for name in module.__all__:
             if callable(getattr(module, name)):  # the numbers of the mechanism have docstrings in its source
                 yield f"{module.__name__}.{name}", getattr(module, name)

@@ -24,7 +24,6 @@ from convexlift import saving
 from convexlift.cli import train
 from convexlift.cli.main import join_lists, main
 from convexlift.cli.options import add_commands
-from convexlift.plots import density
 from convexlift.study import protocol
 from convexlift.tasks import ConvexRegression
 from convexlift.training import History, RunFolder
@@ -255,10 +254,10 @@ def test_a_loss_that_is_no_likelihood_is_not_called_one() -> None:
 def test_a_density_that_cannot_be_drawn_is_kept(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def unmixed(*_: object) -> None:
+    def unmixed(*_: object, **__: object) -> None:
         raise RuntimeError("the chains have not mixed")
 
-    monkeypatch.setattr(density, "density_chart", unmixed)
+    monkeypatch.setattr(cl.plots, "plot_density", unmixed)
     assert main(["train", "density", "--data", write_rows(), "--out", "run", *SMALL]) == 0
     assert "no density.svg: the chains have not mixed\n" in capsys.readouterr().err
     assert Path("run/model.safetensors").exists() and not Path("run/density.svg").exists()

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convexlift.cli import data as data_command
 from convexlift.cli.main import main
 from convexlift.problems.published import fetch as fetching
 from convexlift.problems.published import gas
@@ -40,7 +39,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served))) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        monkeypatch.setattr(data_command, "ARCHIVE", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(fetching, "ARCHIVE", f"http://127.0.0.1:{server.server_port}")
         yield served
         server.shutdown()
         thread.join()
@@ -67,7 +66,7 @@ def test_fetch_errors_are_one_line(archive: Path, capsys: pytest.CaptureFixture[
     for call, message in (
         ("data fetch digits21", "there is nothing to download for 'digits21'; known: hepmass, miniboone, "),
         ("data fetch gas --out file/here", "cannot make the folder file/here: Not a directory"),
-        ("data fetch gas --out here", f"{data_command.ARCHIVE}/gas.gz is not as expected: expected 400 rows"),
+        ("data fetch gas --out here", f"{fetching.ARCHIVE}/gas.gz is not as expected: expected 400 rows"),
         ("data show power", "power needs --data household_power_consumption.txt (also .gz, .zip)"),
         ("compare miniboone --data none", "no such file: none"),
     ):

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import copy
+import html
 import html.parser
 import json
 import math
 import random
 import re
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from convexlift.plots import lines as charts
+from convexlift.plots.drawing import axes_of, robust_range, tick, tick_text
+from convexlift.plots.svg import as_svg, svg_file
 from convexlift.study.arms import ARMS, MULTIPLIED, SCATTERED, WITHOUT
-from convexlift.study.report import glossary, traces
+from convexlift.study.ranking import difference
+from convexlift.study.report import charts, figures, glossary
 from convexlift.study.report import page as report
-from convexlift.study.report.answers import difference, verdicts
+from convexlift.study.report.answers import verdicts
 from convexlift.study.statistics import summary
 
 MEANS = {"projected": 23.9, "softplus": 23.5, "softplus-fan-in": 23.48, "squared": 23.8, "lift": 23.3}
@@ -329,7 +333,7 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     file = report.write_report([made_up_result()], tmp_path / "new" / "report.html")
     text = file.read_text(encoding="utf-8")
     page = checked(text)
-    assert not re.search(r"<script|<link|<img|@import|url\(|src=", text)
+    assert not re.search(r"<script|<link|<img|@import|url\((?!#)|src=", text)
     assert set(re.findall(r"https?://[^\"' <]+", text)) == {"http://www.w3.org/2000/svg"}
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     assert sum(tag == "figure" for tag, _ in page.tags) == 6
@@ -401,7 +405,8 @@ def test_sparse_results_make_a_page_too(result: dict[str, Any]) -> None:
 
 def figure(text: str, title: str) -> str:
     """The one figure of that title in the page's own figures; "" where there is none."""
-    found = re.findall(rf"<figure[^>]*><figcaption><b>{title}</b>.*?</figure>", text.split("<h3>")[0], re.S)
+    text = text.split("<h3>")[0].replace("&#39;", "'")
+    found = re.findall(rf"<figure[^>]*><figcaption><b>{title}</b>.*?</figure>", text, re.S)
     assert len(found) <= 1
     return found[0] if found else ""
 
@@ -419,6 +424,8 @@ def cells(text: str) -> dict[str, list[str]]:
     return {heading.split()[0]: rest for heading, *rest in plain}
 
 
+SHADED, DASHED = "fill: var(--muted); fill-opacity: 0.2", "fill: none; stroke-dasharray: "
+
 TITLES = {
     "density": "The models' densities and the data's",
     "samples": "The data, and what the models generate",
@@ -430,17 +437,17 @@ TITLES = {
 def test_every_model_is_drawn_beside_the_data(kind: str) -> None:
     text = report.page([with_models(kind)])
     checked(text)
-    drawn = figure(text, TITLES[kind].replace("'", "&#x27;"))
-    assert drawn.count("<svg") - drawn.count("overflow=") == len(MEANS) + (kind == "samples")
+    drawn = figure(text, TITLES[kind])
+    assert drawn.count("<svg") == len(MEANS) + (kind == "samples")
     for name in MEANS:
         assert f">{name}</text>" in drawn
     assert {
-        "density": 'class="area"' in drawn and "exact density" in drawn,
+        "density": SHADED in drawn and "exact density" in drawn,
         "samples": "column 4 (across) and column 17 (up)" in drawn and "the data</text>" in drawn,
-        "fit": 'class="rule"' in drawn and "400 test rows" not in drawn and "3 test rows" in drawn,
+        "fit": DASHED in drawn and "400 test rows" not in drawn and "3 test rows" in drawn,
     }[kind]
     assert "outside</text>" not in drawn and "peak at" not in drawn
-    assert not re.search(r"<script|<link|<img|@import|url\(|src=", text)
+    assert not re.search(r"<script|<link|<img|@import|url\((?!#)|src=", text)
 
 
 def test_what_lies_outside_a_panel_is_counted() -> None:
@@ -496,7 +503,7 @@ def test_validation_rows_are_not_labelled_with_the_metric_of_test_rows() -> None
 def test_an_older_result_has_none_of_these_figures() -> None:
     text = report.page([made_up_result()])
     for title in (*TITLES.values(), "Test loss against learning rate", "How large the constrained weights"):
-        assert title.replace("'", "&#x27;") not in text
+        assert title not in html.unescape(text)
     assert "start → end" in text and "The weights and models at this rate" in text
 
 
@@ -546,28 +553,36 @@ def test_the_coupling_is_drawn_along_training_filled_where_it_was_found() -> Non
     drawn = figure(text, rf"{COUPLED}\?")
     panels = re.findall(r'<svg class="chart".*?\n</svg>', drawn, re.S)
     assert len(panels) == 2 and ">lift</text>" in panels[0] and ">lift-independent</text>" in panels[1]
-    hollow = [panel.count('r="3" fill="var(--panel)"') for panel in panels]
-    assert [panel.count('r="3"') for panel in panels] == [6, 6] and hollow == [2, 6]
+    assert [len(marks(panel)) for panel in panels] == [6, 6]
+    assert [sum("fill: var(--panel)" in mark for mark in marks(panel)) for panel in panels] == [2, 6]
     assert "Exactly zero for lift-constant: no batch is read." in drawn
     assert "seed 2 at 0.3: −0.00010 ± 2.5e−05, p = 0.05<" in panels[0]
     assert ">30 %</text>" in panels[0] and ">share of training</text>" in panels[0]
 
 
+def marks(panel: str) -> list[str]:
+    """The marks of the readings: round, in a series' colour, filled or hollow."""
+    return re.findall(r'<use [^>]*style="fill: var[^>]*stroke: var\(--series[^>]*>', panel)
+
+
 def test_whiskers_reach_two_standard_errors_either_way() -> None:
     point = {"t": 0.0, "trace": 1.0, "trace_error": 0.25, "p_value": 0.5}
-    reading = traces._reading(point, 1e-3, 0.0, "seed 1")
-    assert (reading.low, reading.y, reading.high) == pytest.approx(
-        [math.log10(value / 1e-3) for value in (0.5, 1.0, 1.5)], abs=1e-5
-    )
+    assert figures._whisker(point) == (0.5, 1.5)
+    text = report.page([traced()])
+    panel = re.findall(r'<svg class="chart".*?\n</svg>', figure(text, rf"{COUPLED}\?"), re.S)[0]
+    whiskers = re.findall(r'd="M ([\d.]+) ([\d.]+)\nL \1 ([\d.]+)\n" clip', panel)
+    assert len(whiskers) == 6 and all(float(low) > float(high) for _, low, high in whiskers)
 
 
 def test_the_scale_is_linear_near_zero_and_has_the_sign_of_the_value() -> None:
-    assert traces._scaled(0.0, 1e-4) == 0.0
-    assert traces._scaled(-1e-3, 1e-4) == -traces._scaled(1e-3, 1e-4)
-    assert traces._scaled(2e-6, 1e-4) == pytest.approx(2 * traces._scaled(1e-6, 1e-4), rel=1e-3)
-    assert traces._scaled(1e-1, 1e-4) == pytest.approx(3.0, abs=1e-5)
-    assert [text for _, text in traces._ticks(1e-4, 2.5)] == ["−1e−2", "−1e−3", "0", "1e−3", "1e−2"]
-    assert [text for _, text in traces._ticks(1e-4, 0.9)] == ["−1e−4", "0", "1e−4"]
+    assert figures._scaled(0.0, 1e-4) == 0.0
+    assert figures._scaled(-1e-3, 1e-4) == -figures._scaled(1e-3, 1e-4)
+    assert figures._scaled(2e-6, 1e-4) == pytest.approx(2 * figures._scaled(1e-6, 1e-4), rel=1e-3)
+    assert figures._scaled(1e-1, 1e-4) == pytest.approx(3.0, abs=1e-5)
+    ticks = [figures._ticks(1e-4, reach) for reach in (1e-4 * 10**2.5, 1e-4 * 10**0.9)]
+    assert [text for _, text in ticks[0]] == ["−1e−2", "−1e−3", "0", "1e−3", "1e−2"]
+    assert [text for _, text in ticks[1]] == ["−1e−4", "0", "1e−4"]
+    assert ticks[1][2][0] == 1e-4
 
 
 def test_stays_have_a_row_for_every_arm_that_had_any() -> None:
@@ -587,7 +602,7 @@ def test_damaged_and_missing_traces_make_a_page_too() -> None:
     effects["lift"]["along"][1] = []
     effects["lift-independent"] = {"along": [], "dwell": None}
     drawn = figure(report.page([result]), rf"{COUPLED}\?")
-    assert drawn.count('r="3"') == 2
+    assert len(marks(drawn)) == 2
     checked(report.page([result]))
     effects["lift"]["along"] = [[{"t": 0.0, "trace": 0.0, "trace_error": 0.0, "norm": 1.0, "p_value": 1.0}]]
     checked(report.page([result]))
@@ -609,7 +624,7 @@ def test_the_common_rate_s_table_explains_its_controls() -> None:
     result = with_models()
     result["fixed_rate"]["arms"]["softplus-multiplied"]["source_factor"] = 9.74
     text = report.page([result])
-    after = text.split("Every arm at the one rate 0.001")[1]
+    after = html.unescape(text).split("Every arm at the one rate 0.001")[1]
     for name in ("lift-reference", "softplus-scattered", "softplus-multiplied"):
         assert f"<li><b>{name}</b>: {glossary.ARMS[name]}.</li>" in after
     assert "× 9.74" in after
@@ -675,6 +690,13 @@ def test_nothing_to_read_or_to_write(tmp_path: Path) -> None:
         report.write_report([], tmp_path / "report.html")
 
 
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    message = r"^a report needs jinja2 and matplotlib: pip install 'convexlift\[report\]'$"
+    with pytest.raises(ImportError, match=message):
+        report.page([made_up_result()])
+
+
 # Charts.
 
 
@@ -684,25 +706,44 @@ def test_an_arm_looks_the_same_on_every_page() -> None:
     assert len(set(among.values())) == 4
 
 
+def ticks(low: float, high: float) -> list[float]:
+    ax = axes_of(None, 400, 300)
+    ax.set(xlim=(low, high))
+    tick(ax, 5)
+    return [float(place) for place in ax.get_xticks() if low - 1e-9 <= place <= high + 1e-9]
+
+
 def test_ticks_are_round_and_inside() -> None:
-    assert charts.linear_ticks(0.0, 1.0, 5) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert charts.linear_ticks(23.13, 23.91, 5) == pytest.approx([23.2, 23.4, 23.6, 23.8])
-    assert charts.linear_ticks(-3.0, -3.0) == [-3.0]
-    assert [charts.tick_text(value) for value in (-0.5, 2000.0, 1e-5)] == ["−0.5", "2,000", "1e−05"]
+    assert ticks(0.0, 1.0) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(23.13, 23.91) == pytest.approx([23.2, 23.4, 23.6, 23.8])
+    assert [tick_text(value) for value in (-0.5, 2000.0, 1e-5)] == ["−0.5", "2,000", "1e−05"]
 
 
 def test_an_outlier_does_not_squash_the_chart_and_is_not_dropped() -> None:
     values = [1.0, 1.1, 1.2, 1.3, 500.0]
-    assert charts.robust_range(values)[1] < 2
-    assert charts.robust_range([5.0]) == pytest.approx((4.95, 5.05))
+    assert robust_range(values)[1] < 2
+    assert robust_range([5.0]) == pytest.approx((4.95, 5.05))
     row = charts.Row("lift", charts.styles(["lift"])["lift"], 1.1, dots=values)
-    drawing = charts.row_chart([row], width=400, x_label="loss", x_range=charts.robust_range(values))
+    ax = charts.row_chart([row], "loss", robust_range(values), None, 400)
+    beyond = [line for line in ax.lines if line.get_marker() == ">"]
+    assert [line.get_xdata()[0] for line in beyond] == [robust_range(values)[1]]
+    drawing = as_svg(lambda: charts.row_chart([row], "loss", robust_range(values), None, 400), "losses")
     assert "lift: 500" in drawing
+
+
+def test_losses_beyond_a_chart_of_rates_are_arrow_heads_on_its_edge_and_crosses_above() -> None:
+    line = charts.Line("lift", charts.styles(["lift"])["lift"], [0.1, 0.2, 0.4], [1.0, 9.0, None])
+    ax = charts.line_chart([line], "learning rate", "loss", (0, 2), [0.1, 0.2, 0.4], 400)
+    edge = {drawn.get_marker(): (list(drawn.get_xdata()), list(drawn.get_ydata())) for drawn in ax.lines[1:]}
+    assert edge == {"^": ([0.2], [1.0]), "x": ([0.4], [1.04])}
+    drawing = as_svg(lambda: ax, "losses")
+    assert "lift at 0.2: 9 (above the frame)<" in drawing and "lift at 0.4: diverged<" in drawing
+    assert "× diverged</text>" in drawing
 
 
 def test_a_chart_of_its_own_carries_its_colours() -> None:
     line = charts.Line("loss", charts.styles(["loss"])["loss"], [1.0, 2.0], [3.0, 1.0])
-    chart = charts.line_chart([line], width=300, height=200, x_label="step", y_label="loss", y_range=(0, 4))
-    root = ElementTree.fromstring(charts.standalone(chart, 300, 200))
-    assert root.attrib["viewBox"] == "-14 -10 328 220"
-    assert "--series-0" in charts.standalone(chart, 300, 200)
+    chart = svg_file(lambda: charts.line_chart([line], "step", "loss", (0, 4), (), 300), "loss by step")
+    root = ElementTree.fromstring(chart)
+    assert root.attrib["viewBox"] == "-12 -12 324 354"
+    assert "--series-0" in chart

@@ -11,9 +11,10 @@ import torch
 
 import convexlift as cl
 from convexlift.integration.annealing import UnreliableEstimate
-from convexlift.plots.corner import corner_chart, least_normal
-from convexlift.plots.density import density_chart
-from convexlift.plots.scatter import histogram, limits
+from convexlift.plots import plot_density
+from convexlift.plots.corner import corner, least_normal
+from convexlift.plots.drawing import histogram, limits
+from convexlift.plots.svg import as_svg
 from convexlift.problems import Problem, problem
 from convexlift.study import cells, training
 from convexlift.study import scoring as densities
@@ -156,7 +157,7 @@ def test_a_flow_s_rows_compared_as_densities(tmp_path) -> None:
         assert [len(curve) for curve in arm["picture"]["outlines"]] == [97, 97, 97]
     page = report.page([found])
     assert (
-        "Where the models&#x27; densities lie" in page and "How well log Z" in page and "(a bound, in" in page
+        "Where the models&#39; densities lie" in page and "How well log Z" in page and "(a bound, in" in page
     )
     told = dict(verdicts(found))["How well are the densities normalised?"]
     assert told.startswith("log Z is known to ± ") and told.endswith("; a bound).")
@@ -179,7 +180,7 @@ def test_a_corner_plot_is_on_the_page() -> None:
     }
     made = {"schema": 1, "problem": "logistics", "metric": "nats", "arms": arms, "picture": data}
     page = report.page([made])
-    assert page.count("Corner plot of column 0, column 1, column 2") == 2
+    assert page.count('aria-label="Corner plot of column 0, column 1, column 2') == 2
     assert "No picture of squared: x." in page and "The largest R-hat" in page
     assert "(a standard error, in nats)" in page and "± 0.50" in page
     arms["lift"]["picture"] = arms["softplus"]["picture"] = {"kind": "failed", "message": "not mixed"}
@@ -216,17 +217,19 @@ def test_the_least_normal_columns_are_kept_in_order() -> None:
 
 def test_a_corner_plot_has_six_columns_at_most() -> None:
     rows = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    chart = density_chart(gaussian(8), rows, [f"c{k}" for k in range(8)])
+    names = [f"c{k}" for k in range(8)]
+    chart = as_svg(lambda: plot_density(gaussian(8), rows, names=names), "a corner plot")
     assert sum(f">c{k}</text>" in chart for k in range(8)) == 6
-    plain = corner_chart([[0.0, 1.0, 2.0]], [[1.0, 1.0, 0.0]], ["a", "b", "a rather long column's name"])
+    long = ["a", "b", "a rather long column's name"]
+    plain = as_svg(lambda: corner([[0.0, 1.0, 2.0]], [[1.0, 1.0, 0.0]], long), "a corner plot")
     assert "a rather long co…" in plain
-    far = corner_chart([[0.0, 1.0], [2.0, 3.0]], [[1.0, 99.0]], ["a", "b"])
+    far = as_svg(lambda: corner([[0.0, 1.0], [2.0, 3.0]], [[1.0, 99.0]], ["a", "b"]), "a corner plot")
     assert ">1 beyond the frames</text>" in far
 
 
 def test_a_histogram_integrates_to_the_share_within() -> None:
-    outline = histogram([0.5, 1.5, 2.5, 9.0], (0.0, 4.0))
-    area = sum((x2 - x1) * y for (x1, y), (x2, _) in zip(outline, outline[1:], strict=False))
+    heights, edges = histogram([0.5, 1.5, 2.5, 9.0], (0.0, 4.0))
+    area = sum((edges[1:] - edges[:-1]) * heights)
     assert area == pytest.approx(0.75)
     assert limits([0.0] * 50 + [1.0] * 50 + [1e6], spare=0.0)[1] <= 2
     assert limits([]) == (0.0, 1.0) and limits([3.0])[0] < 3.0 < limits([3.0])[1]

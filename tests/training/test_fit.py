@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from rich import console
 from rich.console import Console
 from torch import nn
 
@@ -20,7 +21,6 @@ from convexlift.training import (
     Unpaired,
     environment,
     fit,
-    progress,
 )
 
 DATA = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([1.0, -2.0])
@@ -344,7 +344,7 @@ def test_nothing_is_printed_where_there_is_no_terminal(capfd: pytest.CaptureFixt
 def test_the_bar_shows_loss_validation_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(
-        progress,
+        console,
         "Console",
         lambda stderr: Console(file=terminal, force_terminal=True, width=120, color_system=None),
     )

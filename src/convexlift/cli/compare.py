@@ -230,14 +230,8 @@ def going_on_from(folder: Path) -> Iterator[None]:
 
 def summary(result: dict[str, Any]) -> str:
     """The table of a comparison as aligned text."""
-    from convexlift.study.report.answers import (
-        difference,
-        interval_text,
-        ranking,
-        reference_arm,
-        score_text,
-        short,
-    )
+    from convexlift.study.ranking import difference, ranking, reference_arm
+    from convexlift.study.report.numbers import interval_text, score_text, short
 
     base, order = reference_arm(result), ranking(result)
     rows = [("arm", "test ± s.e.", f"minus {base} (95 %)", "rate", "ms/step", "parameters")]

@@ -329,28 +329,17 @@ def _write_chart(file: Path, chart: Callable[[], str]) -> None:
 
 def _loss_chart(history: cl.History, model: Any) -> str:
     """The loss curves as the text of an ``.svg`` file."""
-    from convexlift.plots.lines import Line, Style, line_chart, robust_range, standalone
+    from convexlift.plots.svg import svg_file
 
     likelihood = not isinstance(model, cl.LogConcaveDensity) or model.objective.likelihood
-    steps, size = [float(step) for step in history.steps], (640, 360)
-    frozen, training = Style("var(--series-0)", "", "circle"), Style("var(--series-1)", "7 3", "square")
-    chart = line_chart(
-        [
-            Line("frozen model, validation rows", frozen, steps, history.validation),
-            Line("training batches", training, steps, history.loss),
-        ],
-        width=size[0],
-        height=size[1],
-        x_label="steps",
-        y_label="negative log-likelihood (nats)" if likelihood else "loss of the objective",
-        y_range=robust_range([*history.validation, *history.loss]),
-        named=True,
-    )
-    return standalone(chart, *size)
+    label = "negative log-likelihood (nats)" if likelihood else "loss of the objective"
+    return svg_file(lambda: cl.plots.plot_history(history, label=label), f"{label} by step")
 
 
 def _density_chart(density: cl.LogConcaveDensity, rows: Tensor, names: Sequence[str]) -> str:
     """A density beside its rows as the text of an ``.svg`` file."""
-    from convexlift.plots.density import density_chart
+    from convexlift.plots.svg import svg_file
 
-    return density_chart(density, rows.to(density.dtype), names)
+    rows = rows.to(density.dtype)
+    title = f"The density of {', '.join(names)}"
+    return svg_file(lambda: cl.plots.plot_density(density, rows, names=names), title)

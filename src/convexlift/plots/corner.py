@@ -3,127 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from convexlift.plots.lines import Axis, Style, drawing, label, linear_ticks, marker, segment, tick_text
-from convexlift.plots.scatter import DATA, MODEL, Layer, frame, histogram, limits
+from convexlift.plots.drawing import DATA, MODEL, axes_of, histogram, limits, points, tick
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_COLUMNS = 6  # of a corner plot
-
-_CELL, _GAP = 118.0, 10.0
-_LEFT, _TOP, _FOOT = 46.0, 18.0, 40.0
-
-Rows = Sequence[Sequence[float]]
+_PITCH, _SHARE = 128, 0.92  # points from frame to frame, and the share of it that a frame takes
 
 
-def corner_size(columns: int) -> tuple[float, float]:
-    """Width and height of the plot of that many columns.
-
-    >>> corner_size(2)
-    (292.0, 304.0)
-    """
-    side = columns * (_CELL + _GAP) - _GAP
-    return _LEFT + side, _TOP + side + _FOOT
-
-
-def corner_chart(
-    data: Rows,
-    draws: Rows,
-    columns: Sequence[str],
+def corner(
+    data: ArrayLike,
+    draws: ArrayLike,
+    names: Sequence[str],
+    *,
     model: str = "draws of the model",
-    look: Style = MODEL,
-) -> str:
-    """A corner plot as an ``<svg>``: histograms on the diagonal, points below it; data grey, draws coloured.
+    colour: str = MODEL,
+    ax: Axes | None = None,
+) -> Axes:
+    """Histograms on the diagonal, points below it; data grey, draws coloured; in insets of the axes.
 
     Args:
-        data: rows of the shown columns; their range sets the frame, but for far outliers.
+        data: rows of the k named columns; their range sets the frames, but for far outliers. Without rows,
+            the draws' does.
         draws: rows of the same columns.
-        columns: the names of the columns.
-        model: the name of the draws in the legend.
-        look: their colour and marker.
+        names: of the columns.
+        model: what the draws are called in the legend.
+        colour: of the draws.
+        ax: where to draw; those of a new figure if omitted.
 
     Example:
-        >>> corner_chart([[0.0, 1.0], [1.0, 2.0]], [[0.5, 1.5]] * 2, ["a", "b"]).count('class="dots"')
-        4
+        >>> len(corner([[0.0, 1.0], [1.0, 2.0]], [[0.5, 1.5], [0.6, 1.4]], ["a", "b"]).child_axes)
+        3
     """
-    count = len(columns)
-    width, height = corner_size(count)
-    ranges = [limits([row[k] for row in data]) for k in range(count)]
-    parts: list[str] = []
-    for down in range(count):
-        for across in range(down + 1):
-            parts += _cell(data, draws, down, across, ranges, look)
-    for k, name in enumerate(columns):
-        parts.append(label(_place(k) + _CELL / 2, height - 6, _cut(name)))
-        if k:
-            parts.append(_upright(12, _row(k) + _CELL / 2, _cut(name)))
-    right = width
-    for row, (text, style) in enumerate((("data", DATA), (model, look))):
-        y = _TOP + 12 + 18 * row
-        if count > 1:
-            parts += [marker(style.marker, right - 6, y - 4, style.colour, 3.6)]
-            parts += [label(right - 16, y, text, "end", "name")]
-    outside = sum(
-        any(not low <= value <= high for value, (low, high) in zip(row, ranges, strict=True))
-        for row in (*data, *draws)
-    )
-    parts += [label(right, _TOP + 48, f"{outside} beyond the frames", "end")] if outside and count > 1 else []
-    return drawing(width, height, f"Corner plot of {', '.join(columns)}: data and {model}", parts)
-
-
-def _cell(
-    data: Rows, draws: Rows, down: int, across: int, ranges: Sequence[tuple[float, float]], look: Style
-) -> list[str]:
-    """One frame, with ticks where it is in the lowest row or in the first column."""
-    left, top = _place(across), _row(down)
-    x_axis = Axis(*ranges[across], left, left + _CELL)
-    parts = [segment(left, top + _CELL, left + _CELL, top + _CELL, "axis")]
-    for tick in linear_ticks(*ranges[across], 4):
-        x = x_axis.at(tick)
-        parts.append(segment(x, top, x, top + _CELL, "grid"))
-        if down == len(ranges) - 1:
-            parts.append(label(x, top + _CELL + 14, tick_text(tick)))
-    if across == down:
-        seen, drawn = (histogram([row[down] for row in rows], ranges[down]) for rows in (data, draws))
-        top_height = max(height for outline in (seen, drawn) for _, height in outline) or 1.0
-        y_axis = Axis(0.0, 1.08 * top_height, top + _CELL, top)
-        return parts + frame([Layer(DATA, area=seen), Layer(look, lines=[drawn])], x_axis, y_axis)
-    y_axis = Axis(*ranges[down], top + _CELL, top)
-    for tick in linear_ticks(*ranges[down], 4):
-        y = y_axis.at(tick)
-        parts.append(segment(left, y, left + _CELL, y, "grid"))
-        if across == 0:
-            parts.append(label(left - 5, y + 4, tick_text(tick), "end"))
-    half = len(data) // 2, len(draws) // 2
-    layers = [  # in turn, so that neither hides the other
-        Layer(style, points=[(row[across], row[down]) for row in rows])
-        for style, rows in (
-            (DATA, data[: half[0]]),
-            (look, draws[: half[1]]),
-            (DATA, data[half[0] :]),
-            (look, draws[half[1] :]),
-        )
-    ]
-    return parts + frame(layers, x_axis, y_axis, small=True)
-
-
-def _place(column: int) -> float:
-    return _LEFT + column * (_CELL + _GAP)
-
-
-def _row(row: int) -> float:
-    return _TOP + row * (_CELL + _GAP)
+    count = len(names)
+    ax = axes_of(ax, 60 + count * _PITCH, 50 + count * _PITCH)
+    ax.set_axis_off()
+    rows = {DATA: np.reshape(np.asarray(data, float), (-1, count)), colour: np.asarray(draws, float)}
+    frames = [limits(column) for column in (rows[DATA] if len(rows[DATA]) else rows[colour]).T]
+    side = _SHARE / count
+    for across, down in combinations_with_replacement(range(count), 2):
+        cell = ax.inset_axes((across / count, 1 - down / count - side, side, side))
+        cell.set(xlim=frames[across], xlabel=_cut(names[across]) if down == count - 1 else "")
+        if across == down:
+            for shade, values in rows.items():
+                bars, filled = histogram(values[:, down], frames[down]), shade == DATA
+                cell.stairs(*bars, color=shade, fill=filled, alpha=0.28 if filled else 1)
+            cell.set_ylim(0)
+            cell.grid(False)
+        else:
+            cell.set(ylim=frames[down], ylabel="" if across else _cut(names[down]))
+            for start in (0, 1):  # every second row in turn, so that neither hides the other
+                for shade, values in rows.items():
+                    points(cell, values[start::2, [across, down]], shade, size=2.4)
+        tick(cell, 3, 3)
+        cell.tick_params(labelbottom=down == count - 1, left=across < down, labelleft=0 == across < down)
+    for shade, label in ((DATA, "data"), (colour, model)):
+        ax.plot([], [], "o", color=shade, label=label)
+    low, high = np.transpose(frames)
+    beyond = sum(int(((values < low) | (values > high)).any(1).sum()) for values in rows.values())
+    if count > 1:
+        ax.legend(loc="upper right", frameon=False, title=f"{beyond} beyond the frames" if beyond else None)
+    return ax
 
 
 def _cut(name: str) -> str:
     return name if len(name) <= 17 else f"{name[:16]}…"
-
-
-def _upright(x: float, y: float, text: str) -> str:
-    turned = label(0, 0, text)
-    return f'<g transform="translate({x:.1f} {y:.1f}) rotate(-90)">{turned}</g>'
 
 
 def least_normal(rows: Tensor, most: int) -> tuple[int, ...]:

@@ -1,94 +1,114 @@
-"""The chart of a trained density beside its data: a curve, outlines, or a corner plot, by dimension."""
+"""A trained density beside data: a curve, outlines of its regions, or a corner plot, by dimension."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from convexlift.plots.corner import MOST_COLUMNS, corner_chart, corner_size, least_normal
-from convexlift.plots.lines import standalone
-from convexlift.plots.scatter import DATA, MODEL, Layer, chart, histogram, limits
+from convexlift.checks import check_samples
+from convexlift.plots.corner import MOST_COLUMNS, corner, least_normal
+from convexlift.plots.drawing import DATA, MODEL, axes_of, histogram, limits, points, tell_outside, tick
 from convexlift.tasks import LogConcaveDensity
 from convexlift.tasks.region import region_outlines
 
-_WIDE, _SQUARE = (640.0, 380.0), (500.0, 500.0)
-_POINTS = 600
-_CORNER_POINTS = 400
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+POINTS, _CORNER_POINTS = 600, 400
 _GRID = 400
 
 
 @torch.no_grad()
-def density_chart(density: LogConcaveDensity, rows: Tensor, names: Sequence[str]) -> str:
-    """The text of an ``.svg`` file that shows a frozen density beside rows (N, d).
+def plot_density(
+    density: LogConcaveDensity,
+    rows: Tensor | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a frozen density, and rows of data beside it.
 
-    One column: a histogram and the density. Two: 600 rows and the regions that hold 50, 90 and 99 % of the
-    mass. More: a corner plot of 400 rows and as many draws, of the six columns farthest from normal.
+    One column: the curve p(x) over a histogram of the rows. Two: the edges of the smallest regions that hold
+    50, 90 and 99 % of the mass, over 600 of the rows. More: a corner plot of 400 rows and as many draws, of
+    the six columns farthest from normal, in insets of the axes.
 
     Args:
         density: frozen.
-        rows: finite, on the density's device.
-        names: of the d columns.
+        rows: (N, d), finite; without them only the model is drawn.
+        names: of the d columns; their numbers if omitted.
+        ax: where to draw; the axes of a new figure if omitted. They are returned.
 
     Raises:
+        ValueError: rows or names of another number of columns.
         RuntimeError: draws that have not mixed.
+        ImportError: matplotlib is missing.
 
     Example:
         >>> import convexlift as cl
-        >>> density = cl.LogConcaveDensity(cl.ICNN(1, hidden=(8,), seed=0)).freeze()
-        >>> density_chart(density, torch.randn(50, 1), ["energy"])[:4]
-        '<svg'
+        >>> density = cl.LogConcaveDensity(cl.ICNN(2, hidden=(8,), seed=0)).freeze()
+        >>> plot_density(density, torch.randn(50, 2), names=["x", "y"]).get_xlabel()
+        'x'
     """
-    shown = rows[:: max(1, len(rows) // _POINTS)][:_POINTS]
-    if density.dim == 1:
-        return standalone(_curve(density, rows, names[0]), *_WIDE)
-    if density.dim == 2:
-        return standalone(_regions(density, shown, names), *_SQUARE)
-    columns = list(least_normal(rows, MOST_COLUMNS))
-    shown, draws = shown[:_CORNER_POINTS], density.sample(_CORNER_POINTS, seed=0)
-    drawing = corner_chart(
-        shown[:, columns].tolist(), draws[:, columns].tolist(), [names[column] for column in columns]
-    )
-    return standalone(drawing, *corner_size(len(columns)))
+    rows, names = prepared(density, rows, names)
+    if density.dim != 2:
+        return (curve if density.dim == 1 else draws_beside)(density, rows, names, ax)
+    outlines = [outline.cpu() for outline in region_outlines(density)]
+    shown = thinned(rows, POINTS)
+    ax = axes_of(ax, 500, 500)
+    if len(rows):
+        points(ax, shown, DATA, "data")
+    for place, outline in enumerate(outlines):
+        label = None if place else "regions of 50, 90 and 99 % of the model"
+        ax.plot(*outline.T, color=MODEL, label=label)
+    return framed(ax, names, shown, outlines[-1])
 
 
-def _curve(density: LogConcaveDensity, rows: Tensor, name: str) -> str:
-    values = rows[:, 0].tolist()
-    x_range = limits(values)
-    x = torch.linspace(*x_range, _GRID, dtype=density.dtype, device=rows.device)
-    curve = list(zip(x.tolist(), density.log_prob(x[:, None]).exp().tolist(), strict=True))
-    bars = histogram(values, x_range)
-    top = max(height for line in (curve, bars) for _, height in line)
-    return chart(
-        [Layer(DATA, area=bars), Layer(MODEL, lines=[curve])],
-        x_range,
-        (0.0, 1.08 * top),
-        width=_WIDE[0],
-        height=_WIDE[1],
-        x_label=name,
-        y_label="density",
-        title=[("data", DATA), ("model", MODEL)],
-    )
+def prepared(model: Any, rows: Tensor | None, names: Sequence[str] | None) -> tuple[Tensor, list[str]]:
+    """The rows in the model's dtype, none for None, and a name for each of its columns."""
+    rows = torch.empty(0, model.dim) if rows is None else check_samples(rows, model.dim, name="rows")
+    names = [f"column {k}" for k in range(model.dim)] if names is None else list(names)
+    if len(names) != model.dim:
+        raise ValueError(f"expected {model.dim} names of columns; got {len(names)}")
+    return rows.to(next(model.parameters())), names
 
 
-def _regions(density: LogConcaveDensity, rows: Tensor, names: Sequence[str]) -> str:
-    outlines = [as_points(curve) for curve in region_outlines(density)]
-    points = as_points(rows)
-    around = [limits([*(p[k] for p in points), *(p[k] for p in outlines[-1])]) for k in (0, 1)]
-    return chart(
-        [Layer(DATA, points=points), Layer(MODEL, lines=outlines)],
-        around[0],
-        around[1],
-        width=_SQUARE[0],
-        height=_SQUARE[1],
-        x_label=names[0],
-        y_label=names[1],
-        title=[("data", DATA), ("regions of 50, 90 and 99 % of the model", MODEL)],
-    )
+def thinned(rows: Tensor, most: int) -> Tensor:
+    """At most so many of the rows, evenly chosen."""
+    return rows[:: max(1, len(rows) // most)][:most].cpu()
 
 
-def as_points(rows: Tensor) -> list[tuple[float, float]]:
-    """Rows (N, 2) as pairs of numbers."""
-    return cast(list[tuple[float, float]], [tuple(row) for row in rows.tolist()])
+def curve(model: Any, rows: Tensor, names: Sequence[str], ax: Axes | None) -> Axes:
+    """The density of a model of one column over a histogram of rows."""
+    within = limits((rows if len(rows) else model.sample(_CORNER_POINTS, seed=0)).cpu())
+    x = torch.linspace(*within, _GRID).to(rows)
+    p = model.log_prob(x[:, None]).exp().cpu()
+    ax = axes_of(ax, 640, 380)
+    if len(rows):
+        ax.stairs(*histogram(rows.cpu(), within), fill=True, color=DATA, alpha=0.28, label="data")
+    ax.plot(x.cpu(), p, color=MODEL, label="model")
+    ax.set(xlim=within, ylim=(0, ax.get_ylim()[1]), xlabel=names[0], ylabel="density")
+    return _finished(ax)
+
+
+def draws_beside(model: Any, rows: Tensor, names: Sequence[str], ax: Axes | None) -> Axes:
+    """A corner plot of rows and of the model's draws, of the columns farthest from normal."""
+    draws = model.sample(_CORNER_POINTS, seed=0).cpu()
+    kept = list(least_normal(rows if len(rows) else draws, MOST_COLUMNS))
+    return corner(thinned(rows, _CORNER_POINTS)[:, kept], draws[:, kept], [names[k] for k in kept], ax=ax)
+
+
+def framed(ax: Axes, names: Sequence[str], rows: Tensor, model: Tensor) -> Axes:
+    """The axes of two columns with a frame that holds the rows and the model's points, but for outliers."""
+    across, up = (limits(torch.cat([rows[:, k], model[:, k]])) for k in (0, 1))
+    ax.set(xlim=across, ylim=up, xlabel=names[0], ylabel=names[1])
+    tell_outside(ax, rows)
+    return _finished(ax)
+
+
+def _finished(ax: Axes) -> Axes:
+    tick(ax)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, frameon=False)
+    return ax

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Images in lines: real ones, their reconstructions and samples."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
+
+from convexlift.plots.drawing import needed
 
 
 def draw_images(
@@ -49,10 +51,8 @@ def draw_images(
         raise ValueError(
             f"every real image needs its reconstruction; got {len(real)} and {len(reconstructed)} images"
         )
-    try:
+    with needed("draw_images needs"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("draw_images needs matplotlib: pip install 'convexlift[plots]'") from error
     # A line of real images stands directly above their reconstructions, so that the two are compared.
     lines = [
         line

@@ -13,15 +13,8 @@ from convexlift.study.cells import Cell, Named, Outcome, Setting, load
 from convexlift.study.comparison import Comparison, run
 from convexlift.study.outcomes import Event
 from convexlift.study.protocol import Budget, budget_for
-from convexlift.study.report.answers import (
-    complete,
-    difference,
-    interval,
-    interval_text,
-    is_clear,
-    score_text,
-    short,
-)
+from convexlift.study.ranking import complete, difference, interval, is_clear
+from convexlift.study.report.numbers import interval_text, score_text, short
 from convexlift.study.statistics import paired_difference, summary
 from convexlift.study.workers import Workers
 

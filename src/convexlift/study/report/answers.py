@@ -1,15 +1,28 @@
-"""What a comparison says: its figures as text, and one plain sentence for each question of a reader."""
+"""What a comparison says: one plain sentence for each question of a reader."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
-
 from convexlift.mechanism import DETERMINISTIC_BELOW
-from convexlift.study.statistics import paired_difference
-
-Result = dict[str, Any]
+from convexlift.study.ranking import (
+    Result,
+    difference,
+    finite,
+    interval,
+    is_clear,
+    ranking,
+    reversed_difference,
+    tied_with_best,
+)
+from convexlift.study.report.numbers import (
+    decimals_of,
+    fixed,
+    interval_text,
+    listed,
+    range_text,
+    score_text,
+    short,
+    unit_of,
+)
 
 
 def verdicts(result: Result) -> list[tuple[str, str]]:
@@ -30,177 +43,16 @@ def verdicts(result: Result) -> list[tuple[str, str]]:
     return [(question, answer) for question, answer in answers if answer]
 
 
-# Differences and rankings.
-
-
-def ranking(section: Result, score: str = "test") -> list[str]:
-    """Names of the arms that have a mean, lowest loss first."""
-    means = {name: finite((arm.get(score) or {}).get("mean")) for name, arm in section["arms"].items()}
-    return [name for mean, name in sorted((mean, name) for name, mean in means.items() if mean is not None)]
-
-
-def complete(section: Result) -> list[str]:
-    """Names of all arms: the ranking, then those without a mean."""
-    order = ranking(section)
-    return [*order, *(name for name in section["arms"] if name not in order)]
-
-
-def reference_arm(section: Result) -> str | None:
-    """The arm that differences are taken against: the lift, or the best arm where no lift finished."""
-    order = ranking(section)
-    return "lift" if "lift" in order else order[0] if order else None
-
-
-def difference(section: Result, first: str, second: str, score: str = "test") -> dict[str, Any] | None:
-    """The paired difference first minus second of a loss (negative: first is better).
-
-    Taken from the section's ``pairs`` where it is recorded, in either direction, else computed over common
-    seeds; None where there are none.
-    """
-    pairs = section.get("pairs") or {} if score == "test" else {}
-    for key, sign in ((f"{first}-{second}", 1), (f"{second}-{first}", -1)):
-        if finite((pairs.get(key) or {}).get("mean")) is not None:
-            return pairs[key] if sign == 1 else _reversed(pairs[key])
-    seeds = [(section["arms"][name].get(score) or {}).get("per_seed") or [] for name in (first, second)]
-    both = [(a, b) for a, b in zip(*seeds, strict=False) if finite(a) is not None and finite(b) is not None]
-    return paired_difference([a for a, _ in both], [b for _, b in both]) if both else None
-
-
-def interval(found: Result, key: str = "ci95") -> tuple[float, float] | None:
-    """The interval of a difference over seeds, or with "rows_ci95" over test rows; None if there is none."""
-    low, high = (finite(bound) for bound in found.get(key) or (None, None))
-    return None if low is None or high is None else (low, high)
-
-
-def is_clear(found: Result | None) -> bool:
-    """Whether the interval over seeds, and that over test rows if there is one, lie on one side of zero."""
-    if found is None or (over_seeds := interval(found)) is None:
-        return False
-    both = [over_seeds, interval(found, "rows_ci95") or over_seeds]
-    return all(low > 0 for low, _ in both) or all(high < 0 for _, high in both)
-
-
-def tied_with_best(section: Result) -> list[str]:
-    """The best arm and every arm that is not clearly above it, lowest mean first."""
-    order = ranking(section)
-    return [name for name in order if name == order[0] or not is_clear(difference(section, order[0], name))]
-
-
-def _reversed(found: Result) -> Result:
-    turned = {**found, "mean": -found["mean"]}
-    for key in ("ci95", "rows_ci95"):
-        bounds = interval(found, key)
-        turned[key] = None if bounds is None else [-bounds[1], -bounds[0]]
-    return turned
-
-
-# Figures as text.
-
-
-def finite(value: Any) -> float | None:
-    """The value as a float, or None where it is missing or not finite."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def short(value: Any, digits: int = 2) -> str:
-    """A few significant digits, without exponents between 0.0001 and a million.
-
-    >>> short(0.03125), short(-12.34, 3), short(None)
-    ('0.031', '−12.3', '–')
-    """
-    number = finite(value)
-    if number is None:
-        return "–"
-    if number == 0:
-        return "0"
-    if not 1e-4 <= abs(number) < 1e6:
-        return f"{number:.{digits - 1}e}".replace("-", "−")
-    return _fixed(number, max(digits - 1 - math.floor(math.log10(abs(number))), 0))
-
-
-def score_text(score: Result | None) -> str:
-    """Mean and standard error; the mean alone for a single seed.
-
-    >>> score_text({"mean": 22.41378, "sem": 0.0213}), score_text({"mean": None})
-    ('22.414 ± 0.021', 'failed')
-    """
-    if not score or finite(score.get("mean")) is None:
-        return "failed"
-    error = finite(score.get("sem"))
-    if not error:
-        return short(score["mean"], 5)
-    return f"{_fixed(score['mean'], _decimals(error))} ± {_fixed(error, _decimals(error))}"
-
-
-def interval_text(found: Result) -> str:
-    """A difference with its interval over seeds.
-
-    >>> interval_text({"mean": 0.1234, "ci95": [0.05, 0.19]}), interval_text({"mean": 0.1234, "ci95": None})
-    ('0.123 (0.050 to 0.190)', '0.123 (no interval)')
-    """
-    bounds = interval(found)
-    if bounds is None:
-        return f"{short(found['mean'], 3)} (no interval)"
-    decimals = _interval_decimals(bounds)
-    return f"{_fixed(found['mean'], decimals)} ({_range(bounds, decimals)})"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours.
-
-    >>> duration(42), duration(540), duration(9000)
-    ('42 s', '9 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in a sentence.
-
-    >>> listed(["lift", "softplus", "squared"])
-    'lift, softplus and squared'
-    """
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _fixed(value: float, decimals: int) -> str:
-    return f"{value:,.{decimals}f}".replace("-", "−")
-
-
-def _decimals(error: float) -> int:
-    """Decimals that show two significant digits of an error."""
-    return min(max(1 - math.floor(math.log10(error)), 0), 6) if error > 0 else 3
-
-
-def _interval_decimals(bounds: tuple[float, float]) -> int:
-    return _decimals((bounds[1] - bounds[0]) / 2)
-
-
-def _range(bounds: tuple[float, float], decimals: int) -> str:
-    return f"{_fixed(bounds[0], decimals)} to {_fixed(bounds[1], decimals)}"
-
-
 def _above(found: Result, unit: str) -> str:
     """``0.12 nats above it (95 % interval 0.05 to 0.19 over 5 seeds, 0.04 to 0.20 over test rows)``."""
     bounds = interval(found)
     if bounds is None:
         return f"{short(found['mean'], 3)}{unit} above it (no interval)"
-    decimals = _interval_decimals(bounds)
+    decimals = decimals_of(bounds)
     rows = interval(found, "rows_ci95")
-    also = f", {_range(rows, decimals)} over test rows" if rows else ""
-    over = f"95 % interval {_range(bounds, decimals)} over {found.get('n')} seeds{also}"
-    return f"{_fixed(found['mean'], decimals)}{unit} above it ({over})"
-
-
-def unit_of(result: Result) -> str:
-    """The unit that the metric names in brackets, after a space."""
-    metric = str(result.get("metric", ""))
-    return f" {metric.rsplit('(', 1)[1].rstrip(')')}" if metric.endswith(")") and "(" in metric else ""
-
-
-# The answers.
+    also = f", {range_text(rows, decimals)} over test rows" if rows else ""
+    over = f"95 % interval {range_text(bounds, decimals)} over {found.get('n')} seeds{also}"
+    return f"{fixed(found['mean'], decimals)}{unit} above it ({over})"
 
 
 def _lowest(result: Result) -> str:
@@ -276,7 +128,7 @@ def _lift_helps(result: Result) -> str:
         elif found["mean"] > 0:
             better.append(f"{name} by {interval_text(found)}")
         else:
-            worse.append(f"{name} by {interval_text(_reversed(found))}")
+            worse.append(f"{name} by {interval_text(reversed_difference(found))}")
     parts = [f"{how} {listed(names)}{unit}" for how, names in (("below", better), ("above", worse)) if names]
     parts += [f"tied with {listed(equal)}"] if equal else []
     if not parts:
