@@ -195,7 +195,7 @@ def _subject(
         source="scikit-learn's bundled digits" if name == "factorisation" else "simulated",
         licence="CC BY 4.0 (UCI)" if name == "factorisation" else "none needed (simulated)",
         network=network,
-        objective=lambda blocks: LeastSquares(blocks[0], errors),
+        build=lambda blocks: LeastSquares(blocks[0], errors),
         losses=lambda model, rows: errors(cast(Any, model).block, rows),
     )
     sources = {"projected": Projected, "softplus": Softplus, "squared": Squared}
@@ -211,7 +211,7 @@ def study(
 ) -> dict[str, Any]:
     """Compare the arms on one subject; the figures of every arm, and lift minus each."""
     budget = Budget("study", steps, 128, tuple(rates), min(2, seeds), seeds, extensions=extensions)
-    result = compare(own=SUBJECTS[name], budget=budget, out=folder, jobs=1)
+    result = compare(own=SUBJECTS[name], budget=budget, out=folder, jobs=1).result
     keys = ("lr", "test", "half_budget", "ms_per_step", "parameters", "rates")
     return {
         "description": result["description"],

@@ -59,7 +59,7 @@ def main() -> None:
     longer = frozen.draw(10 * options.draws, seed=1)
     means, variances = distances(found.x, found.ess, longer.x, longer.ess)
     started = time.perf_counter()
-    normaliser = frozen.log_normalizer()
+    normaliser = frozen.normaliser()
     normaliser_seconds = time.perf_counter() - started
     # Of 2 d independent distances the largest is below this with a probability of 99 %.
     limit = float(torch.special.ndtri(torch.tensor(1 - 0.01 / (4 * options.dim), dtype=torch.float64)))

@@ -158,7 +158,7 @@ def train(name: str, hidden: Sequence[int], recipe: Recipe, seed: int) -> Outcom
     except TrainingDiverged:
         return {"train": None, "validation": None, "test": None}
     frozen = task.freeze(rows)
-    test = float(chosen.score(frozen).double().mean())
+    test = float(chosen.evaluate(frozen).double().mean())
     return {
         "train": float(frozen.loss(rows)),
         "validation": history.best_validation,

@@ -68,7 +68,7 @@ def main() -> None:
         row = {"training_rows": len(problem.train), "gaussian": gaussian_baseline(problem), "arms": {}}
         for arm in options.arms:
             density = trained(problem.train, problem.validation, arm, options)
-            normaliser = density.log_normalizer()
+            normaliser = density.normaliser()
             losses = -density.log_prob(problem.test).double()
             row["arms"][arm] = {
                 "test": float(losses.mean()),

@@ -76,7 +76,7 @@ def cell(name: str, start: str, arm: str, lr: float, seed: int, steps: int) -> d
     frozen, history, _ = run(known, arm, lr, seed, steps)
     if history is None:
         return {"test": None, "curve": [], "plateaus": []}
-    test = float(known.score(frozen).double().mean())
+    test = float(known.evaluate(frozen).double().mean())
     return {
         "test": test if math.isfinite(test) else None,
         "curve": list(zip(history.steps, history.validation, strict=True)),

@@ -32,7 +32,6 @@ from typing import Any, final
 
 import timing
 import torch
-from convexlift.study.fixed_batch import FixedBatchLift
 from rates import Ledger, Outcome, beside, or_inf
 from torch import Tensor, nn
 
@@ -45,7 +44,7 @@ from convexlift.problems import Problem, problem
 from convexlift.seeds import seed_of
 from convexlift.sources.readout import Factored
 from convexlift.sources.summary import DeepSets, pool
-from convexlift.study.arms import Arm, build
+from convexlift.study.arms import Arm, FixedBatchLift, build
 from convexlift.study.protocol import best_rate
 from convexlift.study.statistics import paired_difference, summary
 from convexlift.training.batches import Batches
@@ -277,7 +276,7 @@ def train(setting: Setting, arm: str, lr: float, seed: int, probed: bool) -> Out
         )
     except TrainingDiverged:
         return {"validation": None, "test": None}
-    test = float(chosen.score(task.freeze(rows)).double().mean())
+    test = float(chosen.evaluate(task.freeze(rows)).double().mean())
     return {"validation": history.best_validation, "test": test if math.isfinite(test) else None, **notes}
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convexlift.integration.annealing import UnreliableEstimate, log_normalizer
+from convexlift.integration.annealing import UnreliableEstimate, annealed_normaliser
 from convexlift.integration.gaussian import Gaussian
 from convexlift.integration.langevin import adapted
 
@@ -59,7 +59,7 @@ def repeated(name: str, dim: int, repeats: int) -> dict[str, Any]:
         started = time.perf_counter()
         try:
             proposal = adapted(value, gradient, standard, generator=generator)
-            found = log_normalizer(value, gradient, proposal, generator=generator)
+            found = annealed_normaliser(value, gradient, proposal, generator=generator)
         except UnreliableEstimate as refusal:
             refusals.append(str(refusal))
             continue

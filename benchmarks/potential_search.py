@@ -29,8 +29,10 @@ import torch
 from rates import Ledger, Outcome, beside
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN
+from convexlift.architectures import ICNN, Calculus
 from convexlift.calculus import derivatives
+from convexlift.calculus.activations import Activation
+from convexlift.calculus.derivatives import Layers
 from convexlift.data import whole
 from convexlift.problems import Problem, problem
 from convexlift.seeds import seed_of
@@ -180,6 +182,17 @@ class Gated(ICNN):
         self.sharpness = 1.0 if sharpness is None else sharpness
         super().__init__(dim, [width * pieces for width in hidden], **options)
 
+    @property
+    def calculus(self) -> Calculus:  # type: ignore[override]
+        """The closed forms that a flow of a few dimensions asks for."""
+        return dataclasses.replace(
+            ICNN.calculus,
+            value=self._value,
+            gradient=lambda x, layers, s: self._derivatives(x, layers)[0],
+            hessian=lambda x, layers, s: self._derivatives(x, layers)[1],
+            gradient_and_logdet=self._gradient_and_logdet,
+        )
+
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> ICNN:
         """Keep as many weights as there are units; then pre-activations of mean 0 and variance 1 on x."""
@@ -202,8 +215,7 @@ class Gated(ICNN):
         u = u.unflatten(1, (-1, self.pieces)) * self.sharpness
         return u.logsumexp(2) / self.sharpness, u.softmax(2)
 
-    def _sweep(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        layers = self.layers(tensors)
+    def _sweep(self, x: Tensor, layers: Layers) -> tuple[Tensor, list[Tensor]]:
         units: list[tuple[Tensor, Tensor]] = []
         for level, (skip, bias) in enumerate(zip(layers.skips, layers.biases, strict=True)):
             u = torch.addmm(bias, x, cast(Tensor, skip).T)
@@ -212,14 +224,13 @@ class Gated(ICNN):
             )
         return units[-1][0], [p for _, p in units]
 
-    def value(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        layers = self.layers(tensors)
+    def _value(self, x: Tensor, layers: Layers, s: Activation) -> Tensor:
         quadratic = (x * (x @ derivatives.base(x, layers))).sum(1) / 2
         linear = 0.0 if layers.linear is None else x @ layers.linear
-        return self._sweep(tensors, x)[0] @ layers.outer + linear + quadratic
+        return self._sweep(x, layers)[0] @ layers.outer + linear + quadratic
 
-    def _derivatives(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-        layers, (_, slopes) = self.layers(tensors), self._sweep(tensors, x)
+    def _derivatives(self, x: Tensor, layers: Layers) -> tuple[Tensor, Tensor]:
+        slopes = self._sweep(x, layers)[1]
         skips = [cast(Tensor, skip) for skip in layers.skips]
         base = derivatives.base(x, layers)
         gradient, outers = x @ base, [layers.outer.expand(len(x), -1)]
@@ -242,14 +253,8 @@ class Gated(ICNN):
             hessian = hessian + (apart * bend.unsqueeze(1)) @ apart.mT
         return gradient, hessian
 
-    def gradient(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return self._derivatives(tensors, x)[0]
-
-    def hessian(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return self._derivatives(tensors, x)[1]
-
-    def gradient_and_logdet(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-        gradient, hessian = self._derivatives(tensors, x)
+    def _gradient_and_logdet(self, x: Tensor, layers: Layers, s: Activation) -> tuple[Tensor, Tensor]:
+        gradient, hessian = self._derivatives(x, layers)
         return gradient, 2 * torch.linalg.cholesky(hessian).diagonal(dim1=1, dim2=2).log().sum(1)
 
 
@@ -303,7 +308,7 @@ def train(chosen: Problem, candidate: Candidate, lr: float, seed: int, steps: in
         "ms_per_step": history.ms_per_step,
     }
     if test:
-        loss = float(chosen.score(flow.freeze(cast(Tensor, whole(chosen.train)))).double().mean())
+        loss = float(chosen.evaluate(flow.freeze(cast(Tensor, whole(chosen.train)))).double().mean())
         outcome["test"] = loss if math.isfinite(loss) else None
     return outcome
 

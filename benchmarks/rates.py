@@ -26,7 +26,7 @@ import torch
 from convexlift.data import whole
 from convexlift.problems import problem
 from convexlift.study.arms import build
-from convexlift.study.cells import code_digest
+from convexlift.study.digest import code_digest
 from convexlift.training import fit
 from convexlift.training.run import TrainingDiverged
 
@@ -116,7 +116,7 @@ def train(name: str, arm: str, init: str, lr: float, seed: int, steps: int) -> O
         )
     except TrainingDiverged:
         return {"validation": None, "test": None}
-    test = float(chosen.score(task.freeze(rows)).double().mean())
+    test = float(chosen.evaluate(task.freeze(rows)).double().mean())
     return {"validation": history.best_validation, "test": test if math.isfinite(test) else None}
 
 

@@ -153,7 +153,7 @@ def train(chosen: Problem, choice: Choice, seed: int, steps: int, batch_size: in
         )
     except TrainingDiverged:
         return {"validation": None, "test": None}
-    test = float(chosen.score(task.freeze(rows)).double().mean())
+    test = float(chosen.evaluate(task.freeze(rows)).double().mean())
     return {"validation": history.best_validation, "test": test if math.isfinite(test) else None}
 
 
@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if options.out is None else options.out.with_suffix(".cells")
         for name in (name for name in options.confirmed if name in MADE_HERE):
-            others[name] = compare(name, budget=BUDGET, arms=ARMS, out=folder / name, jobs=1)
+            others[name] = compare(name, budget=BUDGET, arms=ARMS, out=folder / name, jobs=1).result
     step = {
         task: {row["arm"]: (row["lr"], row["weight_decay"]) for row in rows} for task, rows in ranked.items()
     }

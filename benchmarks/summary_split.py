@@ -156,7 +156,7 @@ def train(cell: Cell) -> dict[str, Any]:
         )
     except TrainingDiverged:
         return {"diverged": True}
-    losses = chosen.score(task.freeze(rows)).double()
+    losses = chosen.evaluate(task.freeze(rows)).double()
     return {
         "diverged": not bool(losses.isfinite().all()),
         "test": float(losses.mean()),

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,18 @@ from convexlift import saving
 from convexlift.calculus.activations import Activation
 from convexlift.tasks import ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
 from convexlift.training import RunFolder
+
+SCHEMA_1 = Path(__file__).parent / "fixtures" / "0.1.0"  # models that version 0.1.0 saved, and some values
+FIXTURES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    **dict.fromkeys(("icnn", "icnn_float32", "conv"), lambda model, x: model(x)),
+    "picnn": lambda model, x: model(x[:, :1], x),
+    **dict.fromkeys(
+        ("flow", "flow_estimated", "ensemble", "density_line", "density_plane", "density_space"),
+        lambda model, x: model.log_prob(x),
+    ),
+    "conditional": lambda model, x: model.log_prob(x[:, :1], x),
+    "regression": lambda model, x: model.predict(x),
+}
 
 
 def points(dim: int, n: int = 40) -> Tensor:
@@ -106,6 +119,27 @@ def test_a_model_comes_back_bit_for_bit(
     assert torch.equal(evaluate(model, x), evaluate(loaded, x))
 
 
+@pytest.mark.parametrize("name", FIXTURES)
+def test_files_of_schema_1_are_read(name: str) -> None:
+    """Weights to the bit; values but for what processors round differently."""
+    file = SCHEMA_1 / f"{name}.safetensors"
+    model, given = saving.load(file), load_file(SCHEMA_1 / f"{name}.values.safetensors")
+    held = model.state_dict()
+    assert set(load_file(file)) == set(held) and not any(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(tensor, held[key]) for key, tensor in load_file(file).items())
+    values = FIXTURES[name](model, given["x"])
+    assert values.dtype == given["values"].dtype
+    rtol = 1e-12 if values.dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(values, given["values"], rtol=rtol, atol=rtol)
+    if name == "flow_estimated":
+        assert model.logdet_method == "estimated"
+
+
+def test_there_is_a_file_of_schema_1_for_every_kind() -> None:
+    kinds = {type(saving.load(SCHEMA_1 / f"{name}.safetensors")).__name__ for name in FIXTURES}
+    assert kinds == set(saving.KINDS)
+
+
 def test_loading_leaves_the_random_generator_alone(tmp_path: Path) -> None:
     saving.save(frozen_flow(), tmp_path / "flow.safetensors")
     before = torch.get_rng_state()
@@ -172,7 +206,7 @@ def test_a_failed_save_leaves_the_file_that_was_there(
     assert list(tmp_path.iterdir()) == [file]
 
 
-def altered(file: Path, change: Callable[[dict[str, Tensor], dict[str, object]], object]) -> None:
+def altered(file: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> None:
     """Rewrite a saved model with other tensors or another description."""
     with open(file, "rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
@@ -186,14 +220,14 @@ def altered(file: Path, change: Callable[[dict[str, Tensor], dict[str, object]],
     ("change", "message"),
     [
         (
-            lambda tensors, config: config.update(schema=2),
-            "has schema 2; this version of convexlift reads up to 1",
+            lambda tensors, config: config.update(schema=3),
+            "has schema 3; this version of convexlift reads up to 2",
         ),
-        (lambda tensors, config: config.update(model="Transport"), "unknown model 'Transport'"),
+        (lambda tensors, config: config["model"].update(model="Transport"), "unknown model 'Transport'"),
         (lambda tensors, config: config.update(dtype="float33"), "float33"),
-        (lambda tensors, config: config.pop("blocks"), "does not hold the model that it describes"),
-        (lambda tensors, config: config["blocks"][0].update(hidden=[9, 4]), "size mismatch"),
-        (lambda tensors, config: config["blocks"][0].update(colour="red"), "colour"),
+        (lambda tensors, config: config["model"].pop("dim"), "does not hold the model that it describes"),
+        (lambda tensors, config: config["model"].update(hidden=[9, 4]), "size mismatch"),
+        (lambda tensors, config: config["model"].update(colour="red"), "colour"),
         (lambda tensors, config: tensors.pop("outer"), "Missing key"),
         (
             lambda tensors, config: tensors["outer"].neg_(),
@@ -212,7 +246,7 @@ def altered(file: Path, change: Callable[[dict[str, Tensor], dict[str, object]],
     ],
 )
 def test_an_altered_file_is_refused(
-    tmp_path: Path, change: Callable[[dict[str, Tensor], dict[str, object]], object], message: str
+    tmp_path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], object], message: str
 ) -> None:
     file = tmp_path / "model.safetensors"
     saving.save(frozen_network(), file)
@@ -239,7 +273,7 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
         saving.load(file)
     RunFolder(tmp_path).write_model({"weight": torch.zeros(3)}, {"step": 10})
     with pytest.raises(ValueError, match="is a checkpoint of an unfinished training run, not a frozen model"):
-        saving.load(file)
+        saving.load(tmp_path / "best.safetensors")
 
 
 def test_how_a_flow_takes_its_log_determinant_is_saved(tmp_path: Path) -> None:

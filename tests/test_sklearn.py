@@ -129,7 +129,7 @@ def test_the_log_density_of_four_columns(objective: str) -> None:
         hidden=(16,), steps=100, learning_rate=0.03, objective=objective, random_state=0
     ).fit(x)
     assert density.score(test) == pytest.approx(truth.mean(), abs=0.15)
-    assert density.model_.log_normalizer().error < 0.03
+    assert density.model_.normaliser().error < 0.03
     draws = density.sample(1000)
     assert draws.shape == (1000, 4) and abs(draws.std() / x.std() - 1) < 0.1
 

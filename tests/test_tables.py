@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import gzip
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from convexlift import tables
-from convexlift.cli import files
+from convexlift.checks import check_device
 
 
 def written(path: Path, text: str | bytes) -> Path:
@@ -149,13 +150,6 @@ def test_paths(tmp_path: Path) -> None:
         tables.read_table(written(tmp_path / "t.txt", "1,2\n"))
 
 
-def test_rows_that_cannot_be_trained_on() -> None:
-    with pytest.raises(ValueError, match="t.csv has one row; training needs at least two"):
-        files.check_training_table(torch.zeros(1, 2), ["a", "b"], "t.csv")
-    with pytest.raises(ValueError, match=r"t.csv: column 'a' is constant \(every value is 0\)"):
-        files.check_training_table(torch.tensor([[0.0, 1.0], [0.0, 2.0]]), ["a", "b"], "t.csv")
-
-
 @pytest.mark.parametrize("suffix", tables.SUFFIXES)
 def test_what_is_written_is_read_back(tmp_path: Path, suffix: str) -> None:
     rows = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)) * 1e-3
@@ -165,30 +159,194 @@ def test_what_is_written_is_read_back(tmp_path: Path, suffix: str) -> None:
     assert again.names == (["x1", "x2", "x3"] if suffix in (".npy", ".npz") else ["a", "b", "c"])
 
 
-def test_outputs(tmp_path: Path) -> None:
-    there = written(tmp_path / "t.csv", "1\n")
-    with pytest.raises(FileExistsError, match=r"t.csv exists; pass --force to replace it"):
-        files.check_output_file(there)
-    assert files.check_output_file(there, force=True) == there
-    with pytest.raises(ValueError, match=r"cannot write .*t.txt: its name must end in .csv, .npy or .npz"):
-        files.check_output_file(tmp_path / "t.txt")
-    with pytest.raises(FileNotFoundError, match=r"cannot write .*: there is no folder"):
-        files.check_output_file(tmp_path / "none" / "t.csv")
-    (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(IsADirectoryError, match=r"cannot write .*folder.csv: it is a folder"):
-        files.check_output_file(tmp_path / "folder.csv")
-    assert files.check_output_folder(tmp_path / "new" / "deep").is_dir()
-    with pytest.raises(OSError, match=r"cannot make the folder .*t.csv/run: Not a directory"):
-        files.check_output_folder(there / "run")
+HEADERS = {
+    "names": ("pt,eta\n1,2\n", {}, ["pt", "eta"], True, 1),
+    "names like numbers": ("2023_01,2023_02\n1,2\n", {}, ["2023_01", "2023_02"], True, 1),
+    "sodium": ("Na,Mg\n1,2\n", {}, ["Na", "Mg"], True, 1),
+    "counted": ("0,1,2\n.5,.6,.7\n", {}, ["0", "1", "2"], True, 1),
+    "counted, with row numbers": (",0,1\n0,.5,.6\n1,.3,.4\n", {}, ["0", "1"], True, 2),
+    "said": ("1,2\n3,4\n", {"header": True}, ["1", "2"], True, 1),
+    "said of names like a row": ("0,1\n3,4\n", {"header": True}, ["0", "1"], True, 1),
+    "denied": ("0,1\n3,4\n", {"header": False}, ["x1", "x2"], False, 2),
+    "true and false": ("True,False\nTrue,True\n", {}, ["x1", "x2"], False, 2),
+    "a name of two lines": ('"a\nb",c\n1,2\n', {}, ["a b", "c"], True, 1),
+}
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
-def test_a_folder_without_permission(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(PermissionError, match="cannot write into the folder"):
-        files.check_output_folder(tmp_path)
+@pytest.mark.parametrize("case", HEADERS)
+def test_what_is_a_header(tmp_path: Path, case: str) -> None:
+    text, how, names, named, n = HEADERS[case]
+    table = tables.read_table(written(tmp_path / "t.csv", text), **how)
+    assert (table.names, table.named, len(table.rows)) == (names, named, n)
+
+
+NUMBERS = {
+    "decimal comma": ("a;b\n0,5;-1,25e1\n", {"decimal": ","}, [[0.5, -12.5]]),
+    "decimal comma, one column": ("0,1257\n1,0331\n", {"decimal": ","}, [[0.1257], [1.0331]]),
+    "one column with a name": ("x\n0,1257\n", {"decimal": ","}, [[0.1257]]),
+    "quoted decimal comma": ('a,b\n"0,5",2\n', {"decimal": ","}, [[0.5, 2]]),
+    "thousands": ('"1,234",5\n"5,678",1\n', {"thousands": ","}, [[1234, 5], [5678, 1]]),
+    "both": ("a\tb\n1.234,5\t2\n", {"decimal": ",", "thousands": "."}, [[1234.5, 2]]),
+    "blanks": ("a;b\n1 234;2\n", {"thousands": " "}, [[1234, 2]]),
+    "two columns, said": ("0,1257\n1,0331\n", {"decimal": "."}, [[0, 1257], [1, 331]]),
+    "lines of separators": ("a,b\n1,2\n,\n3,4\n , \n", {}, [[1, 2], [3, 4]]),
+    "true and false": ("a,b\nTrue,1\nFalse,2\n", {}, [[1, 1], [0, 2]]),
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_how_numbers_are_written(tmp_path: Path, case: str) -> None:
+    text, how, rows = NUMBERS[case]
+    table = tables.read_table(written(tmp_path / "t.csv", text), **how, dtype=torch.float64)
+    assert torch.equal(table.rows, torch.tensor(rows, dtype=torch.float64))
+
+
+CALLED_A = {"columns": "a"}
+NOT_GUESSED = {
+    "counted names or numbers": ("0,1,2\n3,4,5\n", {}, "first line, 0,1,2, may hold names or numbers: say"),
+    "two counted": (
+        "0,1\n.5,.6\n",
+        {},
+        "the first line, 0,1, may hold names or numbers: say which by",
+    ),
+    "commas": ("0,1257\n1,0331\n0,5\n", {}, "t.csv: a comma may separate two columns or be part of a number"),
+    "commas in thousands": ("12,345\n13,512\n", {}, "columns or be part of a number: say which by --decimal"),
+    "comma under one name": ("x\n0,1257\n", {}, r"t.csv: row 1 \(line 2\) has 2 cells; expected 1"),
+    "comma beside semicolons": (
+        "a;b\n0,5;1\n",
+        {},
+        r"row 1 \(line 2\), column 'a': '0,5' is not a number \(see --decimal and --thousands\)",
+    ),
+    "underscore": ("1,2\n2023_01,3\n", {}, r"row 2 \(line 2\), column 1: '2023_01' is not a number"),
+    "marks of missing values": ("NA,NA\n1,2\n", {}, r"row 1 \(line 1\), column 1: 'NA' is not a number"),
+    "a name twice": ("a,b,a\n1,2,3\n", {}, r"t.csv has several columns 'a' \(1, 3\): choose by number with"),
+    "a name twice, chosen": ("a,b,a\n1,2,3\n", CALLED_A, r"t.csv has several columns 'a' \(1, 3\)"),
+    "short in other columns": ("i,a,b\nx,1,2\ny,3\n", CALLED_A, r"row 2 \(line 3\) has 2 cells; expected 3"),
+    "long in other columns": ("i,a\nx,1\n\ny,3,4\n", CALLED_A, r"row 2 \(line 4\) has 3 cells; expected 2"),
+    "after a name of two lines": (
+        'a,"b\nc"\n1,2\n3,x\n',
+        {},
+        r"row 2 \(line 4\), column 'b c': 'x' is",
+    ),
+    "one mark for two": ("a\n1\n", {"decimal": ",", "thousands": ","}, "decimal mark ',' and thousands mark"),
+    "no decimal mark": ("a\n1\n", {"decimal": ";"}, "cannot have decimal mark ';' and thousands mark None"),
+    "behind true and false": ("True,1\nFalse,x\n", {}, r"row 2 \(line 2\), column 2: 'x' is not a number"),
+    "NaN in capitals": ("a,b\n1,NAN\n", {}, "t.csv: row 1, column 'b': the value is NaN"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_GUESSED)
+def test_nothing_is_guessed(tmp_path: Path, case: str) -> None:
+    text, how, message = NOT_GUESSED[case]
+    with pytest.raises(ValueError, match=message):
+        tables.read_table(written(tmp_path / "t.csv", text), **how)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "line"),
+    [
+        (",a,b\n0,.5,.6\n1,.3,.4\n", None, "2 rows, 2 columns: a, b; left out: x1 (row numbers)"),
+        (",a,b\n7,.5,.6\n3,.3,.4\n", None, "2 rows, 2 columns: a, b; left out: x1 (row numbers)"),
+        (",a\nx,.5\ny,.3\n", None, "2 rows, 1 column: a; left out: x1 (row labels)"),
+        ("Unnamed: 0,a\n0,5\n1,6\n", None, "2 rows, 1 column: a; left out: Unnamed: 0 (row numbers)"),
+        (",a\n.1,.5\n.2,.3\n", None, "2 rows, 2 columns: x1, a"),
+        (",a\n2,.5\n2,.3\n", None, "2 rows, 2 columns: x1, a"),
+        (",a,b\n0,.5,.6\n1,.3,.4\n", "1,3", "2 rows, 2 columns: x1, b; left out: a (not chosen)"),
+        ("1,2,3\n", None, "1 row, 3 columns without names: x1, x2, x3"),
+        (
+            f"{','.join('abcdefghij')}\n{','.join('1234567890')}\n",
+            "1-9",
+            "a, b, c, d, e, f, g, h, ...; left out: j",
+        ),
+    ],
+)
+def test_one_line_says_what_was_read(tmp_path: Path, text: str, columns: str | None, line: str) -> None:
+    found = str(tables.read_table(written(tmp_path / "t.csv", text), columns=columns))
+    assert line in found and "\n" not in found
+
+
+def test_gzipped_text_and_tabs(tmp_path: Path) -> None:
+    file = written(tmp_path / "t.CSV.gz", gzip.compress(b"a,b\n1,2\n"))
+    assert tables.read_table(file).names == ["a", "b"]
+    assert tables.read_table(written(tmp_path / "t.tsv", "a,b\tc\n1\t2\n")).names == ["a,b", "c"]
+    assert tables.read_table(written(tmp_path / "t.csv", "\ta\n0\t1\n1\t2\n")).names == ["a"]
+    for content, message in (
+        (gzip.compress(b"a,b\n1,2\n")[:-4], "t.csv.gz is damaged or truncated"),
+        (b"a,b\n1,2\n", "t.csv.gz is damaged or truncated"),
+        (gzip.compress(b""), "t.csv.gz is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tables.read_table(written(tmp_path / "t.csv.gz", content))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".feather"])
+def test_frames(tmp_path: Path, suffix: str) -> None:
+    import pandas
+
+    def save(frame: object) -> Path:
+        file = tmp_path / f"t{suffix}"
+        frame.to_parquet(file) if suffix == ".parquet" else frame.to_feather(file)
+        return file
+
+    file = save(
+        pandas.DataFrame(
+            {"a": [1, 2], "s": ["x", "y"], "c": [True, False], "n": pandas.array([1, None], dtype="Int64")}
+        )
+    )
+    table = tables.read_table(file, columns="c,a")
+    assert table.rows.tolist() == [[1, 1], [0, 2]]
+    assert str(table) == "2 rows, 2 columns: c, a; left out: s (not chosen), n (not chosen)"
+    for columns, message in (
+        (None, rf"t{suffix}: column 's' is not numeric: its type is "),
+        ("n", rf"t{suffix}: row 2, column 'n': the value is NaN"),
+        ("e", rf"t{suffix} has no column 'e'; it has a, s, c, n"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tables.read_table(file, columns=columns)
+    with pytest.raises(ValueError, match=rf"t{suffix} is empty: its shape is \(0, 1\)"):
+        tables.read_table(save(pandas.DataFrame({"a": [0.0]}).iloc[:0].reset_index(drop=True)))
+    for content in (b"PAR1 and noise", bytes(range(256)), file.read_bytes()[:-9]):
+        with pytest.raises(ValueError, match=rf"t{suffix} is not a readable {suffix} file"):
+            tables.read_table(written(file, content))
+
+
+def test_the_index_of_a_frame_is_left_out(tmp_path: Path) -> None:
+    import pandas
+
+    file = tmp_path / "t.parquet"
+    pandas.DataFrame({"a": [1.0, 2.0]}, index=pandas.Index([5, 7], name="event")).to_parquet(file)
+    assert str(tables.read_table(file)) == "2 rows, 1 column: a; left out: event (the index)"
+
+
+@pytest.mark.parametrize("suffix", tables.SUFFIXES)
+def test_float64_is_kept(tmp_path: Path, suffix: str) -> None:
+    rows = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e300
+    tables.write_table(tmp_path / f"t{suffix}", rows, ["a", "b"])
+    assert torch.equal(tables.read_table(tmp_path / f"t{suffix}", dtype=torch.float64).rows, rows)
+    with pytest.raises(ValueError, match=r"row 1, column .*: the value is .*e\+300, too large for float32"):
+        tables.read_table(tmp_path / f"t{suffix}")
+
+
+def test_a_suffix_that_is_not_known_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot write .*t.txt: unknown suffix '.txt'"):
+        tables.write_table(tmp_path / "t.txt", torch.zeros(1, 1), ["a"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_pandas_arrays_are_read_and_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    np.save(tmp_path / "t.npy", np.ones((2, 2)))
+    assert tables.read_table(tmp_path / "t.npy").rows.sum() == 4
+    with pytest.raises(
+        ImportError, match=r"t.csv needs pandas and pyarrow: pip install 'convexlift\[tables\]'"
+    ):
+        tables.read_table(written(tmp_path / "t.csv", "a\n1\n"))
+    with pytest.raises(ImportError, match=r"new.parquet needs pandas and pyarrow"):
+        tables.write_table(tmp_path / "new.parquet", torch.zeros(1, 1), ["a"])
 
 
 def test_an_unknown_device() -> None:
-    with pytest.raises(ValueError, match="cannot use the device 'abacus': torch has no such device here"):
-        files.check_device("abacus")
+    with pytest.raises(ValueError, match="^device 'abacus' is unknown or not available$"):
+        check_device("abacus")

@@ -25,7 +25,7 @@ from .tasks import ConvexRegression as ConvexRegression
 from .tasks import Ensemble as Ensemble
 from .tasks import LogConcaveDensity as LogConcaveDensity
 from .training import History as History
-from .training import Sampler as Sampler
+from .training import Simulator as Simulator
 from .training import TrainingDiverged as TrainingDiverged
 from .training import Unpaired as Unpaired
 from .training import fit as fit

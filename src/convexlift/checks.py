@@ -32,8 +32,8 @@ def check_samples(x: Tensor, dim: int, dtype: torch.dtype | None = None, *, name
     if x.ndim != 2 or x.shape[1] != dim:
         raise ValueError(f"expected (N, {dim}) {name}; got {_shape(x)}")
     if not x.dtype.is_floating_point or (dtype is not None and x.dtype != dtype):
-        wanted = "floating-point" if dtype is None else _dtype(dtype)
-        raise TypeError(f"expected {wanted} {name}; got {_dtype(x.dtype)}")
+        wanted = "floating-point" if dtype is None else name_dtype(dtype)
+        raise TypeError(f"expected {wanted} {name}; got {name_dtype(x.dtype)}")
     return x
 
 
@@ -116,9 +116,14 @@ def name_rows(failed: Tensor) -> str:
     return f"{len(rows)} of {len(failed)} rows ({shown})"
 
 
+def name_dtype(dtype: torch.dtype) -> str:
+    """The dtype as users call it.
+
+    >>> name_dtype(torch.float32)
+    'float32'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
 def _shape(x: Tensor) -> str:
     return f"({', '.join(str(n) for n in x.shape)}{',' if x.ndim == 1 else ''})"
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

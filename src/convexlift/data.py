@@ -1,4 +1,4 @@
-"""Training data: rows, samplers, and the checks that they pass before anything is computed."""
+"""Training data: rows, simulators, and the checks that they pass before anything is computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar, cast, final
 import torch
 from torch import Tensor
 
-from convexlift.checks import check_finite
+from convexlift.checks import check_finite, name_dtype
 from convexlift.seeds import generator_of
 
 # What a loss receives, and what `initialise`, `settle` and `freeze` receive.
@@ -37,7 +37,7 @@ class Unpaired:
 
 
 @final
-class Sampler:
+class Simulator:
     """Fresh rows at every step, from a function ``draw(n, generator)`` that returns n rows.
 
     Args:
@@ -45,14 +45,14 @@ class Sampler:
         seed: of the fixed draws; the draws of training depend on the seed of `fit`.
 
     Example:
-        >>> normal = Sampler(lambda n, generator: torch.randn(n, 2, generator=generator))
+        >>> normal = Simulator(lambda n, generator: torch.randn(n, 2, generator=generator))
         >>> normal.fixed(5).shape, torch.equal(normal.fixed(5), normal.fixed(5))
         (torch.Size([5, 2]), True)
     """
 
     def __init__(self, draw: Callable[[int, torch.Generator], Rows], *, seed: int = 0) -> None:
         if not callable(draw):
-            raise TypeError(f"a Sampler needs a function draw(n, generator); got {type(draw).__name__}")
+            raise TypeError(f"a Simulator needs a function draw(n, generator); got {type(draw).__name__}")
         self._draw = draw
         self.seed = seed
         self._fixed: dict[int, Rows] = {}
@@ -65,13 +65,77 @@ class Sampler:
         return rows
 
     def fixed(self, n: int = 20_000) -> Rows:
-        """Return the n rows that stand for this sampler's distribution: the same ones at every call."""
+        """Return the n rows that stand for this simulator's distribution: the same ones at every call."""
         if n not in self._fixed:
             self._fixed[n] = self.draw(n, generator_of(self.seed, "fixed"))
         return self._fixed[n]
 
 
-Data = Tensor | tuple[Tensor, ...] | Unpaired | Sampler
+Data = Tensor | tuple[Tensor, ...] | Unpaired | Simulator
+
+
+def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype) -> Data:
+    """Return the data on a device and in a dtype if `fit` can train on them, else raise with what is wrong.
+
+    Raises:
+        TypeError: neither a tensor, a tuple of tensors, `Unpaired` nor a `Simulator`; or not floating-point.
+        ValueError: no rows, rows that do not align, entries that are NaN or infinite, or are once cast.
+    """
+    if not isinstance(data, Tensor | tuple | Unpaired | Simulator):
+        raise TypeError(
+            f"{name} must be a tensor, a tuple of row-aligned tensors, Unpaired or a Simulator; "
+            f"got {type(data).__name__}"
+        )
+    parts = _parts(whole(data))
+    if not parts:
+        raise ValueError(f"{name} are an empty tuple")
+    places = [""] if len(parts) == 1 else [f" (tensor {k} of {len(parts)})" for k in range(len(parts))]
+    for where, x in zip(places, parts, strict=True):
+        label = name + where
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{label} must be a tensor; got {type(x).__name__}")
+        if not x.dtype.is_floating_point:
+            raise TypeError(f"{label} must be floating-point; got {name_dtype(x.dtype)}")
+        if x.ndim == 0:
+            raise ValueError(f"{label} must have rows; got a scalar tensor")
+        if x.numel() == 0:
+            raise ValueError(f"{label} are empty: shape {tuple(x.shape)}")
+    counts = [len(x) for x in parts]
+    if not isinstance(data, Unpaired) and len(set(counts)) > 1:
+        raise ValueError(f"{name} must have one row count; got {', '.join(map(str, counts))} rows")
+    placed = place(data, device, dtype)
+    for where, x, moved in zip(places, parts, _parts(whole(placed)), strict=True):
+        if not bool(moved.isfinite().all()):
+            check_finite(x, name=name + where)
+            check_finite(moved, name=f"{name} in {name_dtype(dtype)}{where}")
+    return placed
+
+
+def check_alike(data: Data, validation: Data) -> None:
+    """Raise ValueError unless the validation data have the form and the row shape of the training data."""
+    one, other = _parts(whole(data)), _parts(whole(validation))
+    if isinstance(data, Unpaired) != isinstance(validation, Unpaired) or len(one) != len(other):
+        raise ValueError("validation data must have the form of the training data")
+    for x, y in zip(one, other, strict=True):
+        if x.shape[1:] != y.shape[1:]:
+            raise ValueError(
+                f"validation rows have shape {tuple(y.shape[1:])}, training rows {tuple(x.shape[1:])}"
+            )
+
+
+def place(data: Data, device: torch.device, dtype: torch.dtype) -> Data:
+    """Return the data on a device, in a dtype; what a `Simulator` draws is moved as it comes."""
+
+    def moved(rows: Rows) -> Rows:
+        return _each(rows, lambda x: x.to(device, dtype))
+
+    if isinstance(data, Unpaired):
+        return Unpaired(data.xs.to(device, dtype), data.xt.to(device, dtype))
+    if isinstance(data, Simulator):
+        if all(x.device == device and x.dtype == dtype for x in _parts(data.fixed())):
+            return data
+        return Simulator(lambda n, generator: moved(data.draw(n, generator)), seed=data.seed)
+    return moved(data)
 
 
 def hold_out(rows: SomeRows, share: float, seed: int = 0) -> tuple[SomeRows, SomeRows]:
@@ -88,93 +152,50 @@ def hold_out(rows: SomeRows, share: float, seed: int = 0) -> tuple[SomeRows, Som
     """
     if not 0 < share < 1:
         raise ValueError(f"the share of rows to hold out must lie between 0 and 1; got {share}")
-    n = len(_parts(rows)[0])
+    n = count_rows(rows)
     held = max(1, round(share * n))
     if n - held < 2:
         raise ValueError(f"{n} rows are too few: {n - held} would be left to train on")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    return _take(rows, order[held:]), _take(rows, order[:held])
+    return take(rows, order[held:]), take(rows, order[:held])
+
+
+def count_rows(rows: Rows) -> int:
+    """Return how many rows there are.
+
+    Example:
+        >>> count_rows((torch.zeros(5, 2), torch.zeros(5)))
+        5
+    """
+    return len(_parts(rows)[0])
+
+
+def take(rows: SomeRows, which: Tensor | slice) -> SomeRows:
+    """Return some of the rows; the parts of a tuple stay together.
+
+    Example:
+        >>> take((torch.arange(5), torch.arange(5) ** 2), torch.tensor([3, 1]))
+        (tensor([3, 1]), tensor([9, 1]))
+    """
+    return _each(rows, lambda x: x[which.to(x.device) if isinstance(which, Tensor) else which])
 
 
 def whole(data: Data) -> Rows:
-    """Return all rows in the form of one batch: the pair of `Unpaired`, the fixed draws of a `Sampler`."""
+    """Return all rows in the form of one batch: the pair of `Unpaired`, the fixed draws of a `Simulator`."""
     if isinstance(data, Unpaired):
         return data.xs, data.xt
-    return data.fixed() if isinstance(data, Sampler) else data
-
-
-def check_data(data: Data, name: str) -> Data:
-    """Return the data if `fit` can train on them, else raise with what is wrong and where.
-
-    Raises:
-        TypeError: neither a tensor, a tuple of tensors, `Unpaired` nor a `Sampler`; or not floating-point.
-        ValueError: no rows, rows that do not align, NaN or infinite entries.
-    """
-    if not isinstance(data, Tensor | tuple | Unpaired | Sampler):
-        raise TypeError(
-            f"{name} must be a tensor, a tuple of row-aligned tensors, Unpaired or a Sampler; "
-            f"got {type(data).__name__}"
-        )
-    parts = _parts(whole(data))
-    if not parts:
-        raise ValueError(f"{name} are an empty tuple")
-    for k, x in enumerate(parts):
-        label = name if len(parts) == 1 else f"{name} (tensor {k} of {len(parts)})"
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{label} must be a tensor; got {type(x).__name__}")
-        if not x.dtype.is_floating_point:
-            raise TypeError(f"{label} must be floating-point; got {str(x.dtype).removeprefix('torch.')}")
-        if x.ndim == 0:
-            raise ValueError(f"{label} must have rows; got a scalar tensor")
-        if x.numel() == 0:
-            raise ValueError(f"{label} are empty: shape {tuple(x.shape)}")
-        check_finite(x, name=label)
-    counts = [len(x) for x in parts]
-    if not isinstance(data, Unpaired) and len(set(counts)) > 1:
-        raise ValueError(f"{name} must have one row count; got {', '.join(map(str, counts))} rows")
-    return data
-
-
-def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype) -> Data:
-    """Return the data, checked as given and as cast, on a device and in a dtype."""
-    placed = place(check_data(data, name), device, dtype)
-    return check_data(placed, f"{name} in {str(dtype).removeprefix('torch.')}")
-
-
-def check_alike(data: Data, validation: Data) -> None:
-    """Raise ValueError unless the validation data have the form and the row shape of the training data."""
-    one, other = _parts(whole(data)), _parts(whole(validation))
-    if isinstance(data, Unpaired) != isinstance(validation, Unpaired) or len(one) != len(other):
-        raise ValueError("validation data must have the form of the training data")
-    for x, y in zip(one, other, strict=True):
-        if x.shape[1:] != y.shape[1:]:
-            raise ValueError(
-                f"validation rows have shape {tuple(y.shape[1:])}, training rows {tuple(x.shape[1:])}"
-            )
-
-
-def place(data: Data, device: torch.device, dtype: torch.dtype) -> Data:
-    """Return the data on a device, in a dtype; what a `Sampler` draws is moved as it comes."""
-    if isinstance(data, Unpaired):
-        return Unpaired(data.xs.to(device, dtype), data.xt.to(device, dtype))
-    if isinstance(data, Sampler):
-        if all(x.device == device and x.dtype == dtype for x in _parts(data.fixed())):
-            return data
-        return Sampler(lambda n, generator: _move(data.draw(n, generator), device, dtype), seed=data.seed)
-    return _move(data, device, dtype)
+    return data.fixed() if isinstance(data, Simulator) else data
 
 
 def chunks(data: Data, size: int) -> Iterator[tuple[Rows, int]]:
     """Yield the rows in order as (piece, number of rows); the two sides of `Unpaired` in one piece."""
     rows = whole(data)
-    n = len(_first(rows))
+    n = count_rows(rows)
     if isinstance(data, Unpaired) or n <= size:
         yield rows, n
         return
     for start in range(0, n, size):
-        piece = slice(start, start + size)
-        part = rows[piece] if isinstance(rows, Tensor) else tuple(x[piece] for x in rows)
-        yield part, min(size, n - start)
+        yield take(rows, slice(start, start + size)), min(size, n - start)
 
 
 def mean_loss(loss: Callable[[Rows], Tensor], data: Data, size: int) -> float:
@@ -190,27 +211,17 @@ def describe(data: Data) -> str:
     parts = _parts(whole(data))
     for x in parts:
         digest.update(x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    kind = type(data).__name__ if isinstance(data, Unpaired | Sampler) else "rows"
+    kind = type(data).__name__ if isinstance(data, Unpaired | Simulator) else "rows"
     return f"{kind} {_shapes(parts)} {digest.hexdigest()[:16]}"
 
 
-def _move(rows: Rows, device: torch.device, dtype: torch.dtype) -> Rows:
-    if isinstance(rows, Tensor):
-        return rows.to(device, dtype)
-    return tuple(x.to(device, dtype) for x in rows)
+def _each(rows: SomeRows, change: Callable[[Tensor], Tensor]) -> SomeRows:
+    changed = tuple(map(change, _parts(rows)))
+    return cast(SomeRows, changed if isinstance(rows, tuple) else changed[0])
 
 
 def _parts(rows: Rows) -> tuple[Tensor, ...]:
     return rows if isinstance(rows, tuple) else (rows,)
-
-
-def _first(rows: Rows) -> Tensor:
-    return _parts(rows)[0]
-
-
-def _take(rows: SomeRows, indices: Tensor) -> SomeRows:
-    taken = tuple(x[indices.to(x.device)] for x in _parts(rows))
-    return cast(SomeRows, taken if isinstance(rows, tuple) else taken[0])
 
 
 def _shapes(rows: Rows) -> str:

@@ -196,6 +196,7 @@ def _differentiable(flow: ConvexPotentialFlow, z: Tensor, x: Tensor) -> Tensor:
     return out
 
 
+@final
 class _Implicit(torch.autograd.Function):
     """x, whose derivative is J^{-1} times that of the residual z - T(x)."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -54,6 +56,7 @@ def log_prob_program(flow: ConvexPotentialFlow) -> ExportedProgram:
         return torch.export.export(_LogProb(flow), (rows,), dynamic_shapes={"x": {0: Dim("rows", min=0)}})
 
 
+@final
 class _LogProb(nn.Module):
     def __init__(self, flow: ConvexPotentialFlow) -> None:
         super().__init__()

@@ -52,12 +52,22 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         ValueError: the value holds a number that is not finite.
     """
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    file = Path(path)
+    make_folder(Path(path).parent)
+    write_whole(path, text.encode())
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder, made if need be.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = Path(path)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(file, error) from error
-    write_whole(file, text.encode())
+        raise OSError(error.errno, f"cannot make the folder {folder}: {error.strerror}") from error
+    return folder
 
 
 def cannot_write(path: Path, error: OSError) -> OSError:

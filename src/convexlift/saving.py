@@ -12,27 +12,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from convexlift.architectures import ICNN, PICNN, ConvICNN
-from convexlift.architectures.icnn import check_nonnegative_tensors
+from convexlift.architectures import ICNN, PICNN, Architecture, ConvICNN
+from convexlift.architectures.base import check_nonnegative_tensors
 from convexlift.files import write_whole
-from convexlift.objectives import Known
 from convexlift.tasks import ConditionalDensity, ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
 from convexlift.tasks.ensemble import Ensemble
 from convexlift.training.environment import environment
 from convexlift.training.run_folder import CHECKPOINT
 
-SCHEMA = 1
+SCHEMA = 2
 
-Model = (
-    ICNN
-    | PICNN
-    | ConvICNN
-    | ConvexPotentialFlow
-    | Ensemble
-    | LogConcaveDensity
-    | ConvexRegression
-    | ConditionalDensity
-)
+# What can be saved, by the name that a file gives it; ``register`` adds to them.
+KINDS: dict[str, type[nn.Module]] = {
+    kind.__name__: kind
+    for kind in (
+        ICNN,
+        PICNN,
+        ConvICNN,
+        ConvexPotentialFlow,
+        Ensemble,
+        LogConcaveDensity,
+        ConditionalDensity,
+        ConvexRegression,
+    )
+}
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -40,7 +43,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: an ``ICNN``, ``PICNN``, ``ConvICNN``, ``ConvexPotentialFlow``, ``LogConcaveDensity``,
-            ``ConditionalDensity`` or ``ConvexRegression``, as ``freeze`` returns it, or an ``Ensemble``.
+            ``ConditionalDensity`` or ``ConvexRegression``, as ``freeze`` returns it, an ``Ensemble``, or a
+            class of your own: see ``register``.
         path: the file; its folder must exist.
 
     Raises:
@@ -60,7 +64,15 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         >>> torch.equal(net(x), again(x))
         True
     """
-    config = {"schema": SCHEMA, "convexlift": environment()["convexlift"], **_describe(model)}
+    described = _described(model)
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"this {type(model).__name__} is still in training: save model.freeze(data)")
+    config = {
+        "schema": SCHEMA,
+        "convexlift": environment()["convexlift"],
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "model": described,
+    }
     if isinstance(model, LogConcaveDensity):
         model.normalise()
     _check_weights(model)
@@ -101,7 +113,9 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
         ) from error
     config = _read_config(file, metadata)
     try:
-        model = _build(config).to(getattr(torch, config["dtype"]))
+        described = _from_schema_1(config) if config["schema"] == 1 else config["model"]
+        with torch.random.fork_rng(devices=[]):
+            model = _built(described).to(getattr(torch, config["dtype"]))
         model.load_state_dict(tensors)
         _check_weights(model)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -110,68 +124,69 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
     return model.requires_grad_(False).eval().to(device)
 
 
-def _describe(model: nn.Module) -> dict[str, Any]:
-    """Class, architecture and dtype of a model: what `_build` needs."""
-    if isinstance(model, Ensemble):
-        return {
-            "model": "Ensemble",
-            "members": [_describe(member) for member in model.members],
-            "dtype": str(model.dtype).removeprefix("torch."),
-        }
-    if isinstance(model, ICNN | PICNN | ConvICNN):
-        blocks: list[nn.Module] = [model]
-    elif isinstance(model, ConvexPotentialFlow):
-        blocks = list(model.blocks)
-    elif isinstance(model, LogConcaveDensity | ConvexRegression | ConditionalDensity):
-        blocks = [model.block]
-    else:
-        raise TypeError(
-            "can save an ICNN, a PICNN, a ConvICNN, a ConvexPotentialFlow, an Ensemble, a LogConcaveDensity, "
-            "a ConditionalDensity or a ConvexRegression; "
-            f"got {type(model).__name__}"
-        )
-    configs = []
-    for block in blocks:
-        if not isinstance(block, ICNN | PICNN | ConvICNN):
-            raise ValueError(
-                f"this {type(model).__name__} still holds a {type(block).__name__}: save model.freeze(data)"
-            )
-        configs.append(block.config())
-    if any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"this {type(model).__name__} is still in training: save model.freeze(data)")
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    described: dict[str, Any] = {"model": type(model).__name__, "blocks": configs, "dtype": dtype}
-    if isinstance(model, ConditionalDensity):
-        described["objective"] = model.objective
-    if isinstance(model, ConvexPotentialFlow) and model.logdet_method is not None:
-        described["logdet"] = model.logdet_method
-    return described
+def register(kind: type[nn.Module]) -> type[nn.Module]:
+    """Let ``save`` and ``load`` know a class of your own, by its name; returns it, so it decorates too.
+
+    An instance has ``config()``, the constructor's arguments that rebuild it, plain values or registered
+    models, and all else in its ``state_dict``. An ``Architecture`` has all that but its own arguments. The
+    program that loads a file must have registered its classes.
+
+    Raises:
+        ValueError: another class of that name is registered.
+
+    Example:
+        >>> import convexlift as cl
+        >>> register(cl.ICNN).__name__
+        'ICNN'
+    """
+    if KINDS.setdefault(kind.__name__, kind) is not kind:
+        raise ValueError(f"another class named {kind.__name__} is registered")
+    return kind
 
 
-def _build(config: dict[str, Any]) -> Model:
-    if config["model"] == "Ensemble":
-        return Ensemble(cast(Any, _build(member)).requires_grad_(False) for member in config["members"])
-    blocks: list[Any] = [_architecture(block)(**block, seed=0) for block in config["blocks"]]
-    match config["model"]:
-        case "ICNN" | "PICNN" | "ConvICNN":
-            return blocks[0]
-        case "ConvexPotentialFlow":
-            return ConvexPotentialFlow(blocks, logdet=config.get("logdet"))
-        case "LogConcaveDensity":
-            return LogConcaveDensity(blocks[0], Known())
-        case "ConvexRegression":
-            return ConvexRegression(blocks[0])
-        case "ConditionalDensity":
-            return ConditionalDensity(blocks[0], config["objective"])
-        case other:
-            raise ValueError(f"unknown model {other!r}")
+def _described(value: Any, owner: str = "") -> Any:
+    """A model as its class and what rebuilds it, models in it likewise; a plain value as it is."""
+    if isinstance(value, list):
+        return [_described(item, owner) for item in value]
+    if not isinstance(value, nn.Module):
+        return value
+    name = type(value).__name__
+    if KINDS.get(name) is type(value):
+        config = cast(Any, value).config()
+        return {"model": name, **{key: _described(item, name) for key, item in config.items()}}
+    if owner and not isinstance(value, Architecture):
+        raise ValueError(f"this {owner} still holds a {name}: save model.freeze(data)")
+    raise TypeError(f"can save an {', '.join(KINDS)} or what is registered; got {name}")
 
 
-def _architecture(block: dict[str, Any]) -> type[ICNN] | type[PICNN] | type[ConvICNN]:
-    """The class that such arguments build: each has one that the others lack."""
-    if "context_dim" in block:
-        return PICNN
-    return ConvICNN if "channels" in block else ICNN
+def _built(value: Any) -> Any:
+    """What was described, with weights of no account."""
+    if isinstance(value, list):
+        return [_built(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kind = KINDS.get(value["model"])
+    if kind is None:
+        raise ValueError(f"unknown model {value['model']!r}: a class of your own is registered first")
+    arguments = {key: _built(item) for key, item in value.items() if key != "model"}
+    return kind(**arguments).requires_grad_(False)
+
+
+def _from_schema_1(old: dict[str, Any]) -> dict[str, Any]:
+    """A description of schema 1, whose blocks carried no class: each class has an argument others lack."""
+    name = old["model"]
+    if name == "Ensemble":
+        return {"model": name, "members": [_from_schema_1(member) for member in old["members"]]}
+    blocks = [
+        {"model": "PICNN" if "context_dim" in b else "ConvICNN" if "channels" in b else "ICNN", **b}
+        for b in old["blocks"]
+    ]
+    if name == "ConvexPotentialFlow":
+        return {"model": name, "blocks": blocks, "logdet": old.get("logdet")}
+    if name == blocks[0]["model"]:
+        return blocks[0]
+    objective = {"LogConcaveDensity": "known"}.get(name, old.get("objective"))
+    return {"model": name, "block": blocks[0], **({"objective": objective} if objective else {})}
 
 
 def _read_config(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -188,7 +203,7 @@ def _read_config(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
         raise ValueError(
             f"{file} has schema {schema}; this version of convexlift reads up to {SCHEMA}: update convexlift"
         )
-    return dict(config)
+    return {**config, "schema": schema}
 
 
 def _check_weights(model: nn.Module) -> None:
@@ -198,5 +213,5 @@ def _check_weights(model: nn.Module) -> None:
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name!r} has entries that are not finite")
     for part in model.modules():
-        if isinstance(part, ICNN | ConvICNN):
+        if isinstance(part, Architecture):
             check_nonnegative_tensors(part.nonnegative, dict(part.named_parameters()))

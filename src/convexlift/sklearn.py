@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convexlift import tasks
 from convexlift.architectures import ICNN
-from convexlift.data import Rows, place
+from convexlift.data import Rows, hold_out, place
 from convexlift.sources import Centred
 from convexlift.sources.named import source_named
 from convexlift.tasks.density import check_outliers
@@ -71,7 +71,10 @@ class _Estimator(BaseEstimator):
             raise ValueError(f"dtype must be 'float32' or 'float64'; got {self.dtype!r}")
 
         seed = _seed(self.random_state)
-        train, validation = _split(rows, self.validation_fraction, seed)
+        share = self.validation_fraction
+        if not 0 <= share < 1:
+            raise ValueError(f"validation_fraction must lie in [0, 1); got {share}")
+        train, validation = hold_out(rows, share, seed) if share else (rows, None)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             task: Any = self._task(self._block)
@@ -216,7 +219,7 @@ class LogConcaveDensity(_Density):
 
     f is an input-convex network of the whitened columns. Z is found by quadrature in one and two columns, and
     above by annealed importance sampling, at the first call of ``score_samples`` or ``score``, which then
-    takes seconds; ``model_.log_normalizer()`` says how well it is known.
+    takes seconds; ``model_.normaliser()`` says how well it is known.
 
     Columns are read as numbers, whole ones too: a count has no density, so add uniform noise of one step to
     it first. Rows that occur k times count k times, as a ``sample_weight`` of k does.
@@ -340,24 +343,6 @@ class ConvexRegressor(RegressorMixin, _Estimator):
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         return tasks.ConvexRegression(Centred(block(), slopes=bool(self.slopes)))  # type: ignore[arg-type]
-
-
-def _split(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows | None]:
-    """Training and validation rows, drawn without replacement; no validation rows for a fraction of 0."""
-    if not 0 <= fraction < 1:
-        raise ValueError(f"validation_fraction must lie in [0, 1); got {fraction}")
-    if fraction == 0:
-        return rows, None
-    n = len(rows[0] if isinstance(rows, tuple) else rows)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    kept = max(1, round(fraction * n))
-    if n - kept < 2:
-        raise ValueError(f"{n} rows are too few: {n - kept} would be left to train on")
-    return _take(rows, order[kept:]), _take(rows, order[:kept])
-
-
-def _take(rows: Rows, index: Tensor) -> Rows:
-    return tuple(part[index] for part in rows) if isinstance(rows, tuple) else rows[index]
 
 
 def _tensor(array: ArrayLike) -> Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convexlift.checks import name_dtype
 from convexlift.files import write_whole
 
 SUFFIXES = (".csv", ".npy", ".npz", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".feather")
@@ -104,8 +105,9 @@ def read_table(
         raise ValueError(f"{file} is not a {either(SUFFIXES, ' file')}")
     if key is not None and suffix != ".npz":
         raise ValueError(f"{file} has no named arrays: --key is for .npz files")
-    if decimal not in (None, ".", ",") or thousands not in (None, *",. '_") or thousands == (decimal or "."):
-        raise ValueError(f"numbers cannot have decimal mark {decimal!r} and thousands mark {thousands!r}")
+    point = "." if decimal is None else decimal
+    if point not in tuple(".,") or thousands not in (None, *",. '_") or thousands == point:
+        raise ValueError(f"numbers cannot have decimal mark {point!r} and thousands mark {thousands!r}")
     content = file.read_bytes()
     if not content:
         raise ValueError(f"{file} is empty")
@@ -113,10 +115,8 @@ def read_table(
         return _read_array(file, content, key, columns, dtype)
     if suffix in (".parquet", ".feather"):
         return _read_frame(file, content, columns, dtype)
-    text = _decoded(file, content)
-    marks = _Marks.of(text, "\t" if suffix.startswith(".tsv") else None, decimal or ".", thousands)
     try:
-        return _read_text(file, text, marks, columns, header, decimal is None, dtype)
+        return _Text.of(file, content, suffix, decimal, thousands).read(columns, header, dtype)
     except csv.Error as error:
         raise ValueError(f"{file} is not a readable CSV file: {error}") from error
 
@@ -153,173 +153,133 @@ def write_table(path: str | os.PathLike[str], rows: Tensor, names: Sequence[str]
 
 @final
 @dataclass(frozen=True)
-class _Marks:
-    """What separates the cells of a text, and the parts of its numbers."""
+class _Text:
+    """The text of a file, what separates its cells, and the marks in its numbers."""
 
+    file: Path
+    text: str
     delimiter: str
-    decimal: str
+    decimal: str | None
     thousands: str | None
 
     @classmethod
-    def of(cls, text: str, delimiter: str | None, decimal: str, thousands: str | None) -> _Marks:
-        """The marks of a text, with the delimiter that its first line has most of where none is given."""
-        first = next(line for line in text.splitlines() if line.strip())
-        within = (
-            "," in (decimal, thousands) and '"' not in text
-        )  # a comma that separates cells would need quotes
-        found = max(";\t" if within else ",;\t", key=re.sub('"[^"]*"', "", first).count)
-        return cls(delimiter or found, decimal, thousands)
+    def of(cls, file: Path, content: bytes, suffix: str, decimal: str | None, thousands: str | None) -> _Text:
+        try:
+            text = (gzip.decompress(content) if suffix.endswith(".gz") else content).decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = "\0"
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{file} is damaged or truncated") from error
+        if "\0" in text:
+            raise ValueError(f"{file} is not a CSV text file")
+        candidates = "\t" if suffix.startswith(".tsv") else ",;\t"
+        if "," in (decimal, thousands) and '"' not in text:  # between cells it would need quotes within them
+            candidates = candidates.replace(",", "")
+        first = re.search(r".*\S.*", text)
+        delimiter = max(candidates, key=_unquoted(first[0] if first else "").count)
+        blank = rf"(?m)^[ \t{delimiter}]+(?=\r?$)"
+        return cls(file, re.sub(blank, "", text), delimiter, decimal, thousands)
+
+    def read(self, columns: str | None, header: bool | None, dtype: torch.dtype) -> Table:
+        stream = io.StringIO(self.text, newline="")
+        lines = self.lines(stream)
+        before, first = next(lines, (0, []))
+        if not first:
+            raise ValueError(f"{self.file} is empty")
+        start, (_, second) = stream.tell(), next(lines, (0, list[str]()))
+        named = self.is_header(first, second) if header is None else header
+        if named and not second:
+            raise ValueError(f"{self.file} has a header but no rows")
+        if not named:
+            before, start, second = 0, 0, first
+            self.check_commas(len(first))
+        names = [cell if named and cell else f"x{place}" for place, cell in enumerate(first, 1)]
+        kept, left_out = _select(self.file, columns, names), dict[str, str]()
+        unnamed = named and columns is None and first[0] in ("", "Unnamed: 0") and all(first[1:])
+        if unnamed and not self.is_number(second[0]):
+            left_out[names[0]] = "row labels"
+            kept.remove(0)
+        stream.seek(start)
+        try:
+            frame = _pandas(self.file).read_csv(
+                stream,
+                sep=self.delimiter,
+                header=None,
+                usecols=sorted(kept),
+                dtype=np.float64,
+                keep_default_na=False,
+                na_values=["nan", "-nan", "NaN", "NAN"],
+                decimal=self.decimal or ".",
+                thousands=self.thousands,
+            )
+            if _unquoted(self.text[start:]).count(self.delimiter) != len(frame) * (len(first) - 1):
+                raise ValueError("its lines have different numbers of cells")
+        except ValueError as error:
+            stream.seek(start)
+            self.check_lines(stream, before, names, kept, named)
+            raise ValueError(f"{self.file} is not a readable CSV file: {error}") from error
+        table = frame[kept].to_numpy()
+        if unnamed and 0 in kept and _number_rows(table[:, 0]):
+            left_out[names[0]] = "row numbers"
+            table = table[:, 1:]
+            kept.remove(0)
+        return _table(self.file, table, names, kept, named, left_out, dtype)
 
     def lines(self, stream: io.StringIO) -> Iterator[tuple[int, list[str]]]:
         """The number of each line that is not blank, and its cells."""
         reader = csv.reader(stream, delimiter=self.delimiter, strict=True)
-        for line in reader:
-            cells = [cell.strip() for cell in line]
-            if any(cells):
-                yield reader.line_num, cells
+        return ((reader.line_num, [" ".join(cell.split()) for cell in line]) for line in reader if any(line))
 
     def is_number(self, cell: str) -> bool:
-        plain = cell.replace(self.thousands or self.decimal, "").replace(self.decimal, ".")
-        number = r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)"
+        point = self.decimal or "."
+        plain = cell.replace(self.thousands or point, "" if self.thousands else point).replace(point, ".")
+        number = r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity|true|false)"
         return re.fullmatch(number, plain, re.ASCII | re.IGNORECASE) is not None
 
-
-def _decoded(file: Path, content: bytes) -> str:
-    try:
-        text = (gzip.decompress(content) if file.suffix.lower() == ".gz" else content).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{file} is damaged or truncated") from error
-    if "\0" in text:
-        raise ValueError(f"{file} is not a CSV text file")
-    if not text.strip():
-        raise ValueError(f"{file} is empty")
-    return text
-
-
-def _read_text(
-    file: Path,
-    text: str,
-    marks: _Marks,
-    columns: str | None,
-    header: bool | None,
-    doubtful: bool,
-    dtype: torch.dtype,
-) -> Table:
-    blank = re.compile(rf"^[ {marks.delimiter}]+(?=\r?$)", re.MULTILINE)
-    stream = io.StringIO(blank.sub("", text), newline="")
-    lines = marks.lines(stream)
-    number, first = next(lines, (0, []))
-    start, second = stream.tell(), next(lines, (0, []))[1]
-    if not first:
-        raise ValueError(f"{file} is empty")
-    named = _is_header(file, first, second, marks) if header is None else header
-    if named and not second:
-        raise ValueError(f"{file} has a header but no rows")
-    if doubtful and not named and len(first) == 2 and marks.delimiter == ",":
-        _check_commas(file, text)
-    if not named:
-        number, start, second = 0, 0, first
-    names = [cell if named and cell else f"x{place}" for place, cell in enumerate(first, 1)]
-    kept, left_out = _select(file, columns, names), dict[str, str]()
-    unnamed = named and columns is None and first[0] in ("", "Unnamed: 0") and all(first[1:])
-    if unnamed and not marks.is_number(second[0]):
-        left_out[names[0]] = "row labels"
-        kept.remove(0)
-    fault: Exception | None = None
-    stream.seek(start)
-    try:
-        frame = _pandas(file).read_csv(
-            stream,
-            sep=marks.delimiter,
-            header=None,
-            usecols=sorted(kept),
-            dtype=np.float64,
-            keep_default_na=False,
-            na_values=["nan", "NaN"],
-            decimal=marks.decimal,
-            thousands=marks.thousands,
-        )
-    except ValueError as error:
-        fault = error
-    separators = re.sub('"[^"]*"', "", stream.getvalue()[start:]).count(marks.delimiter)
-    if fault or separators != len(frame) * (len(first) - 1):
-        stream.seek(start)
-        _check_lines(file, stream, number, marks, names, kept, named)
-    if fault:
-        raise ValueError(f"{file} is not a readable CSV file: {fault}") from fault
-    table = frame[kept].to_numpy()
-    if unnamed and 0 in kept and len(table) > 1 and _are_numbers_of_rows(table[:, 0]):
-        left_out[names[0]] = "row numbers"
-        table = table[:, 1:]
-        kept.remove(0)
-    return _table(file, table, names, kept, named, left_out, dtype)
-
-
-def _is_header(file: Path, first: list[str], second: list[str], marks: _Marks) -> bool:
-    """Whether the first line holds names; an error where it may hold numbers as well."""
-    if not any(map(marks.is_number, first)):
-        return not {cell.lower() for cell in first} <= {
-            "",
-            "na",
-            "n/a",
-            "nan",
-            "null",
-            "none",
-            "true",
-            "false",
-        }
-    counted = [str(place) for place in range(len(first))]
-    if first[0] == "" and first[1:] == counted[:-1]:  # a data frame without names, with its index
-        return True
-    if first != counted or len(first) < 2:
-        return False
-    if len(first) > 2 and not all(map(str.isdigit, second)):
-        return True
-    raise ValueError(
-        f"{file}: the first line, {','.join(first)}, may hold names or numbers: say which by --header or "
-        "--no-header"
-    )
-
-
-def _check_commas(file: Path, text: str) -> None:
-    """Refuse lines of two whole numbers that may as well be one number with a comma in it."""
-    pairs = [re.fullmatch(r"\s*[+-]?\d+,(\d+)\s*", line) for line in text.splitlines() if line.strip()]
-    parts = [pair[1] for pair in pairs if pair]
-    padded = any(part[0] == "0" and len(part) > 1 for part in parts)
-    if len(parts) == len(pairs) and (padded or all(len(part) > 2 for part in parts)):
+    def is_header(self, first: list[str], second: list[str]) -> bool:
+        """Whether the first line holds names; an error where it may hold numbers as well."""
+        if not any(map(self.is_number, first)):
+            return not {cell.lower() for cell in first} <= {"", "na", "n/a", "null", "none"}
+        counted = [str(place) for place in range(len(first))]
+        if first[0] == "" and first[1:] == counted[:-1]:  # a data frame without names, with its index
+            return True
+        if first != counted or len(first) < 2:
+            return False
+        if len(first) > 2 and not all(map(str.isdigit, second)):
+            return True
         raise ValueError(
-            f"{file}: a comma may separate two columns or be part of a number: say which by --decimal '.' "
-            "(two columns), --decimal ',' or --thousands ','"
+            f"{self.file}: the first line, {','.join(first)}, may hold names or numbers: say which by "
+            "--header or --no-header"
         )
 
+    def check_commas(self, width: int) -> None:
+        """Refuse lines of two whole numbers that may as well be one number with a comma in it."""
+        if self.decimal or self.delimiter != "," or width != 2:
+            return
+        pairs = [re.fullmatch(r"\s*[+-]?\d+,(\d+)\s*", line) for line in self.text.splitlines() if line]
+        ends = [pair[1] for pair in pairs if pair]
+        padded = any(end[0] == "0" and len(end) > 1 for end in ends)
+        if len(ends) == len(pairs) and (padded or all(len(end) > 2 for end in ends)):
+            raise ValueError(
+                f"{self.file}: a comma may separate two columns or be part of a number: say which by "
+                "--decimal '.' (two columns), --decimal ',' or --thousands ','"
+            )
 
-def _check_lines(
-    file: Path,
-    stream: io.StringIO,
-    before: int,
-    marks: _Marks,
-    names: list[str],
-    kept: list[int],
-    named: bool,
-) -> None:
-    """Refuse the first line that is not a row of numbers."""
-    for row, (line, cells) in enumerate(marks.lines(stream), 1):
-        where = f"{file}: row {row} (line {before + line})"
-        if len(cells) != len(names):
-            raise ValueError(f"{where} has {len(cells)} cells; expected {len(names)}")
-        for column in kept:
-            cell = cells[column]
-            if not marks.is_number(cell):
-                found = f"{cell!r} is not a number" if cell else "the cell is empty"
-                if re.fullmatch(r"[+-]?\d+([., '_]\d+)+", cell):
-                    found += " (see --decimal and --thousands)"
-                raise ValueError(f"{where}, column {_called(names, column, named)}: {found}")
-
-
-def _are_numbers_of_rows(column: np.ndarray) -> bool:
-    return bool((column == np.floor(column)).all()) and len(np.unique(column)) == len(column)
+    def check_lines(
+        self, stream: io.StringIO, before: int, names: list[str], kept: list[int], named: bool
+    ) -> None:
+        """Refuse the first line that is no row of numbers."""
+        for row, (line, cells) in enumerate(self.lines(stream), 1):
+            where = f"{self.file}: row {row} (line {before + line})"
+            if len(cells) != len(names):
+                raise ValueError(f"{where} has {len(cells)} cells; expected {len(names)}")
+            for column in kept:
+                cell = cells[column]
+                if not self.is_number(cell):
+                    found = f"{cell!r} is not a number" if cell else "the cell is empty"
+                    if re.fullmatch(r"[+-]?\d+([., '_]\d+)+", cell):
+                        found += " (see --decimal and --thousands)"
+                    raise ValueError(f"{where}, column {_called(names, column, named)}: {found}")
 
 
 def _read_frame(file: Path, content: bytes, columns: str | None, dtype: torch.dtype) -> Table:
@@ -340,6 +300,15 @@ def _read_frame(file: Path, content: bytes, columns: str | None, dtype: torch.dt
     table = np.column_stack([frame.iloc[:, k].to_numpy(np.float64, na_value=np.nan) for k in kept])
     index = {} if isinstance(frame.index, pandas.RangeIndex) else {str(frame.index.name): "the index"}
     return _table(file, table, names, kept, True, index, dtype)
+
+
+def _number_rows(column: np.ndarray) -> bool:
+    whole = bool((column == np.floor(column)).all())
+    return whole and len(np.unique(column)) == len(column) > 1
+
+
+def _unquoted(text: str) -> str:
+    return re.sub('"[^"]*"', "", text) if '"' in text else text
 
 
 class _Choice(ValueError):
@@ -402,7 +371,7 @@ def _table(
     if len(bad):
         row, column = bad[0].tolist()
         value = table[row, column]
-        large = f"{value:g}, too large for {str(dtype).removeprefix('torch.')}"
+        large = f"{value:g}, too large for {name_dtype(dtype)}"
         kind = "NaN" if np.isnan(value) else "infinite" if np.isinf(value) else large
         called = _called(names, kept[column], named)
         raise ValueError(f"{place}: row {row + 1}, column {called}: the value is {kind}")

@@ -175,7 +175,7 @@ def test_rows_worked_on_in_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch)
 def test_the_operator_takes_many_vectors_a_point() -> None:
     net, x = network(strides=(1, 2, 1)), points(3)
     f = net.emit()
-    (gradient, operator), v = net.linearise(f.tensors, x), torch.randn(2, 4, 3, DIM, dtype=torch.float64)
+    (gradient, operator), v = f.linearise(x), torch.randn(2, 4, 3, DIM, dtype=torch.float64)
     close(gradient, f.gradient(x))
     exact = torch.einsum("nij,abnj->abni", f.hessian(x), v)
     close(operator(v), exact)

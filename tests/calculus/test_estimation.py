@@ -55,7 +55,7 @@ def potential(dim: int, seed: int = 0, **options) -> tuple[Potential, Tensor]:
 )
 def test_the_operator_is_the_hessian(options) -> None:
     f, x = potential(5, **options)
-    gradient, operator = f.architecture.linearise(f.tensors, x)
+    gradient, operator = f.linearise(x)
     v = torch.randn(3, 20, 5, generator=seeded(1), dtype=F64)
     exact = torch.einsum("nij,knj->kni", f.hessian(x), v)
     torch.testing.assert_close(gradient, f.gradient(x))
@@ -214,7 +214,7 @@ class ManyPotentials:
 
     def __call__(self, v: Tensor) -> Tensor:
         def product(tensors: dict[str, Tensor], x: Tensor, v: Tensor) -> Tensor:
-            return self.net.hvp(tensors, x.expand_as(v), v)
+            return self.net.potential(tensors).hvp(x.expand_as(v), v)
 
         return torch.func.vmap(product, in_dims=(0, 0, 1), out_dims=1)(self.tensors, self.x, v)
 
@@ -222,7 +222,7 @@ class ManyPotentials:
         return ManyPotentials(self.net, {k: t[rows] for k, t in self.tensors.items()}, self.x[rows])
 
     def hessians(self) -> Tensor:
-        return torch.func.vmap(lambda t, x: self.net.hessian(t, x[None])[0])(self.tensors, self.x)
+        return torch.func.vmap(lambda t, x: self.net.potential(t).hessian(x[None])[0])(self.tensors, self.x)
 
 
 def test_a_thousand_random_potentials_agree_within_the_stated_error() -> None:
@@ -266,7 +266,7 @@ def test_with_as_many_probes_as_dimensions_the_gradient_is_exact() -> None:
     reference = Reference.of(definite(1, 7)[0])
 
     def estimate(x: Tensor) -> Tensor:
-        return estimated_logdet(f.architecture.linearise(f.tensors, x)[1], reference, drawn(7, 7, 20), 7)
+        return estimated_logdet(f.linearise(x)[1], reference, drawn(7, 7, 20), 7)
 
     for ours, exact in zip(gradients(f, x, estimate), gradients(f, x, f.logdet), strict=True):
         assert (ours is None) == (exact is None)
@@ -292,7 +292,7 @@ def test_solves_go_on_where_lanczos_is_not_enough() -> None:
     reference = Reference.of(torch.eye(30, dtype=F64))
 
     def estimate(x: Tensor) -> Tensor:
-        return estimated_logdet(f.architecture.linearise(f.tensors, x)[1], reference, drawn(30, 30, 20), 2)
+        return estimated_logdet(f.linearise(x)[1], reference, drawn(30, 30, 20), 2)
 
     ours, exact = gradients(f, x, estimate)[0], gradients(f, x, f.logdet)[0]
     torch.testing.assert_close(ours, exact, rtol=0, atol=5e-3 * float(exact.abs().max()))
@@ -328,14 +328,14 @@ def test_a_seed_makes_one_fixed_function_of_x() -> None:
 def test_rows_in_chunks_and_empty_batches(monkeypatch) -> None:
     f, x = potential(9)
     operator, reference, u = (
-        f.architecture.linearise(f.tensors, x)[1],
+        f.linearise(x)[1],
         Reference.of(definite(1, 9)[0]),
         drawn(4, 9, 20),
     )
     whole = gradients(f, x, lambda x: estimated_logdet(operator, reference, u, 5))[1:]
     error = estimate_with_error(operator, reference, u, 5)
     monkeypatch.setattr("convexlift.calculus.estimation._CHUNK_BYTES", 10_000)
-    operator = f.architecture.linearise(f.tensors, x)[1]
+    operator = f.linearise(x)[1]
     chunked = gradients(f, x, lambda x: estimated_logdet(operator, reference, u, 5))[1:]
     for a, b in zip(whole, chunked, strict=True):
         assert a is b is None or torch.allclose(a, b, rtol=1e-10, atol=1e-12)

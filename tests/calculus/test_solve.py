@@ -89,7 +89,7 @@ def test_start_and_tolerance_are_used() -> None:
 
 def by_products(f: Potential, y: torch.Tensor, **options) -> Solution:
     def operator(x: torch.Tensor):
-        return f.architecture.linearise(f.tensors, x)[1]
+        return f.linearise(x)[1]
 
     return invert_gradient_by_products(f.gradient, operator, y, **options)
 

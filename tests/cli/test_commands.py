@@ -9,18 +9,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 from safetensors.torch import save_file
 
 import convexlift as cl
 from convexlift import saving
 from convexlift.cli import train
 from convexlift.cli.main import join_lists, main
+from convexlift.cli.options import add_commands
 from convexlift.plots import density
 from convexlift.study import protocol
 from convexlift.tasks import ConvexRegression
@@ -444,6 +447,44 @@ def test_help(call: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert err == ""
     if "--help" in call:
         assert "convexlift " in out and "Example" in out
+
+
+def test_how_a_table_is_read_is_said_and_told(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("t.csv", "1,5;2.000,25\n2,5;3.000,5\n4,0;1.000,0\n")
+    how = ["--no-header", "--decimal", ",", "--thousands", "."]
+    for call in (["evaluate", str(trained)], ["transform", str(trained), "--out", "z.csv"]):
+        assert main([*call, "--data", "t.csv", *how]) == 0
+        assert capsys.readouterr().out.endswith("\nt.csv: 3 rows, 2 columns without names: x1, x2\n")
+    call = ["train", "flow", "--out", "run", *SMALL, "--validation-fraction", "0.3"]
+    assert main([*call, "--data", write_rows(), "--columns", "b"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("\nrows.csv: 80 rows, 1 column: b; left out: a (not chosen)\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(train.Training):
+    """Train two potentials."""
+
+    depth: train.Depth = 1
+    sharpness: train.Sharpness = 2.0
+    lr: train.Rate = 0.01
+    first: Annotated[int, typer.Option(help="Seed of the first.")] = 3
+
+    def build(self, dim: int) -> cl.ConvexPotentialFlow:
+        return cl.ConvexPotentialFlow([self.network(dim, place) for place in (self.first, self.first + 1)])
+
+
+def test_another_kind_of_model_is_one_class(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer(rich_markup_mode=None)
+    add_commands(app, Pair)
+    call = ["--data", write_rows(), "--out", "run", "--steps", "2", "--hidden", "4", "--first", "7"]
+    assert not app(call, standalone_mode=False)
+    assert json.loads(Path("run/result.json").read_text())["kind"] == "train pair"
+    assert len(saving.load("run/model.safetensors").blocks) == 2
+    capsys.readouterr()
+    app(["--help"], standalone_mode=False)
+    out = capsys.readouterr().out
+    assert "Train two potentials." in out and "--first" in out and "--weight-decay" in out
 
 
 # What is wrong with the input.

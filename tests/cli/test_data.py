@@ -35,7 +35,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     rows = np.random.default_rng(0).normal(size=(400, 19))
     lines = ["header", *(" ".join(f"{cell:.4f}" for cell in row) for row in rows)]
     (served / "gas.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
-    wanted = Download("/gas.gz", "ethylene_CO.txt.gz", gas.TABLE, 400)
+    wanted = Download("/gas.gz", gas.TABLE, 400)
     monkeypatch.setitem(fetching.DOWNLOADS, "gas", (wanted,))
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served))) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

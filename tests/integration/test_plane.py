@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import convexlift as cl
+from convexlift.integration import rules
 from convexlift.integration.plane import bounds, support
 from convexlift.integration.plane.bounds import log_chord_integral, log_tail, log_tangent_integral
 from convexlift.integration.plane.exponential import central_moments, langevin_function, log_mean
 from convexlift.integration.plane.normaliser import MAX_CELLS, draw, level, log_integral, normaliser
-from convexlift.integration.plane.parallelograms import ORDER, divide, gauss_lobatto, lobatto_rule
+from convexlift.integration.plane.parallelograms import ORDER, divide, gauss_lobatto
 
 
 def gradient_of(value):
@@ -167,7 +168,7 @@ def test_moments_of_an_exponential(slope):
     """Against a fine rule for exp(-slope s) on [-1, 1]."""
     g = torch.tensor(slope, dtype=torch.float64)
     edges = torch.linspace(0, 1, 2001, dtype=torch.float64) ** 4
-    rule, weights, _ = lobatto_rule(9, torch.float64, torch.device("cpu"))
+    rule, weights, _ = rules.lobatto(9, torch.float64, torch.device("cpu"))
     half = edges.diff()[:, None]  # distances from the lower end, from 0 to 2
     distance = (2 * edges[:-1, None] + half + half * rule).reshape(-1)
     mass = (half * weights).reshape(-1) * (-g.abs() * distance).exp()

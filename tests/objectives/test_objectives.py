@@ -157,11 +157,11 @@ def test_three_dimensions_come_close_too(name):
 def test_a_lift_moves_the_weights_between_steps_and_the_chains_are_reweighted():
     x, _ = rotated_logistics(2000, 3, seed=0)
     density = LogConcaveDensity(Lift(ICNN(3, **SMALL), seed=0), "chains")
-    assert density.ess == 1.0
+    assert density.effective_share == 1.0
     fit(density, x, steps=30, batch_size=64, lr=0.02, progress=False)
-    assert 0.2 < density.ess < 1.0
+    assert 0.2 < density.effective_share < 1.0
     plain = LogConcaveDensity(Squared(ICNN(3, **SMALL)), "score")
-    assert plain.ess is None
+    assert plain.effective_share is None
 
 
 def test_importance_sampling_that_collapses_falls_back_to_chains():
@@ -174,7 +174,7 @@ def test_importance_sampling_that_collapses_falls_back_to_chains():
     for _ in range(200):
         loss = objective(net.emit(), t)
     assert bool(objective.fallen) and math.isfinite(loss.item())
-    assert objective.ess == objective.chains.ess
+    assert objective.effective_share == objective.chains.effective_share
     assert torch.isfinite(objective.estimate(net.emit()))
 
 
@@ -239,7 +239,7 @@ def test_chains_that_take_over_start_where_the_potential_is_now():
     objective(now, t)
     assert bool(objective.fallen)
     objective(now, t)
-    assert objective.chains.ess > 0.99
+    assert objective.chains.effective_share > 0.99
     assert float(objective.chains.x.var()) == pytest.approx(1 / 8, rel=0.15)
 
 

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine: whole, resumed, refused, and what is not as expected."""
+"""Downloads from a server on this machine: whole, broken off, refused, and what is not as expected."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     content = GOOD
-    ranges = True  # honours Range
     stop: int | None = None  # breaks off after so many bytes
     length = True  # announces the length
     redirect: str | None = None
@@ -49,8 +48,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        server, wanted = self.server, self.headers.get("Range")
-        server.asked.append(wanted)
+        server = self.server
+        server.asked.append(self.headers.get("Range"))
         if server.redirect and self.path == "/files/rows.txt.gz":
             self.send_response(302)
             self.send_header("Location", server.redirect)
@@ -59,18 +58,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path not in ("/files/rows.txt.gz", "/moved"):
             self.send_error(404)
             return
-        start = int(re.findall(r"\d+", wanted)[0]) if wanted and server.ranges else 0
-        if start and start >= len(server.content):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(server.content)}")
-            self.end_headers()
-            return
-        body = server.content[start:]
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header(
-                "Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}"
-            )
+        body = server.content
+        self.send_response(200)
         if server.length:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -79,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    wanted = Download("/files/rows.txt.gz", "rows.txt.gz", TABLE, 4000)
+    wanted = Download("/files/rows.txt.gz", TABLE, 4000)
     monkeypatch.setattr(fetching, "DOWNLOADS", {"power": (wanted,)})
     monkeypatch.setattr(fetching, "CHUNK", 10_000)
     with Server(("127.0.0.1", 0), Handler) as running:
@@ -145,30 +134,35 @@ def test_a_file_without_a_record_is_left_alone(server, tmp_path):
     assert (tmp_path / "rows.txt.gz").read_bytes() == b"mine" and server.asked == []
 
 
-def test_an_interrupted_download_goes_on(server, tmp_path):
-    server.stop = 25_000
-    with pytest.raises(ConnectionError, match=rf"broke off after 25,000 of {len(GOOD):,} bytes; fetch again"):
+def test_an_interrupted_download_leaves_nothing_and_begins_anew(server, tmp_path):
+    server.stop = 20_000
+    with pytest.raises(ConnectionError, match=rf"broke off after 20,000 of {len(GOOD):,} bytes; fetch again"):
         fetch("power", tmp_path, archive=server.address)
-    assert names(tmp_path) == ["rows.txt.gz.part"]
+    assert names(tmp_path) == []
     server.stop = None
     assert fetch("power", tmp_path, archive=server.address)["rows.txt.gz"]["sha256"] == SHA
-    assert server.asked == [None, "bytes=25000-"]
+    assert server.asked == [None, None]  # never a range
 
 
-@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("length", [True, False])
 @pytest.mark.parametrize("there", [len(GOOD), len(GOOD) + 5, 100])
-def test_whatever_part_is_there_the_whole_comes_out(server, tmp_path, there, ranges):
-    server.ranges = ranges
-    (tmp_path / "rows.txt.gz.part").write_bytes((GOOD + b"other")[:there])
+def test_whatever_part_is_there_the_whole_comes_out(server, tmp_path, there, length):
+    server.length = length
+    (tmp_path / "rows.txt.gz.part").write_bytes((b"other" + GOOD + b"other")[:there])
     assert fetch("power", tmp_path, archive=server.address)["rows.txt.gz"]["sha256"] == SHA
-    assert (tmp_path / "rows.txt.gz").read_bytes() == GOOD
+    assert (tmp_path / "rows.txt.gz").read_bytes() == GOOD and names(tmp_path) == [
+        "SOURCE.json",
+        "rows.txt.gz",
+    ]
 
 
-def test_a_part_of_something_else_is_rejected_then_fetched_anew(server, tmp_path):
-    (tmp_path / "rows.txt.gz.part").write_bytes(b"\x1f\x8b" + bytes(98))
-    with pytest.raises(ValueError, match=r"is not as expected: rows\.txt\.gz is damaged or truncated"):
-        fetch("power", tmp_path, archive=server.address)
-    assert fetch("power", tmp_path, archive=server.address)["rows.txt.gz"]["sha256"] == SHA
+def test_a_download_that_is_stopped_by_hand_leaves_nothing(server, tmp_path):
+    def stop(doing, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch("power", tmp_path, archive=server.address, progress=stop)
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -241,7 +235,7 @@ def test_a_folder_that_cannot_be_written(server, tmp_path):
         fetch("power", tmp_path, archive=server.address)
 
 
-def test_a_full_disk_keeps_what_came(server, tmp_path):
+def test_a_full_disk_leaves_nothing_and_is_named(server, tmp_path):
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -250,4 +244,5 @@ def test_a_full_disk_keeps_what_came(server, tmp_path):
             fetch("power", tmp_path, archive=server.address)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == []
     assert fetch("power", tmp_path, archive=server.address)["rows.txt.gz"]["sha256"] == SHA

@@ -79,7 +79,7 @@ def test_mass_outside_the_nodes_counts_in_the_total_variation():
 def test_gallery_score_is_the_excess():
     gumbel = problem("gumbel")
     worse = Wrapped(lambda x: gumbel.log_prob(x) - 0.25)
-    assert gumbel.score(worse).mean().item() == pytest.approx(0.25, abs=1e-5)
+    assert gumbel.evaluate(worse).mean().item() == pytest.approx(0.25, abs=1e-5)
     assert gumbel.metrics is not None
     assert gumbel.metrics(worse)["kl"] == pytest.approx(0.25, abs=1e-6)
     assert -gumbel.log_prob(gumbel.test).mean().item() == pytest.approx(gumbel.entropy, abs=0.04)
@@ -234,7 +234,7 @@ def test_regression_truth_and_baselines():
     assert bool((log_sum_exp((a + b) / 2) <= (log_sum_exp(a) + log_sum_exp(b)) / 2).all())
     exact = Wrapped(None)
     exact.predict = lambda rows: rows.square().sum(1)
-    assert float(square.score(exact).max()) < 1e-8
+    assert float(square.evaluate(exact).max()) < 1e-8
 
 
 def test_a_flow_problem_as_a_density_keeps_its_rows():

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from convexlift.problems import KINDS, Kind
 from convexlift.study import Budget, compare
 from convexlift.study.cells import Cell
 from convexlift.study.comparison import _load
@@ -160,6 +161,18 @@ def test_failed_cells_are_tried_again(tmp_path):
     compared(own=toy.troubled, budget=LINE, out=tmp_path, jobs=1)
     names = {path.name.split("-")[0] for path in (tmp_path / "cells").iterdir()}
     assert names == {"good", "explosive"}
+
+
+def test_a_new_task_is_one_entry(tmp_path, monkeypatch):
+    kind = Kind(lambda blocks, _: toy.LeastSquares(blocks[0]), toy.toy().losses, "squared error")
+    monkeypatch.setitem(KINDS, "line", kind)
+    line = dataclasses.replace(toy.toy(), task="line", objective=None, losses=None)
+    arms = {"one": toy.identity, "two": toy.identity}
+    result = compared(own=lambda: (line, arms), budget=LINE, rates=[0.1], out=tmp_path, jobs=1)
+    assert (result["task"], result["metric"], result["picture"]) == ("line", "squared error", None)
+    assert result["facts"] == {} and "objective" not in result["protocol"]
+    usual = compared(own=toy.two_arms, budget=LINE, rates=[0.1], out=tmp_path / "own", jobs=1)
+    assert result["arms"]["one"]["test"] == usual["arms"]["one"]["test"]
 
 
 def test_a_comparison_without_any_result_is_an_error(tmp_path):

@@ -23,11 +23,12 @@ from convexlift.study.comparison import compare
 from convexlift.study.protocol import SELECTION_SEED, Budget
 from convexlift.study.report import page as report
 from convexlift.study.report.answers import verdicts
-from convexlift.study.scoring import normalised, quick_losses
+from convexlift.study.scoring import quick_losses
 from convexlift.study.snapshots import picture_of_data, picture_of_model
 from convexlift.study.training import train_cell
 from convexlift.study.workers import Workers
-from convexlift.tasks.outlines import region_outlines
+from convexlift.tasks.density import normalised
+from convexlift.tasks.region import region_outlines
 
 TINY = Budget("tiny", 6, 64, (0.01,), 1, 1, extensions=0, architecture=(("hidden", (8,)),))
 
@@ -80,12 +81,18 @@ def test_a_cell_reports_how_well_log_z_is_known() -> None:
     json.dumps(outcome, allow_nan=False)
 
 
+def test_a_cell_of_chains_repeats_itself() -> None:
+    setting, cell = Setting(subject, TINY), Cell("softplus", 0.1, SELECTION_SEED, 4, scored=False)
+    one, two = (train_cell(setting, cell) for _ in range(2))
+    assert one["curve"] == two["curve"] and one["rows"] == two["rows"]
+
+
 def test_rates_are_chosen_without_annealing(monkeypatch: pytest.MonkeyPatch) -> None:
     cell = Cell("softplus", 0.01, SELECTION_SEED, 6, scored=False)
     monkeypatch.setattr(cells, "SELECTION_SEED", SELECTION_SEED + 1)
     trusted = train_cell(Setting(subject, TINY), cell)
     monkeypatch.setattr(cells, "SELECTION_SEED", SELECTION_SEED)
-    monkeypatch.setattr(cl.LogConcaveDensity, "log_normalizer", None)
+    monkeypatch.setattr(cl.LogConcaveDensity, "normaliser", None)
     monkeypatch.setattr(cl.LogConcaveDensity, "normalise", None)
     outcome = train_cell(Setting(subject, TINY), cell)
     assert outcome["metrics"] == trusted["metrics"] == {}
@@ -228,5 +235,5 @@ def test_a_histogram_integrates_to_the_share_within() -> None:
 def test_only_multivariate_densities_are_scored_so() -> None:
     assert not densities.is_multivariate(problem("gumbel")) and not densities.is_multivariate(problem("moon"))
     assert densities.is_multivariate(logistics())
-    own = dataclasses.replace(logistics(), objective=lambda blocks: blocks[0])
+    own = dataclasses.replace(logistics(), build=lambda blocks: blocks[0])
     assert not densities.is_multivariate(own)

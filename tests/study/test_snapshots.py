@@ -62,5 +62,5 @@ def test_samples_that_cannot_be_drawn_are_told() -> None:
 
 
 def test_a_users_own_objective_is_not_drawn() -> None:
-    own = dataclasses.replace(problem("moon"), objective=lambda blocks: blocks[0])
+    own = dataclasses.replace(problem("moon"), build=lambda blocks: blocks[0])
     assert picture_of_model(own, torch.nn.Linear(2, 2)) is picture_of_data(own) is None

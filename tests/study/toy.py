@@ -70,7 +70,7 @@ def toy() -> Problem:
         source="simulated",
         licence="none needed",
         network=Net,
-        objective=lambda blocks: LeastSquares(blocks[0]),
+        build=lambda blocks: LeastSquares(blocks[0]),
         losses=lambda model, rows: (model.net(rows[0]) - rows[1]).square(),
     )
 

@@ -104,7 +104,7 @@ def test_a_gaussian_in_closed_form(dim: int) -> None:
     torch.testing.assert_close(density.log_prob(x, c), normal.log_prob(x).sum(1), rtol=0, atol=1e-9)
     torch.testing.assert_close(density.score(x, c), (mean - x) / deviation**2, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(density.mode(c), mean, rtol=1e-7, atol=1e-7)
-    assert float(density.log_normalizer(c).error.max()) < 1e-8
+    assert float(density.normaliser(c).error.max()) < 1e-8
     torch.testing.assert_close(density.log_prob(x, c[:1]), density.log_prob(x, c[:1].expand(50, 2)))
 
 
@@ -131,7 +131,7 @@ def test_annealing_above_two_dimensions() -> None:
     density, (x, c) = gaussian(3)
     mean, deviation = expected(density, c[:1])
     exact = torch.distributions.Normal(mean, deviation).log_prob(x[:20]).sum(1)
-    found = density.log_normalizer(c[:1])
+    found = density.normaliser(c[:1])
     assert found.log_z.shape == found.error.shape == (1,)
     log_prob = density.log_prob(x[:20], c[:1])  # the same log Z, found once more
     assert float((log_prob - exact).abs().max()) < 5 * float(found.error) + 1e-9 < 0.1
@@ -148,14 +148,14 @@ def test_a_refused_estimate_names_the_context(monkeypatch: pytest.MonkeyPatch) -
             raise UnreliableEstimate("the weights collapsed")
         return estimates.pop()
 
-    monkeypatch.setattr(contexts, "log_normalizer", refuse_the_second)
+    monkeypatch.setattr(contexts, "annealed_normaliser", refuse_the_second)
     density, (x, c) = gaussian(3)
     order = density.context_standardiser(c)[:, 0].argsort()
     # Rows 0 and 1 share a context, so the second estimate is that of row 2.
     with pytest.raises(UnreliableEstimate, match="^log Z of context 2: the weights collapsed$"):
         density.log_prob(x[:3], c[order[[0, 0, -1]]])
     with pytest.raises(UnreliableEstimate, match="^log Z of context 0: the weights collapsed$"):
-        density.log_normalizer(c[:1])
+        density.normaliser(c[:1])
 
 
 @pytest.mark.parametrize("activation", ["softplus", "smooth_squared_relu"])
@@ -197,7 +197,7 @@ def test_the_support_is_found_where_the_laplace_approximation_is_far_off() -> No
         block.tilt.fill_(-1.0)
     density = ConditionalDensity(block.requires_grad_(False))
     c = torch.ones(1, 1, dtype=torch.float64)  # f(t) = 2 max(t, 0) - t = |t|, nearly
-    found = density.log_normalizer(c)
+    found = density.normaliser(c)
     alpha = 1e-3
     # The integral of exp(-|t| - alpha t^2 / 2) is sqrt(2 pi / alpha) erfcx(1 / sqrt(2 alpha)).
     exact = math.sqrt(2 * math.pi / alpha) * float(
@@ -379,7 +379,7 @@ def test_an_unfrozen_lift_is_refused() -> None:
     for call in (
         lambda: density.log_prob(x, c),
         lambda: density.score(x, c),
-        lambda: density.log_normalizer(c),
+        lambda: density.normaliser(c),
         lambda: density.mode(c),
         lambda: density.sample(2, c),
         lambda: density.freeze(),

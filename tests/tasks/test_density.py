@@ -124,7 +124,7 @@ def test_relu_networks_train_too(train):
     rows = gumbel(2000, dtype=torch.float32)
     train(density, rows, steps=100)
     frozen = density.freeze()
-    assert frozen.log_normalizer().error < 2e-6
+    assert frozen.normaliser().error < 2e-6
     assert float(-frozen.log_prob(rows).mean()) < 1.65  # 1.577 is exact, a Gaussian has 1.668
 
 
@@ -170,16 +170,16 @@ def test_samples_depend_on_the_seed_only():
     assert density.sample(3).dtype == torch.float32
 
 
-def test_log_normalizer_has_rigorous_bounds():
-    found = LogConcaveDensity(net()).log_normalizer()
+def test_normaliser_has_rigorous_bounds():
+    found = LogConcaveDensity(net()).normaliser()
     assert found.log_z.dtype == torch.float64
     assert found.lower <= found.log_z <= found.upper and found.error < 1.1e-6
 
 
-def test_log_normalizer_of_a_quadratic():
+def test_normaliser_of_a_quadratic():
     icnn = quadratic(0.25)
     constant = icnn(torch.zeros(1, 1, dtype=torch.float64)).item()
-    found = LogConcaveDensity(icnn).log_normalizer()
+    found = LogConcaveDensity(icnn).normaliser()
     assert found.log_z.item() == pytest.approx(0.5 * math.log(2 * math.pi / 0.25) - constant, abs=1e-12)
 
 
@@ -242,7 +242,7 @@ def test_only_training_losses_change_state():
     density.log_prob(x, batch=x)
     density.score(x, batch=x)
     density.sample(5, batch=x)
-    density.log_normalizer(batch=x)
+    density.normaliser(batch=x)
     density.freeze(x)
     density.eval().loss(x)
     assert not density.training
@@ -291,7 +291,7 @@ def test_an_unfrozen_lift_is_refused():
         lambda: density.log_prob(x),
         lambda: density.score(x),
         lambda: density.sample(3),
-        lambda: density.log_normalizer(),
+        lambda: density.normaliser(),
         lambda: density.freeze(),
     ):
         with pytest.raises(ValueError, match=UNFROZEN):

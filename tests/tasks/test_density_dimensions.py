@@ -11,7 +11,7 @@ import torch
 import convexlift as cl
 from convexlift import ICNN, Lift, LogConcaveDensity, Projected, Softplus, Squared, fit
 from convexlift.integration.annealing import UnreliableEstimate
-from convexlift.integration.annealing import log_normalizer as annealed
+from convexlift.integration.annealing import annealed_normaliser as annealed
 from convexlift.integration.gaussian import Gaussian
 from convexlift.objectives import OBJECTIVES, objective_named
 from convexlift.tasks.density import check_outliers
@@ -59,7 +59,7 @@ def test_a_quadratic_potential_is_the_full_covariance_gaussian(dim):
     precision = torch.linalg.inv(x.T.cov(correction=0))
     assert torch.allclose(frozen.score(x), -(x - x.mean(0)) @ precision, atol=1e-6)
     assert torch.allclose(frozen.mode(), x.mean(0), atol=1e-6)
-    found = frozen.log_normalizer()
+    found = frozen.normaliser()
     truth = dim / 2 * math.log(2 * math.pi) - float(frozen.block(torch.zeros(1, dim, dtype=torch.float64)))
     assert abs(float(found.log_z) - truth) <= max(3 * found.error, 1e-6)
 
@@ -89,7 +89,7 @@ def test_a_trained_density_integrates_to_one_in_the_plane(objective):
 
 def test_annealing_agrees_with_quadrature_in_the_plane():
     frozen = trained(2)
-    exact = frozen.log_normalizer()
+    exact = frozen.normaliser()
     f = copy.deepcopy(frozen.block).double().emit()
     q = Gaussian(torch.zeros(2), torch.eye(2))
     found = annealed(f.value, f.gradient, q, generator=torch.Generator().manual_seed(0))
@@ -103,7 +103,7 @@ def test_annealing_agrees_with_a_grid_in_space():
     with torch.no_grad():
         parts = [torch.logsumexp(-frozen.block(part).double(), 0) for part in grid.split(300_000)]
     exact = float(torch.logsumexp(torch.stack(parts), 0)) + 3 * math.log(float(side[1] - side[0]))
-    found = frozen.log_normalizer(seed=3)
+    found = frozen.normaliser(seed=3)
     assert abs(float(found.log_z) - exact) < 3 * found.error
     assert found.error < 0.02
 
@@ -132,7 +132,7 @@ def test_samples_and_chains_depend_on_the_seed_only():
     before = torch.get_rng_state()
     assert torch.equal(frozen.sample(20, seed=1), frozen.sample(20, seed=1))
     assert not torch.equal(frozen.sample(20, seed=1), frozen.sample(20, seed=2))
-    assert float(frozen.log_normalizer().log_z) == float(frozen.log_normalizer().log_z)
+    assert float(frozen.normaliser().log_z) == float(frozen.normaliser().log_z)
     assert torch.equal(before, torch.get_rng_state())
     assert frozen.sample(0).shape == (0, 3)
 
@@ -415,7 +415,7 @@ def test_rectifiers_can_be_normalised_and_sampled_above_two_dimensions():
     fit(density, x, steps=30, batch_size=128, lr=0.02, progress=False)
     frozen = density.freeze()
     draws = frozen.draw(2000, seed=0)
-    assert draws.converged and frozen.log_normalizer().error < 0.02
+    assert draws.converged and frozen.normaliser().error < 0.02
     assert torch.allclose(draws.x.mean(0), x.mean(0), atol=0.3 * float(x.std(0).max()))
 
 

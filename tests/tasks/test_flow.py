@@ -11,7 +11,7 @@ from convexlift import ICNN, Lift, Potential, Projected, Softplus, Squared
 from convexlift.calculus.solve import Solution
 from convexlift.sources import is_lifted
 from convexlift.tasks import ConvexPotentialFlow
-from convexlift.tasks.flow import ActNorm
+from convexlift.tasks.actnorm import ActNorm
 
 UNFROZEN = "^an unfrozen lift has no weights of its own: freeze on training data or pass batch=$"
 SOURCES = {

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from convexlift.data import chunks, describe, mean_loss, place, whole
 from convexlift.seeds import seed_of
-from convexlift.training import Sampler, Unpaired
+from convexlift.training import Simulator, Unpaired
 from convexlift.training.batches import Batches
 
 
@@ -38,7 +38,7 @@ def test_every_epoch_is_a_permutation_less_a_short_batch(n: int, size: int, seed
 
 
 @pytest.mark.parametrize(
-    "data", [rows(50), (rows(50), rows(50, 1)), Unpaired(rows(50), rows(70)), Sampler(normal)]
+    "data", [rows(50), (rows(50), rows(50, 1)), Unpaired(rows(50), rows(70)), Simulator(normal)]
 )
 def test_a_batch_depends_on_seed_and_step_only(data) -> None:
     forward = [Batches(data, 8, seed=1).at(step).data for step in range(20)]
@@ -73,26 +73,26 @@ def test_data_smaller_than_a_batch_come_whole() -> None:
 
 
 def test_fresh_draws_have_no_rows_and_no_epochs() -> None:
-    batches = Batches(Sampler(normal), 6, seed=0)
+    batches = Batches(Simulator(normal), 6, seed=0)
     assert batches.at(0).data.shape == (6, 3) and batches.at(0).rows() is None
-    with pytest.raises(ValueError, match="^a Sampler has no epochs; give steps$"):
+    with pytest.raises(ValueError, match="^a Simulator has no epochs; give steps$"):
         batches.steps_per_epoch()
 
 
 def test_fixed_draws_are_cached_and_depend_on_the_samplers_seed() -> None:
     calls = []
-    sampler = Sampler(lambda n, generator: calls.append(n) or normal(n, generator), seed=3)
-    assert sampler.fixed() is sampler.fixed() and calls == [20_000]
-    assert torch.equal(sampler.fixed(9), Sampler(normal, seed=3).fixed(9))
-    assert not torch.equal(sampler.fixed(9), Sampler(normal, seed=4).fixed(9))
+    simulator = Simulator(lambda n, generator: calls.append(n) or normal(n, generator), seed=3)
+    assert simulator.fixed() is simulator.fixed() and calls == [20_000]
+    assert torch.equal(simulator.fixed(9), Simulator(normal, seed=3).fixed(9))
+    assert not torch.equal(simulator.fixed(9), Simulator(normal, seed=4).fixed(9))
 
 
 def test_placing_a_sampler_casts_what_it_draws() -> None:
-    sampler = Sampler(normal)
-    assert place(sampler, torch.device("cpu"), torch.float32) is sampler
-    double = place(sampler, torch.device("cpu"), torch.float64)
+    simulator = Simulator(normal)
+    assert place(simulator, torch.device("cpu"), torch.float32) is simulator
+    double = place(simulator, torch.device("cpu"), torch.float64)
     assert whole(double).dtype == torch.float64
-    assert torch.equal(whole(double).float(), sampler.fixed())
+    assert torch.equal(whole(double).float(), simulator.fixed())
     assert Batches(double, 4, seed=0).at(0).data.dtype == torch.float64
 
 
@@ -120,7 +120,7 @@ def test_descriptions_tell_data_apart() -> None:
     x = rows(6)
     changed = x.clone()
     changed[5, 1] += 1e-3
-    kinds = [x, changed, x.double(), x.reshape(4, 3), (x, x), Unpaired(x, x), Sampler(normal), x[:, 0]]
+    kinds = [x, changed, x.double(), x.reshape(4, 3), (x, x), Unpaired(x, x), Simulator(normal), x[:, 0]]
     assert len({describe(data) for data in kinds}) == len(kinds)
     assert describe(x) == describe(x.clone())
     assert describe(x).startswith("rows 6 x 2 ")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from convexlift.training import Sampler, Unpaired, fit
+from convexlift.training import Simulator, Unpaired, fit
 
 DATA = torch.ones(8, 6)
 NAN, INF = DATA.clone(), DATA.clone()
@@ -39,7 +39,7 @@ TABLE: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"data": [[1.0]]},
         TypeError,
-        "training data must be a tensor, a tuple of row-aligned tensors, Unpaired or a Sampler; got list",
+        "training data must be a tensor, a tuple of row-aligned tensors, Unpaired or a Simulator; got list",
     ),
     ({"data": ()}, ValueError, "training data are an empty tuple"),
     ({"data": (DATA, [1.0])}, TypeError, "training data (tensor 1 of 2) must be a tensor; got list"),
@@ -59,17 +59,17 @@ TABLE: list[tuple[dict[str, Any], type[Exception], str]] = [
         "training data in float32 have an infinity at row 0, column 0",
     ),
     (
-        {"data": Sampler(lambda n, g: DATA)},
+        {"data": Simulator(lambda n, g: DATA)},
         ValueError,
         "draw(n, generator) must return n rows; asked for 20000, got 8 x 6",
     ),
     (
-        {"data": Sampler(lambda n, g: [1.0] * n)},
+        {"data": Simulator(lambda n, g: [1.0] * n)},
         ValueError,
         "draw(n, generator) must return n rows; asked for 20000, got list",
     ),
     (
-        {"data": Sampler(lambda n, g: torch.full((n, 1), torch.nan))},
+        {"data": Simulator(lambda n, g: torch.full((n, 1), torch.nan))},
         ValueError,
         "training data have NaN at row 0, column 0",
     ),
@@ -97,9 +97,9 @@ TABLE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"steps": 5, "epochs": 5}, ValueError, "give steps or epochs, not both"),
     ({"steps": None, "epochs": 0}, ValueError, "epochs must be at least 1; got 0"),
     (
-        {"steps": None, "epochs": 1, "data": Sampler(lambda n, g: torch.ones(n, 1))},
+        {"steps": None, "epochs": 1, "data": Simulator(lambda n, g: torch.ones(n, 1))},
         ValueError,
-        "a Sampler has no epochs; give steps",
+        "a Simulator has no epochs; give steps",
     ),
     ({"batch_size": 0}, ValueError, "batch_size must be at least 1; got 0"),
     ({"batch_size": "all"}, TypeError, "batch_size must be an int; got 'all'"),
@@ -184,8 +184,8 @@ def test_a_bad_argument_is_named(given: dict[str, Any], kind: type[Exception], m
 
 
 def test_a_sampler_needs_a_function() -> None:
-    with pytest.raises(TypeError, match=r"^a Sampler needs a function draw\(n, generator\); got Tensor$"):
-        Sampler(DATA)
+    with pytest.raises(TypeError, match=r"^a Simulator needs a function draw\(n, generator\); got Tensor$"):
+        Simulator(DATA)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")

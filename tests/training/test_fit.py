@@ -9,18 +9,18 @@ import time
 
 import pytest
 import torch
+from rich import console
 from rich.console import Console
 from torch import nn
 
 from convexlift.training import (
     FitEvent,
     History,
-    Sampler,
+    Simulator,
     TrainingDiverged,
     Unpaired,
     environment,
     fit,
-    progress,
 )
 
 DATA = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([1.0, -2.0])
@@ -156,9 +156,9 @@ def test_the_kinds_of_data() -> None:
         def loss(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
             return super().loss(batch[0]) + super().loss(batch[1])
 
-    sampler = Sampler(lambda n, generator: 3.0 + 0.1 * torch.randn(n, 2, generator=generator))
+    simulator = Simulator(lambda n, generator: 3.0 + 0.1 * torch.randn(n, 2, generator=generator))
     model = Mean()
-    fit(model, sampler, validation=sampler, steps=200, lr=0.1, progress=False)
+    fit(model, simulator, validation=simulator, steps=200, lr=0.1, progress=False)
     torch.testing.assert_close(model.m.detach(), torch.full((2,), 3.0), atol=0.05, rtol=0)
     for data in ((DATA, DATA), Unpaired(DATA, HELD_OUT)):
         model = Pair()
@@ -344,7 +344,7 @@ def test_nothing_is_printed_where_there_is_no_terminal(capfd: pytest.CaptureFixt
 def test_the_bar_shows_loss_validation_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(
-        progress,
+        console,
         "Console",
         lambda stderr: Console(file=terminal, force_terminal=True, width=120, color_system=None),
     )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import convexlift as cl
-from convexlift.training import Sampler, Unpaired, fit
+from convexlift.training import Simulator, Unpaired, fit
 from convexlift.training.optimisation import clip_gradients, parameter_groups
 
 DATA = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
@@ -115,9 +115,9 @@ def test_hooks_receive_all_rows_in_the_form_of_a_batch() -> None:
     fit(module, (DATA, DATA), steps=2, progress=False)
     assert [len(x) for x in module.given("initialise")[0]] == [60, 60]
     module = Hooked()
-    sampler = Sampler(lambda n, generator: torch.randn(n, 2, generator=generator))
-    fit(module, sampler, steps=2, progress=False)
-    assert torch.equal(module.given("initialise")[0], sampler.fixed())
+    simulator = Simulator(lambda n, generator: torch.randn(n, 2, generator=generator))
+    fit(module, simulator, steps=2, progress=False)
+    assert torch.equal(module.given("initialise")[0], simulator.fixed())
 
 
 class Coupled(nn.Module):

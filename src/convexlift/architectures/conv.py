@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import final
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from convexlift.architectures.icnn import check_nonnegative_tensors
-from convexlift.architectures.initial import initial_tensors
-from convexlift.architectures.potential import Potential
+from convexlift.architectures import initial
+from convexlift.architectures.base import Architecture
+from convexlift.architectures.potential import Calculus, Potential
 from convexlift.calculus import activations, convolution
-from convexlift.calculus.convolution import ConvHessianOperator, ConvLayers
-from convexlift.checks import check_finite, check_samples
+from convexlift.calculus.convolution import ConvLayers
 
 # Rows of the standard normal sample on which "principled" calibrates a new network.
 _CALIBRATION_ROWS = 256
@@ -24,7 +21,7 @@ _POOLINGS = ("mean", "none")
 
 
 @final
-class ConvICNN(nn.Module):
+class ConvICNN(Architecture[Potential]):
     """A convolutional input-convex network on images, with its derivatives in closed form.
 
     u_1 = A_1 * x + b_1,  u_{l+1} = W_l * s(u_l) + A_{l+1} * x + b_{l+1},
@@ -86,6 +83,9 @@ class ConvICNN(nn.Module):
         ValueError: expected (N, 64) samples; got (3, 1, 8, 8)
     """
 
+    calculus = Calculus.of(convolution)
+    arguments = ("shape", "channels", "kernel", "strides", "pooling", "skip")
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -102,67 +102,37 @@ class ConvICNN(nn.Module):
         init: str = "principled",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
-        self.shape = _shape(shape)
-        self.dim = math.prod(self.shape)
-        self.channels = _positive("channels", channels)
+        sizes = _shape(shape)
+        super().__init__(
+            math.prod(sizes),
+            activation=activation,
+            sharpness=sharpness,
+            strong_convexity=strong_convexity,
+            learn_strong_convexity=learn_strong_convexity,
+        )
+        self.shape = sizes
+        self.channels = initial.positive_sizes("channels", channels)
         self.strides = _strides(strides, len(self.channels))
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel must be odd and positive; got {kernel}")
         if pooling not in _POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}; known: {', '.join(_POOLINGS)}")
-        if not (strong_convexity >= 0 and math.isfinite(strong_convexity)):
-            raise ValueError(f"strong_convexity must be >= 0; got {strong_convexity}")
-        if init == "identity" and not (learn_strong_convexity and strong_convexity == 1):
-            raise ValueError('init="identity" needs strong_convexity=1 and learn_strong_convexity=True')
+        initial.check_identity(init, self)
         self.kernel, self.pooling, self.skip = int(kernel), pooling, skip
-        self.activation = activations.activation(activation, sharpness)
-        self.strong_convexity = float(strong_convexity)
-        self.learn_strong_convexity = learn_strong_convexity and strong_convexity > 0
 
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        dtype = torch.get_default_dtype()
-        tensors = {name: nn.Parameter(t.to(dtype)) for name, t in self._initial(init, generator).items()}
-        depth = len(self.channels)
-        self.inner = nn.ParameterList([tensors[f"inner.{level}"] for level in range(depth - 1)])
-        self.outer = tensors["outer"]
-        self.skips = nn.ParameterList([tensors[f"skips.{level}"] for level in range(depth if skip else 1)])
-        self.biases = nn.ParameterList([tensors[f"biases.{level}"] for level in range(depth)])
-        self.linear = tensors.get("linear")
-        if self.learn_strong_convexity:
-            self.raw_alpha = nn.Parameter(torch.tensor(math.log(math.expm1(strong_convexity)), dtype=dtype))
-        elif strong_convexity > 0:
-            self.register_buffer("fixed_alpha", torch.tensor(strong_convexity, dtype=dtype))
+        self.inner, self.outer, self.skips, self.biases, self.linear = initial.parameters(
+            self._initial(init, generator)
+        )
+        self.own_strong_convexity()
         if init == "principled":
             sample = torch.randn(_CALIBRATION_ROWS, self.dim, generator=generator, dtype=torch.float64)
-            self.calibrate(sample.to(dtype))
+            self.calibrate(sample.to(self.outer))
 
     @property
     def nonnegative(self) -> tuple[str, ...]:
         """Names of the parameters that must be >= 0: W_1 ... W_{L-1} and w."""
         return (*(f"inner.{level}" for level in range(len(self.channels) - 1)), "outer")
-
-    def emit(self, batch: Tensor | None = None) -> Potential:
-        """The potential with this network's own tensors; the batch is not read."""
-        return self.potential({**dict(self.named_parameters()), **dict(self.named_buffers())})
-
-    def potential(self, tensors: Mapping[str, Tensor]) -> Potential:
-        """The potential of this architecture with other tensors, by parameter and buffer name."""
-        return Potential(self, tensors)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """f(x), (N,)."""
-        return self.emit().value(x)
-
-    def freeze(self, data: Tensor | None = None) -> ConvICNN:
-        """A copy that asks for no gradient; the data are not read.
-
-        Raises:
-            ValueError: a constrained weight is negative or not finite.
-        """
-        frozen = copy.deepcopy(self).requires_grad_(False).eval()
-        check_nonnegative_tensors(frozen.nonnegative, dict(frozen.named_parameters()))
-        return frozen
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> ConvICNN:
@@ -176,9 +146,7 @@ class ConvICNN(nn.Module):
         Raises:
             ValueError: fewer than two rows, a wrong width, or a non-finite entry.
         """
-        check_finite(check_samples(x, self.dim))
-        if len(x) < 2:
-            raise ValueError(f"calibrate needs at least 2 rows; got {len(x)}")
+        initial.check_calibration(x, self.dim)
         s = self.activation
         for level, bias in enumerate(self.biases):
             bias.zero_()
@@ -192,39 +160,6 @@ class ConvICNN(nn.Module):
         top = (s.value(convolution.preactivations(x, layers, s)[-1]) * layers.outer).sum((1, 2, 3))
         self.outer.div_(top.std().clamp_min(torch.finfo(top.dtype).tiny))
         return self
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments that rebuild this architecture (not its weights).
-
-        Raises:
-            ValueError: the activation is a user's own object, which a file cannot hold.
-        """
-        if self.activation.name not in activations.NAMED:
-            raise ValueError(
-                f"activation {self.activation.name!r} is a user's own: "
-                "save the state_dict and rebuild the network in code"
-            )
-        return {
-            "shape": list(self.shape),
-            "channels": list(self.channels),
-            "kernel": self.kernel,
-            "strides": list(self.strides),
-            "pooling": self.pooling,
-            "activation": self.activation.name,
-            "sharpness": self.activation.sharpness,
-            "strong_convexity": self.strong_convexity,
-            "learn_strong_convexity": self.learn_strong_convexity,
-            "skip": self.skip,
-        }
-
-    def extra_repr(self) -> str:
-        return (
-            f"shape={self.shape}, channels={self.channels}, kernel={self.kernel}, strides={self.strides}, "
-            f"pooling={self.pooling!r}, activation={self.activation.name!r}, "
-            f"strong_convexity={self.strong_convexity:g}, skip={self.skip}"
-        )
-
-    # The closed forms, as functions of tensors (what a ``Potential`` calls).
 
     def layers(self, tensors: Mapping[str, Tensor], depth: int | None = None) -> ConvLayers:
         """The named tensors as the sweeps read them, kernels as (out, in, side, side); the first ``depth``
@@ -254,40 +189,6 @@ class ConvICNN(nn.Module):
         """Height and width of every hidden layer."""
         return convolution.sizes(self.shape, self.strides)
 
-    def alpha(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
-        """The strong convexity, a scalar; ``None`` for zero."""
-        if self.learn_strong_convexity:
-            return F.softplus(tensors["raw_alpha"])
-        return tensors.get("fixed_alpha")
-
-    def value(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """f(x), (N,)."""
-        return convolution.value(x, self.layers(tensors), self.activation)
-
-    def gradient(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """grad f(x), (N, d)."""
-        return convolution.gradient(x, self.layers(tensors), self.activation)
-
-    def hessian(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """The Hessian at x, (N, d, d), by d tangent sweeps."""
-        return convolution.hessian(x, self.layers(tensors), self.activation)
-
-    def laplacian(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """The trace of the Hessian at x, (N,), by d tangent sweeps."""
-        return convolution.laplacian(x, self.layers(tensors), self.activation)
-
-    def hvp(self, tensors: Mapping[str, Tensor], x: Tensor, v: Tensor) -> Tensor:
-        """The Hessian at x times v, (N, d), by one tangent and one reverse sweep."""
-        return convolution.hvp(x, v, self.layers(tensors), self.activation)
-
-    def gradient_and_logdet(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-        """grad f(x), (N, d), and log det of the Hessian, (N,), exact."""
-        return convolution.gradient_and_logdet(x, self.layers(tensors), self.activation)
-
-    def linearise(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, ConvHessianOperator]:
-        """grad f(x), (N, d), and the Hessians at x as a linear map of vectors (..., N, d)."""
-        return convolution.linearise(x, self.layers(tensors), self.activation)
-
     def _initial(self, init: str, generator: torch.Generator | None) -> dict[str, Tensor]:
         """The tensors by name in float64: a convolution starts as a dense layer on its patches."""
         out: dict[str, Tensor] = {}
@@ -296,28 +197,23 @@ class ConvICNN(nn.Module):
             seen = self.shape[0] * self._side(math.prod(self.strides[: level + 1])) ** 2
             if level:
                 fan_in = self.channels[level - 1] * self._side(stride) ** 2
-                drawn = initial_tensors(init, seen, (fan_in, width), self.skip, generator)
+                drawn = initial.initial_tensors(init, seen, (fan_in, width), self.skip, generator)
                 out[f"inner.{level - 1}"] = drawn["inner.0"]
             else:
-                drawn = initial_tensors(init, seen, (width,), self.skip, generator)
+                drawn = initial.initial_tensors(init, seen, (width,), self.skip, generator)
             place = min(level, 1)
             out[f"biases.{level}"] = drawn[f"biases.{place}"]
             if self.skip or not level:
                 out[f"skips.{level}"] = drawn[f"skips.{place}"]
         units = self.channels[-1] * (1 if self.pooling == "mean" else math.prod(self.sizes[-1]))
-        out["outer"] = initial_tensors(init, 1, (units,), False, generator)["outer"]
+        out["outer"] = initial.initial_tensors(init, 1, (units,), False, generator)["outer"]
         if self.skip:
-            out["linear"] = initial_tensors(init, self.dim, (1,), True, generator)["linear"]
+            out["linear"] = initial.initial_tensors(init, self.dim, (1,), True, generator)["linear"]
         return out
 
     def _side(self, stride: int) -> int:
         """The side of a kernel that moves by this stride."""
         return max(self.kernel, 2 * stride - 1)
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        loaded = {name: state_dict[prefix + name] for name in self.nonnegative if prefix + name in state_dict}
-        check_nonnegative_tensors(tuple(loaded), loaded)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _kernel(weight: Tensor, channels: int) -> Tensor:
@@ -327,21 +223,14 @@ def _kernel(weight: Tensor, channels: int) -> Tensor:
 
 
 def _shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    sizes = _positive("shape", shape)
+    sizes = initial.positive_sizes("shape", shape)
     if len(sizes) != 3:
         raise ValueError(f"shape must be (channels, height, width); got {sizes}")
     return sizes
 
 
-def _positive(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
-    whole = tuple(int(size) for size in sizes)
-    if not whole or min(whole) < 1:
-        raise ValueError(f"{name} must be a non-empty sequence of positive numbers; got {tuple(sizes)}")
-    return whole
-
-
 def _strides(strides: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    given = _positive("strides", (strides,) * depth if isinstance(strides, int) else strides)
+    given = initial.positive_sizes("strides", (strides,) * depth if isinstance(strides, int) else strides)
     if len(given) != depth:
         raise ValueError(f"expected {depth} strides, one for each hidden layer; got {len(given)}")
     return given

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convexlift.architectures.initial import initial_tensors
-from convexlift.architectures.potential import Potential
+from convexlift.architectures import initial
+from convexlift.architectures.base import Architecture
+from convexlift.architectures.potential import Calculus, Potential
 from convexlift.calculus import activations, derivatives, estimation, logdet
 from convexlift.calculus.derivatives import Layers
-from convexlift.calculus.estimation import Operator
-from convexlift.checks import check_finite, check_samples
 
 # Rows of the standard normal sample on which "principled" calibrates a new network.
 _CALIBRATION_ROWS = 4096
 
 
-class ICNN(nn.Module):
+class ICNN(Architecture[Potential]):
     """An input-convex neural network with its derivatives in closed form.
 
     u_1 = A_1 x + b_1,  u_{l+1} = W_l s(u_l) + A_{l+1} x + b_{l+1},
@@ -61,6 +57,13 @@ class ICNN(nn.Module):
         ('inner.0', 'outer')
     """
 
+    calculus = Calculus.of(
+        derivatives, gradient_and_logdet=logdet.gradient_and_logdet, linearise=estimation.linearise
+    )
+    arguments = ("dim", "hidden", "skip", "quadratic_rank")
+    undecayed = ("root",)
+    dense = True
+
     def __init__(
         self,
         dim: int,
@@ -75,68 +78,37 @@ class ICNN(nn.Module):
         quadratic_rank: int = 0,
         seed: int | None = None,
     ) -> None:
-        super().__init__()
-        self.dim, self.hidden = _sizes(dim, hidden)
-        self.activation = activations.activation(activation, sharpness)
-        if not (strong_convexity >= 0 and math.isfinite(strong_convexity)):
-            raise ValueError(f"strong_convexity must be >= 0; got {strong_convexity}")
-        if init == "identity" and not (learn_strong_convexity and strong_convexity == 1):
-            raise ValueError('init="identity" needs strong_convexity=1 and learn_strong_convexity=True')
+        super().__init__(
+            dim,
+            activation=activation,
+            sharpness=sharpness,
+            strong_convexity=strong_convexity,
+            learn_strong_convexity=learn_strong_convexity,
+        )
+        self.hidden = initial.positive_sizes("hidden", hidden, "widths")
+        initial.check_identity(init, self)
         if quadratic_rank < 0:
             raise ValueError(f"quadratic_rank must be >= 0; got {quadratic_rank}")
-        self.strong_convexity = float(strong_convexity)
-        self.learn_strong_convexity = learn_strong_convexity and strong_convexity > 0
         self.skip = skip
         self.quadratic_rank = quadratic_rank
 
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        drawn = initial_tensors(init, self.dim, self.hidden, skip, generator)
-        dtype = torch.get_default_dtype()
-        tensors = {name: nn.Parameter(t.to(dtype)) for name, t in drawn.items()}
-        depth = len(self.hidden)
-        self.inner = nn.ParameterList([tensors[f"inner.{level}"] for level in range(depth - 1)])
-        self.outer = tensors["outer"]
-        self.skips = nn.ParameterList([tensors[f"skips.{level}"] for level in range(depth if skip else 1)])
-        self.biases = nn.ParameterList([tensors[f"biases.{level}"] for level in range(depth)])
-        self.linear = tensors.get("linear")
+        self.inner, self.outer, self.skips, self.biases, self.linear = initial.parameters(
+            initial.initial_tensors(init, self.dim, self.hidden, skip, generator)
+        )
         self.root = None
         if quadratic_rank:
             root = torch.randn(quadratic_rank, self.dim, generator=generator, dtype=torch.float64)
-            self.root = nn.Parameter((root * 0.1 / math.sqrt(quadratic_rank)).to(dtype))
-        if self.learn_strong_convexity:
-            self.raw_alpha = nn.Parameter(torch.tensor(math.log(math.expm1(strong_convexity)), dtype=dtype))
-        elif strong_convexity > 0:
-            self.register_buffer("fixed_alpha", torch.tensor(strong_convexity, dtype=dtype))
+            self.root = nn.Parameter((root * 0.1 / math.sqrt(quadratic_rank)).to(self.outer))
+        self.own_strong_convexity()
         if init == "principled":
             sample = torch.randn(_CALIBRATION_ROWS, self.dim, generator=generator, dtype=torch.float64)
-            self.calibrate(sample.to(dtype))
+            self.calibrate(sample.to(self.outer))
 
     @property
     def nonnegative(self) -> tuple[str, ...]:
         """Names of the parameters that must be >= 0: W_1 ... W_{L-1} and w."""
         return (*(f"inner.{level}" for level in range(len(self.hidden) - 1)), "outer")
-
-    def emit(self, batch: Tensor | None = None) -> Potential:
-        """The potential with this network's own tensors; the batch is not read."""
-        return self.potential(dict(self._tensors()))
-
-    def potential(self, tensors: Mapping[str, Tensor]) -> Potential:
-        """The potential of this architecture with other tensors, by parameter and buffer name."""
-        return Potential(self, tensors)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """f(x), (N,)."""
-        return self.emit().value(x)
-
-    def freeze(self, data: Tensor | None = None) -> ICNN:
-        """A copy that asks for no gradient; the data are not read.
-
-        Raises:
-            ValueError: a constrained weight is negative or not finite.
-        """
-        frozen = copy.deepcopy(self).requires_grad_(False).eval()
-        check_nonnegative_tensors(frozen.nonnegative, dict(frozen.named_parameters()))
-        return frozen
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> ICNN:
@@ -148,9 +120,7 @@ class ICNN(nn.Module):
         Raises:
             ValueError: fewer than two rows, a wrong width, or a non-finite entry.
         """
-        check_finite(check_samples(x, self.dim))
-        if len(x) < 2:
-            raise ValueError(f"calibrate needs at least 2 rows; got {len(x)}")
+        initial.check_calibration(x, self.dim)
         z: Tensor | None = None
         for level, bias in enumerate(self.biases):
             incoming = []
@@ -168,36 +138,6 @@ class ICNN(nn.Module):
             self.outer.div_((z @ self.outer).std().clamp_min(torch.finfo(z.dtype).tiny))
         return self
 
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments that rebuild this architecture (not its weights).
-
-        Raises:
-            ValueError: the activation is a user's own object, which a file cannot hold.
-        """
-        if self.activation.name not in activations.NAMED:
-            raise ValueError(
-                f"activation {self.activation.name!r} is a user's own: "
-                "save the state_dict and rebuild the network in code"
-            )
-        return {
-            "dim": self.dim,
-            "hidden": list(self.hidden),
-            "activation": self.activation.name,
-            "sharpness": self.activation.sharpness,
-            "strong_convexity": self.strong_convexity,
-            "learn_strong_convexity": self.learn_strong_convexity,
-            "skip": self.skip,
-            "quadratic_rank": self.quadratic_rank,
-        }
-
-    def extra_repr(self) -> str:
-        return (
-            f"dim={self.dim}, hidden={self.hidden}, activation={self.activation.name!r}, "
-            f"strong_convexity={self.strong_convexity:g}, skip={self.skip}"
-        )
-
-    # The closed forms, as functions of tensors (what a ``Potential`` calls).
-
     def layers(self, tensors: Mapping[str, Tensor]) -> Layers:
         """The named tensors in the order the sweeps read them."""
         depth = len(self.hidden)
@@ -210,69 +150,3 @@ class ICNN(nn.Module):
             alpha=self.alpha(tensors),
             root=tensors.get("root"),
         )
-
-    def alpha(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
-        """The strong convexity, a scalar; ``None`` for zero."""
-        if self.learn_strong_convexity:
-            return F.softplus(tensors["raw_alpha"])
-        return tensors.get("fixed_alpha")
-
-    def value(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """f(x), (N,)."""
-        return derivatives.value(x, self.layers(tensors), self.activation)
-
-    def gradient(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """grad f(x), (N, d)."""
-        return derivatives.gradient(x, self.layers(tensors), self.activation)
-
-    def hessian(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """The Hessian at x, (N, d, d)."""
-        return derivatives.hessian(x, self.layers(tensors), self.activation)
-
-    def laplacian(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """The trace of the Hessian at x, (N,)."""
-        return derivatives.laplacian(x, self.layers(tensors), self.activation)
-
-    def hvp(self, tensors: Mapping[str, Tensor], x: Tensor, v: Tensor) -> Tensor:
-        """The Hessian at x times v, (N, d)."""
-        return derivatives.hvp(x, v, self.layers(tensors), self.activation)
-
-    def gradient_and_logdet(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-        """grad f(x), (N, d), and log det of the Hessian, (N,)."""
-        return logdet.gradient_and_logdet(x, self.layers(tensors), self.activation)
-
-    def linearise(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Operator]:
-        """grad f(x), (N, d), and the Hessians at x as a linear map of vectors (..., N, d)."""
-        return estimation.linearise(x, self.layers(tensors), self.activation)
-
-    def _tensors(self) -> Iterable[tuple[str, Tensor]]:
-        yield from self.named_parameters()
-        yield from self.named_buffers()
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        loaded = {name: state_dict[prefix + name] for name in self.nonnegative if prefix + name in state_dict}
-        check_nonnegative_tensors(tuple(loaded), loaded)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def check_nonnegative_tensors(names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-    """Raise a ValueError naming the first of these tensors that holds a negative or NaN entry.
-
-    >>> check_nonnegative_tensors(["w"], {"w": torch.tensor([0.5, -0.25])})
-    Traceback (most recent call last):
-    ...
-    ValueError: 'w' must be non-negative; its smallest entry is -0.25
-    """
-    for name in names:
-        weight = tensors[name].detach()
-        if weight.numel() and not bool(weight.min() >= 0):
-            raise ValueError(f"{name!r} must be non-negative; its smallest entry is {float(weight.min()):g}")
-
-
-def _sizes(dim: int, hidden: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-    if dim < 1:
-        raise ValueError(f"dim must be at least 1; got {dim}")
-    widths = tuple(int(width) for width in hidden)
-    if not widths or min(widths) < 1:
-        raise ValueError(f"hidden must be a non-empty sequence of positive widths; got {tuple(hidden)}")
-    return int(dim), widths

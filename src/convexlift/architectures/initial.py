@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from convexlift.architectures.base import Architecture
+from convexlift.checks import check_finite, check_samples
 
 Draw = Callable[[int, int], Tensor]
 
@@ -44,6 +48,45 @@ def initial_tensors(
     if init == "principled":
         return _principled(dim, hidden, skip, generator)
     raise ValueError(f"unknown init {init!r}; known: {', '.join(INITIALISATIONS)}")
+
+
+def parameters(
+    drawn: Mapping[str, Tensor],
+) -> tuple[nn.ParameterList, nn.Parameter, nn.ParameterList, nn.ParameterList, nn.Parameter | None]:
+    """The drawn tensors as parameters of the default dtype: inner, outer, skips, biases and linear."""
+    made = {name: nn.Parameter(t.to(torch.get_default_dtype())) for name, t in drawn.items()}
+    inner, skips, biases = (
+        nn.ParameterList([p for name, p in made.items() if name.startswith(kind)])
+        for kind in ("inner.", "skips.", "biases.")
+    )
+    return inner, made["outer"], skips, biases, made.get("linear")
+
+
+def positive_sizes(name: str, sizes: Sequence[int], kind: str = "numbers") -> tuple[int, ...]:
+    """The sizes as whole numbers, of which there is at least one, all positive.
+
+    >>> positive_sizes("hidden", (8, 0))
+    Traceback (most recent call last):
+    ...
+    ValueError: hidden must be a non-empty sequence of positive numbers; got (8, 0)
+    """
+    whole = tuple(int(size) for size in sizes)
+    if not whole or min(whole) < 1:
+        raise ValueError(f"{name} must be a non-empty sequence of positive {kind}; got {tuple(sizes)}")
+    return whole
+
+
+def check_identity(init: str, network: Architecture[Any]) -> None:
+    """Raise a ValueError where "identity" lacks the learned alpha of 1 that it starts from."""
+    if init == "identity" and not (network.learn_strong_convexity and network.strong_convexity == 1):
+        raise ValueError('init="identity" needs strong_convexity=1 and learn_strong_convexity=True')
+
+
+def check_calibration(x: Tensor, dim: int) -> None:
+    """Raise a ValueError unless x are at least two rows (N, dim) with finite entries."""
+    check_finite(check_samples(x, dim))
+    if len(x) < 2:
+        raise ValueError(f"calibrate needs at least 2 rows; got {len(x)}")
 
 
 def principled_moments(fan_in: int) -> tuple[float, float, float]:

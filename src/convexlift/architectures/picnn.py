@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convexlift.architectures.icnn import ICNN, check_nonnegative_tensors
-from convexlift.architectures.potential import Potential
+from convexlift.architectures.base import Architecture
+from convexlift.architectures.icnn import ICNN
+from convexlift.architectures.potential import Calculus, Potential
 from convexlift.calculus import partial, solve
-from convexlift.calculus.activations import Activation
 from convexlift.calculus.partial import PartialLayers
 from convexlift.calculus.solve import Solution
 from convexlift.checks import check_samples
@@ -28,7 +27,7 @@ _CONVEX = "convex."
 
 
 @final
-class PICNN(nn.Module):
+class PICNN(Architecture["PartialPotential"]):
     """A partially input-convex network f(x; c), convex in x for every context c, with closed forms in x.
 
     From features e(c) = (c, v(c)) of the context, v an unconstrained tanh network, come positive gates p_l =
@@ -71,6 +70,10 @@ class PICNN(nn.Module):
         ('convex.inner.0', 'convex.outer')
     """
 
+    calculus = Calculus.of(partial)
+    arguments = ("context_dim", "context_hidden")
+    undecayed = ("level",)
+
     def __init__(
         self,
         dim: int,
@@ -81,14 +84,21 @@ class PICNN(nn.Module):
         seed: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__()
         if context_dim < 1:
             raise ValueError(f"context_dim must be at least 1; got {context_dim}")
-        self.context_hidden = tuple(int(width) for width in context_hidden)
-        if any(width < 1 for width in self.context_hidden):
+        if any(width < 1 for width in context_hidden):
             raise ValueError(f"context_hidden must be positive widths; got {tuple(context_hidden)}")
-        self.convex = ICNN(dim, hidden, seed=seed, **options)
+        convex = ICNN(dim, hidden, seed=seed, **options)
+        super().__init__(
+            dim,
+            activation=convex.activation,
+            strong_convexity=convex.strong_convexity,
+            learn_strong_convexity=convex.learn_strong_convexity,
+        )
+        self.convex = convex
+        self.hidden = convex.hidden
         self.context_dim = int(context_dim)
+        self.context_hidden = tuple(int(width) for width in context_hidden)
 
         generator = None if seed is None else torch.Generator().manual_seed(seed + 1)
         like = self.convex.outer
@@ -113,71 +123,33 @@ class PICNN(nn.Module):
         self.level = draw(1, features, _CONTEXT_EFFECT)
 
     @property
-    def dim(self) -> int:
-        """d, the number of inputs in which the network is convex."""
-        return self.convex.dim
-
-    @property
-    def hidden(self) -> tuple[int, ...]:
-        """The widths of the convex path."""
-        return self.convex.hidden
-
-    @property
-    def activation(self) -> Activation:
-        """The activation of the convex path."""
-        return self.convex.activation
-
-    @property
-    def strong_convexity(self) -> float:
-        """alpha at the start."""
-        return self.convex.strong_convexity
-
-    @property
-    def batch_dim(self) -> int:
-        """d + k, the columns of the rows (x, c) that a lift emits from."""
-        return self.dim + self.context_dim
-
-    @property
     def nonnegative(self) -> tuple[str, ...]:
         """Names of the parameters that must be >= 0: W_1 ... W_{L-1} and w."""
         return tuple(_CONVEX + name for name in self.convex.nonnegative)
 
-    def emit(self, batch: Tensor | None = None) -> PartialPotential:
-        """The partial potential with this network's own tensors; the batch is not read."""
-        return self.potential({**dict(self.named_parameters()), **dict(self.named_buffers())})
+    def layers(self, tensors: Mapping[str, Tensor]) -> PartialLayers:
+        """The tensors at fixed contexts, as ``conditioned`` makes them, in the order of the sweeps."""
+        levels = range(len(self.hidden))
+        return PartialLayers(
+            self.convex.layers(_convex(tensors)),
+            tuple(tensors[f"gates.{level}"] for level in levels),
+            tuple(tensors.get(f"scales.{level}") for level in levels),
+            tensors["offset"],
+        )
+
+    def alpha(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        return self.convex.alpha(_convex(tensors))
 
     def potential(self, tensors: Mapping[str, Tensor]) -> PartialPotential:
         """The partial potential of this architecture with other tensors, by parameter and buffer name."""
         return PartialPotential(self, tensors)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # type: ignore[override]
         """f(x; c), (N,)."""
         return self.emit()(x, c)
 
-    def freeze(self, data: Tensor | None = None) -> PICNN:
-        """A copy that asks for no gradient; the data are not read.
-
-        Raises:
-            ValueError: a constrained weight is negative or not finite.
-        """
-        frozen = copy.deepcopy(self).requires_grad_(False).eval()
-        check_nonnegative_tensors(frozen.nonnegative, dict(frozen.named_parameters()))
-        return frozen
-
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments that rebuild this architecture (not its weights).
-
-        Raises:
-            ValueError: the activation is a user's own object, which a file cannot hold.
-        """
-        return {
-            **self.convex.config(),
-            "context_dim": self.context_dim,
-            "context_hidden": list(self.context_hidden),
-        }
-
-    def extra_repr(self) -> str:
-        return f"context_dim={self.context_dim}, context_hidden={self.context_hidden}"
+        return {**self.convex.config(), **super().config()}
 
     def features(self, tensors: Mapping[str, Tensor], c: Tensor) -> Tensor:
         """e(c) = (c, v(c)), (N, m)."""
@@ -190,16 +162,20 @@ class PICNN(nn.Module):
     def conditioned(self, tensors: Mapping[str, Tensor], c: Tensor) -> dict[str, Tensor]:
         """The tensors of the network in x alone at these contexts; gates and all that is added have rows."""
         e = self.features(tensors, c)
-        out = {name.removeprefix(_CONVEX): t for name, t in tensors.items() if name.startswith(_CONVEX)}
+        out = {name: t for name, t in tensors.items() if name.startswith(_CONVEX)}
         for level in range(len(self.hidden)):
-            out[f"biases.{level}"] = out[f"biases.{level}"] + e @ tensors[f"offsets.{level}"].T
+            bias = f"{_CONVEX}biases.{level}"
+            out[bias] = out[bias] + e @ tensors[f"offsets.{level}"].T
             out[f"gates.{level}"] = F.softplus(_UNIT_GATE + e @ tensors[f"gates.{level}"].T)
         for level in range(len(self.scales)):
             out[f"scales.{level}"] = 1 + e @ tensors[f"scales.{level}"].T
-        tilt = e @ tensors["tilt"].T
-        out["linear"] = out["linear"] + tilt if "linear" in out else tilt
+        linear, tilt = f"{_CONVEX}linear", e @ tensors["tilt"].T
+        out[linear] = out[linear] + tilt if linear in out else tilt
         out["offset"] = e @ tensors["level"][0]
         return out
+
+    # The convex path checks its own tensors when they are loaded.
+    _load_from_state_dict = nn.Module._load_from_state_dict
 
 
 @final
@@ -244,9 +220,7 @@ class PartialPotential:
     def given(self, c: Tensor) -> ConditionedPotential:
         """The potential x -> f(x; c) at contexts (N, k), one for each point, or (1, k), one for all."""
         check_samples(c, self.architecture.context_dim, self.dtype, name="contexts")
-        return ConditionedPotential(
-            _Conditioned(self.architecture.convex), self.architecture.conditioned(self.tensors, c)
-        )
+        return ConditionedPotential(self.architecture, self.architecture.conditioned(self.tensors, c))
 
     def __call__(self, x: Tensor, c: Tensor) -> Tensor:
         """f(x; c), (N,)."""
@@ -272,8 +246,6 @@ class ConditionedPotential(Potential):
         ValueError: expected 3 samples, one for each context; got 2
     """
 
-    architecture: _Conditioned
-
     @property
     def contexts(self) -> int:
         """R, the number of contexts."""
@@ -284,15 +256,14 @@ class ConditionedPotential(Potential):
         if points.ndim != 3 or len(points) != self.contexts:
             raise ValueError(f"expected ({self.contexts}, M, {self.dim}) points; got {tuple(points.shape)}")
         check_samples(points.flatten(0, 1), self.dim, self.dtype)
-        layers = self.architecture.layers(self.tensors)
-        return partial.grid(points, layers, self.architecture.network.activation)
+        return partial.grid(points, *self._bound())
 
     def inverse(self, y: Tensor, *, start: Tensor | None = None, tolerance: float | None = None) -> Solution:
         """x with grad f(x; c) = y, row by row; see ``Potential.inverse``."""
         if self.contexts == 1:
             return super().inverse(y, start=start, tolerance=tolerance)
         self._strong("inverse")
-        layers, s = self.architecture.layers(self.tensors), self.architecture.network.activation
+        layers, s = self._bound()
 
         # The solver works on some rows at a time. Each point carries the number of its context in a last
         # column, whose residual is zero and which no step moves.
@@ -319,44 +290,6 @@ class ConditionedPotential(Potential):
         return x
 
 
-class _Conditioned:
-    """The closed forms in x of a network whose context is held fixed: what the potential calls."""
-
-    def __init__(self, network: ICNN) -> None:
-        self.network = network
-        self.dim = network.dim
-
-    @property
-    def nonnegative(self) -> tuple[str, ...]:
-        return self.network.nonnegative
-
-    def layers(self, tensors: Mapping[str, Tensor]) -> PartialLayers:
-        """The named tensors in the order the sweeps read them."""
-        levels = range(len(self.network.hidden))
-        return PartialLayers(
-            self.network.layers(tensors),
-            tuple(tensors[f"gates.{level}"] for level in levels),
-            tuple(tensors.get(f"scales.{level}") for level in levels),
-            tensors["offset"],
-        )
-
-    def alpha(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
-        return self.network.alpha(tensors)
-
-    def value(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return partial.value(x, self.layers(tensors), self.network.activation)
-
-    def gradient(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return partial.gradient(x, self.layers(tensors), self.network.activation)
-
-    def hessian(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return partial.hessian(x, self.layers(tensors), self.network.activation)
-
-    def laplacian(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return partial.laplacian(x, self.layers(tensors), self.network.activation)
-
-    def hvp(self, tensors: Mapping[str, Tensor], x: Tensor, v: Tensor) -> Tensor:
-        return partial.hvp(x, v, self.layers(tensors), self.network.activation)
-
-    def gradient_and_logdet(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-        return partial.gradient_and_logdet(x, self.layers(tensors), self.network.activation)
+def _convex(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the convex path, by their names there."""
+    return {name.removeprefix(_CONVEX): t for name, t in tensors.items() if name.startswith(_CONVEX)}

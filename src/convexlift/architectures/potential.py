@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from convexlift.calculus import estimation, solve
+from convexlift.calculus.activations import Activation
 from convexlift.calculus.estimation import LogdetEstimate, Operator, Reference
 from convexlift.calculus.solve import Solution
 from convexlift.checks import check_samples
 
-
-class Calculus(Protocol):
-    """What a potential asks of its architecture: closed forms as functions of tensors and points."""
-
-    dim: int
-
-    def value(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor: ...
-    def gradient(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor: ...
-    def hessian(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor: ...
-    def laplacian(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor: ...
-    def hvp(self, tensors: Mapping[str, Tensor], x: Tensor, v: Tensor) -> Tensor: ...
-    def gradient_and_logdet(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]: ...
-    def alpha(self, tensors: Mapping[str, Tensor]) -> Tensor | None: ...
+if TYPE_CHECKING:
+    from convexlift.architectures.base import Architecture
 
 
-@runtime_checkable
-class Linearised(Protocol):
-    """What an architecture adds to `Calculus` where its log-determinants can be estimated."""
+@final
+@dataclass(frozen=True)
+class Calculus:
+    """The closed forms of an architecture: pure functions of points x (N, d), of its layers and activation.
 
-    def linearise(self, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Operator]: ...
+    One ordinary backward trains each of them; none takes a backward inside.
+
+    Attributes:
+        value: f(x), (N,).
+        gradient: grad f(x), (N, d).
+        hessian: (N, d, d).
+        laplacian: the trace of the Hessian, (N,).
+        hvp: of (x, v, layers, activation), the Hessian times v (N, d), (N, d).
+        gradient_and_logdet: the gradient and the exact log-determinant of the Hessian, (N,).
+        linearise: the gradient, and the Hessians as a linear map; where log-determinants can be estimated.
+    """
+
+    value: Callable[[Tensor, Any, Activation], Tensor]
+    gradient: Callable[[Tensor, Any, Activation], Tensor]
+    hessian: Callable[[Tensor, Any, Activation], Tensor]
+    laplacian: Callable[[Tensor, Any, Activation], Tensor]
+    hvp: Callable[[Tensor, Tensor, Any, Activation], Tensor]
+    gradient_and_logdet: Callable[[Tensor, Any, Activation], tuple[Tensor, Tensor]]
+    linearise: Callable[[Tensor, Any, Activation], tuple[Tensor, Operator]] | None = None
+
+    @classmethod
+    def of(cls, module: Any, **others: Any) -> Calculus:
+        """The functions of a module that have these names, with some from elsewhere."""
+        found = {field.name: getattr(module, field.name, None) for field in fields(cls)}
+        return cls(**{**found, **others})
 
 
 Method = Literal["exact", "estimated"]
@@ -87,7 +102,7 @@ class Potential:
         True
     """
 
-    architecture: Calculus
+    architecture: Architecture[Any]
     tensors: Mapping[str, Tensor]
 
     @property
@@ -107,23 +122,33 @@ class Potential:
 
     def value(self, x: Tensor) -> Tensor:
         """f(x), (N,)."""
-        return self.architecture.value(self.tensors, self._check(x))
+        return self.architecture.calculus.value(self._check(x), *self._bound())
 
     def gradient(self, x: Tensor) -> Tensor:
         """grad f(x), (N, d)."""
-        return self.architecture.gradient(self.tensors, self._check(x))
+        return self.architecture.calculus.gradient(self._check(x), *self._bound())
 
     def hessian(self, x: Tensor) -> Tensor:
         """The Hessian, (N, d, d)."""
-        return self.architecture.hessian(self.tensors, self._check(x))
+        return self.architecture.calculus.hessian(self._check(x), *self._bound())
 
     def laplacian(self, x: Tensor) -> Tensor:
         """The trace of the Hessian, (N,)."""
-        return self.architecture.laplacian(self.tensors, self._check(x))
+        return self.architecture.calculus.laplacian(self._check(x), *self._bound())
 
     def hvp(self, x: Tensor, v: Tensor) -> Tensor:
         """The Hessian at x times v, (N, d), without forming the Hessian."""
-        return self.architecture.hvp(self.tensors, self._check(x), self._check(v))
+        return self.architecture.calculus.hvp(self._check(x), self._check(v), *self._bound())
+
+    def linearise(self, x: Tensor) -> tuple[Tensor, Operator]:
+        """grad f(x), (N, d), and the Hessians at x as a linear map of vectors (..., N, d).
+
+        Raises:
+            ValueError: an architecture without this form, whose log-determinants cannot be estimated.
+        """
+        if self.architecture.calculus.linearise is None:
+            raise ValueError("logdet cannot be estimated for this architecture: it has no linearise")
+        return self.architecture.calculus.linearise(self._check(x), *self._bound())
 
     def logdet(
         self, x: Tensor, *, method: Method | None = None, probes: int | None = None, seed: int | None = 0
@@ -149,18 +174,19 @@ class Potential:
             ValueError: alpha is zero; an unknown method; an architecture that cannot be estimated.
             FloatingPointError: a Hessian is not positive definite (rows are named).
         """
-        x = self._check(x)
         probes = (_TRAINING_PROBES if seed is None else _PROBES) if probes is None else probes
         if not self.estimates(method, probes):
-            return self.architecture.gradient_and_logdet(self.tensors, x)
-        gradient, operator = self._linearise(x, "logdet")
+            return self.architecture.calculus.gradient_and_logdet(self._check(x), *self._bound())
+        self._strong("logdet")
+        gradient, operator = self.linearise(x)
         drawn = self._probes(probes, x, seed)
         return gradient, estimation.estimated_logdet(operator, self._reference(), drawn, _STEPS)
 
     def estimates(self, method: Method | None = None, probes: int = _PROBES) -> bool:
         """Whether ``gradient_and_logdet`` would estimate with this method and number of probes."""
         if check_method(method) is None:
-            return isinstance(self.architecture, Linearised) and estimation.cheaper(self.dim, probes, _STEPS)
+            estimable = self.architecture.calculus.linearise is not None
+            return estimable and estimation.cheaper(self.dim, probes, _STEPS)
         return method == "estimated"
 
     @torch.no_grad()
@@ -177,11 +203,9 @@ class Potential:
                 estimated.
             FloatingPointError: a Hessian is not positive definite (rows are named).
         """
-        x = self._check(x)
-        operator = self._linearise(x, "logdet_estimate")[1]
-        return estimation.estimate_with_error(
-            operator, self._reference(), self._probes(probes, x, seed), steps
-        )
+        self._strong("logdet_estimate")
+        operator, drawn = self.linearise(x)[1], self._probes(probes, x, seed)
+        return estimation.estimate_with_error(operator, self._reference(), drawn, steps)
 
     def inverse(self, y: Tensor, *, start: Tensor | None = None, tolerance: float | None = None) -> Solution:
         """x with grad f(x) = y, by batched damped Newton; detached, with a convergence flag for every row.
@@ -201,7 +225,7 @@ class Potential:
         self._strong("inverse")
         start = None if start is None else self._check(start)
         y = self._check(y)
-        if not isinstance(self.architecture, Linearised):
+        if self.architecture.calculus.linearise is None:
             return solve.invert_gradient(self.gradient, self.hessian, y, start=start, tolerance=tolerance)
         if self.dim < _PRODUCTS_FROM:
             start = solve.gaussian_start(self.gradient, y) if start is None else start
@@ -209,7 +233,7 @@ class Potential:
         # From zero the first step takes one product, for the preconditioner is exact there.
         return solve.invert_gradient_by_products(
             self.gradient,
-            lambda x: self._linearise(x, "inverse")[1],
+            lambda x: self.linearise(x)[1],
             y,
             preconditioner=self._reference().precondition,
             start=start,
@@ -239,17 +263,15 @@ class Potential:
     def __call__(self, x: Tensor) -> Tensor:
         return self.value(x)
 
-    def _linearise(self, x: Tensor, what: str) -> tuple[Tensor, Operator]:
-        self._strong(what)
-        if not isinstance(self.architecture, Linearised):
-            raise ValueError(f"{what} cannot be estimated for this architecture: it has no linearise")
-        return self.architecture.linearise(self.tensors, x)
+    def _bound(self) -> tuple[Any, Activation]:
+        """The tensors as the closed forms read them; made for each call, whose graph of alpha is its own."""
+        return self.architecture.layers(self.tensors), self.architecture.activation
 
     @torch.no_grad()
     def _reference(self) -> Reference:
         """The Hessian at the origin, where a flow's norms put the mean of its data."""
         like = next(iter(self.tensors.values()))
-        operator = self._linearise(like.new_zeros(1, self.dim), "reference")[1]
+        operator = self.linearise(like.new_zeros(1, self.dim))[1]
         return Reference.of(estimation.dense(operator, self.dim, like))
 
     def _probes(self, count: int, x: Tensor, seed: int | None) -> Tensor:

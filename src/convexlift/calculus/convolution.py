@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from convexlift.calculus.activations import Activation
-from convexlift.calculus.cholesky import check_factored, check_strongly_convex, logdet_of
+from convexlift.calculus.cholesky import check_strongly_convex, factored_logdet, layers_in_float64
 from convexlift.calculus.derivatives import curvature, outer_products
 from convexlift.checks import may_branch
 
@@ -66,17 +66,6 @@ class ConvLayers(NamedTuple):
         """The stride of a layer relative to the input."""
         return math.prod(self.strides[: level + 1])
 
-    def double(self) -> ConvLayers:
-        """The same network in float64."""
-        return self._replace(
-            inner=tuple(t.double() for t in self.inner),
-            outer=self.outer.double(),
-            skips=tuple(None if t is None else t.double() for t in self.skips),
-            biases=tuple(t.double() for t in self.biases),
-            linear=None if self.linear is None else self.linear.double(),
-            alpha=None if self.alpha is None else self.alpha.double(),
-        )
-
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -93,7 +82,7 @@ class ConvHessianOperator:
     Example:
         >>> import convexlift as cl
         >>> net, x = cl.ConvICNN((1, 3, 3), channels=(2, 2), seed=0), torch.ones(5, 9)
-        >>> _, operator = net.linearise(net.emit().tensors, x)
+        >>> _, operator = net.emit().linearise(x)
         >>> torch.allclose(operator(x), net.emit().hvp(x, x), atol=1e-6)
         True
         >>> operator(torch.ones(4, 5, 9)).shape
@@ -202,17 +191,9 @@ def gradient_and_logdet(x: Tensor, layers: ConvLayers, s: Activation) -> tuple[T
     """
     check_strongly_convex(layers.alpha)
     matrix = hessian(x, layers, s)
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    if not may_branch(info):
-        return gradient(x, layers, s), logdet_of(torch.where((info > 0)[:, None, None], torch.nan, factor))
-    if not bool(info.any()):
-        return gradient(x, layers, s), logdet_of(factor)
-    # The rows that failed again in float64; in their place an identity, so that no NaN gets into a backward.
-    rows, eye = torch.nonzero(info).flatten(), torch.eye(matrix.shape[1], dtype=x.dtype, device=x.device)
-    fine = logdet_of(torch.linalg.cholesky(torch.where((info > 0)[:, None, None], eye, matrix)))
-    again, still = torch.linalg.cholesky_ex(hessian(x[rows].double(), layers.double(), s))
-    check_factored(still, rows, len(x))
-    return gradient(x, layers, s), fine.index_copy(0, rows, logdet_of(again).to(x.dtype))
+    return gradient(x, layers, s), factored_logdet(
+        matrix, lambda rows: hessian(x[rows].double(), layers_in_float64(layers), s)
+    )
 
 
 def convolve(z: Tensor, kernel: Tensor, stride: int, bias: Tensor | None = None) -> Tensor:

@@ -62,7 +62,7 @@ class HessianOperator:
     Example:
         >>> import convexlift as cl
         >>> net, x = cl.ICNN(3, hidden=(8, 8), seed=0), torch.ones(5, 3)
-        >>> _, operator = net.linearise(net.emit().tensors, x)
+        >>> _, operator = net.emit().linearise(x)
         >>> torch.allclose(operator(x), net.emit().hvp(x, x), atol=1e-6)
         True
         >>> operator(torch.ones(4, 5, 3)).shape

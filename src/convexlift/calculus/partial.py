@@ -16,14 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from convexlift.calculus import derivatives
 from convexlift.calculus.activations import Activation
-from convexlift.calculus.cholesky import check_factored, check_strongly_convex, logdet_of
+from convexlift.calculus.cholesky import check_strongly_convex, factored_logdet, layers_in_float64
 from convexlift.calculus.derivatives import Layers
-from convexlift.checks import may_branch
 
 
 class PartialLayers(NamedTuple):
@@ -141,35 +139,11 @@ def gradient_and_logdet(x: Tensor, partial: PartialLayers, s: Activation) -> tup
     us = _preactivations(x, partial, s)
     slopes = _slopes(us, partial, s)
     outers = derivatives.reverse_sweep(partial.layers, slopes)
-    hessian = _hessian(x, partial, slopes, _bends(us, partial, outers, s))
-    factor, info = torch.linalg.cholesky_ex(hessian)
-    logdet = logdet_of(factor)
-    if not may_branch(info):
-        logdet = torch.where(info > 0, torch.nan, logdet)  # values cannot be looked at there
-    elif bool(info.any()):
-        rows = torch.nonzero(info).flatten()
-        logdet = torch.where(info > 0, torch.zeros_like(logdet), logdet)
-        logdet = logdet.index_copy(0, rows, _logdet_in_float64(x, partial, s, rows).to(logdet.dtype))
-    return _assemble_gradient(x, partial, slopes, outers), logdet
-
-
-def _logdet_in_float64(x: Tensor, partial: PartialLayers, s: Activation, rows: Tensor) -> Tensor:
-    factor, info = torch.linalg.cholesky_ex(hessian(x[rows].double(), _in_float64(pick(partial, rows)), s))
-    check_factored(info, rows, len(x))
-    return logdet_of(factor)
-
-
-def _in_float64(partial: PartialLayers) -> PartialLayers:
-    partial = per_context(partial, Tensor.double)
-    layers = partial.layers
-    shared = layers._replace(
-        inner=tuple(weight.double() for weight in layers.inner),
-        outer=layers.outer.double(),
-        skips=tuple(None if skip is None else skip.double() for skip in layers.skips),
-        alpha=None if layers.alpha is None else layers.alpha.double(),
-        root=None if layers.root is None else layers.root.double(),
+    matrix = _hessian(x, partial, slopes, _bends(us, partial, outers, s))
+    logdet = factored_logdet(
+        matrix, lambda rows: hessian(x[rows].double(), layers_in_float64(pick(partial, rows)), s)
     )
-    return partial._replace(layers=shared)
+    return _assemble_gradient(x, partial, slopes, outers), logdet
 
 
 def _preactivations(x: Tensor, partial: PartialLayers, s: Activation) -> list[Tensor]:

@@ -56,7 +56,7 @@ def show(
         ("task", f"{found.task}, {found.dim} dimension{'s' if found.dim > 1 else ''}"),
         ("metric", found.metric),
         *(
-            (split, "fresh draws" if isinstance(part, cl.Sampler) else f"{_rows(part):,} rows")
+            (split, "fresh draws" if isinstance(part, cl.Simulator) else f"{_rows(part):,} rows")
             for split, part in (
                 ("train", found.train),
                 ("validation", found.validation),
@@ -79,8 +79,8 @@ def fetch_data(
 ) -> None:
     """Download a published data set from the UCI archive.
 
-    Takes up an interrupted download, checks the rows, and records address, size and SHA-256 in SOURCE.json
-    beside the file; once it is there, fetching again only compares the file with the record. Sizes:
+    Checks the rows, and records address, size and SHA-256 in SOURCE.json beside the file; once it is there,
+    fetching again only compares the file with the record. An interrupted download begins anew. Sizes:
     miniboone and power tens of megabytes, gas 0.4 GB, hepmass 2.6 GB.
 
     \b

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from convexlift.files import make_folder
+
 
 def check_output_file(
     path: str | os.PathLike[str], *, force: bool = False, suffixes: Sequence[str] = ()
@@ -41,11 +43,7 @@ def check_output_folder(path: str | os.PathLike[str]) -> Path:
     Raises:
         OSError: it cannot be made or written to.
     """
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise type(error)(f"cannot make the folder {folder}: {error.strerror}") from error
+    folder = make_folder(path)
     _try_writing(folder)
     return folder
 

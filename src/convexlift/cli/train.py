@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,9 +123,12 @@ class Training(Reading):
         """The untrained task for rows of so many columns."""
         raise NotImplementedError
 
-    def further(self, frozen: Any, train: Tensor, names: Sequence[str]) -> dict[str, Any]:
-        """What else there is to say of a frozen model of this kind, and to draw; here nothing."""
+    def further(self, frozen: Any) -> dict[str, Any]:
+        """What else there is to say of a frozen model of this kind; here nothing."""
         return {}
+
+    def draw(self, frozen: Any, train: Tensor, names: Sequence[str]) -> None:
+        """Draw a frozen model of this kind; here nothing."""
 
     def network(self, dim: int, place: int = 0) -> Any:
         """The input-convex network of one block, with its source of weights."""
@@ -161,12 +164,13 @@ class Training(Reading):
         from convexlift.training.run_folder import MODEL
 
         frozen = model.freeze(train.to(self.device)).to("cpu")
-        more = self.further(frozen, train, names)
+        more = self.further(frozen)
         with torch.no_grad():
             losses = -frozen.log_prob(validation).double()
         error = float(losses.std()) / math.sqrt(len(losses)) if len(losses) > 1 else None
         cl.save(frozen, self.out / MODEL)
-        _draw_losses(history, model, self.out / "loss.svg")
+        _write_chart(self.out / "loss.svg", lambda: _loss_chart(history, model))
+        self.draw(frozen, train, names)
         return {
             "kind": f"train {type(self).__name__.lower()}",
             "data": self.data.name,
@@ -261,12 +265,14 @@ class Density(Training):
     def build(self, dim: int) -> cl.LogConcaveDensity:
         return cl.LogConcaveDensity(self.network(dim), self.objective)
 
-    def further(self, frozen: Any, train: Tensor, names: Sequence[str]) -> dict[str, Any]:
-        from convexlift.study.scoring import normalised
+    def further(self, frozen: Any) -> dict[str, Any]:
+        from convexlift.tasks.density import normalised
 
         error = normalised(frozen)["log_z_error"]
-        _draw_density(frozen, train, names, self.out / "density.svg")
         return {"log_z": {"value": float(frozen.log_z), "error": error}}
+
+    def draw(self, frozen: Any, train: Tensor, names: Sequence[str]) -> None:
+        _write_chart(self.out / "density.svg", lambda: _density_chart(frozen, train, names))
 
 
 app = typer.Typer(rich_markup_mode=None)
@@ -312,8 +318,16 @@ def _check_run_folder(out: Path, resume: bool) -> None:
     check_output_folder(out)
 
 
-def _draw_losses(history: cl.History, model: Any, file: Path) -> None:
-    """Write the chart of the loss curves."""
+def _write_chart(file: Path, chart: Callable[[], str]) -> None:
+    """Write a chart; what is not drawn is said, and is no reason to lose the run."""
+    try:
+        write_whole(file, chart().encode())
+    except (RuntimeError, ImportError) as error:
+        typer.echo(f"no {file.name}: {error}", err=True)
+
+
+def _loss_chart(history: cl.History, model: Any) -> str:
+    """The loss curves as the text of an ``.svg`` file."""
     from convexlift.plots.lines import Line, Style, line_chart, robust_range, standalone
 
     likelihood = not isinstance(model, cl.LogConcaveDensity) or model.objective.likelihood
@@ -331,14 +345,11 @@ def _draw_losses(history: cl.History, model: Any, file: Path) -> None:
         y_range=robust_range([*history.validation, *history.loss]),
         named=True,
     )
-    write_whole(file, standalone(chart, *size).encode())
+    return standalone(chart, *size)
 
 
-def _draw_density(density: cl.LogConcaveDensity, rows: Tensor, names: Sequence[str], file: Path) -> None:
-    """Write the chart of the density; the model is kept where it cannot be drawn."""
+def _density_chart(density: cl.LogConcaveDensity, rows: Tensor, names: Sequence[str]) -> str:
+    """A density beside its rows as the text of an ``.svg`` file."""
     from convexlift.plots.density import density_chart
 
-    try:
-        write_whole(file, density_chart(density, rows.to(density.dtype), names).encode())
-    except RuntimeError as error:
-        typer.echo(f"no {file.name}: {error}", err=True)
+    return density_chart(density, rows.to(density.dtype), names)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ _PARTICLES, _TEMPERATURES = 1024, 24  # of the short annealing
 _GAP = 5.0  # standard errors between forward and backward estimate that are still called agreement
 
 
+@final
 class UnreliableEstimate(RuntimeError):
     """Raised instead of a normaliser that the evidence does not support.
 
@@ -47,6 +49,7 @@ class UnreliableEstimate(RuntimeError):
     """
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class AnnealedNormaliser:
     """log Z = log of the integral of exp(-f), with a standard error and what supports it.
@@ -78,6 +81,7 @@ class AnnealedNormaliser:
         )
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class _Path:
     """Frozen by the pilot: temperatures (K + 1,), and a step and a factor for each of the K - 1 inside."""
@@ -89,7 +93,7 @@ class _Path:
 
 
 @torch.no_grad()
-def log_normalizer(
+def annealed_normaliser(
     value: Function,
     gradient: Function,
     proposal: Gaussian,
@@ -137,7 +141,7 @@ def log_normalizer(
         >>> f = lambda x: (x + 2 * torch.nn.functional.softplus(-x)).sum(1)  # two logistics: Z = 1
         >>> score = lambda x: 1 - 2 * torch.sigmoid(-x)
         >>> q = Gaussian(torch.zeros(2), 1.5 * torch.eye(2))
-        >>> found = log_normalizer(f, score, q, generator=torch.Generator().manual_seed(0))
+        >>> found = annealed_normaliser(f, score, q, generator=torch.Generator().manual_seed(0))
         >>> bool(abs(found.log_z) < 4 * found.error), found.error < 0.02
         (True, True)
     """
@@ -186,8 +190,8 @@ def short_annealing(function: ValueAndGradient, proposal: Gaussian, seed: int) -
 
     Sequential Monte Carlo: 1,024 particles drawn from q pass the densities proportional to
     q^(1 - b) exp(-b f), b = (k / 24)^3, with one MALA move at each and a new draw from among themselves where
-    their effective sample size falls below a half. For watching a training run; ``log_normalizer`` is for
-    results.
+    their effective sample size falls below a half. For watching a training run; results take
+    ``annealed_normaliser``.
 
     Args:
         function: maps (N, d) to f (N,) and its gradient (N, d), in the dtype of ``proposal``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from convexlift.checks import check_finite, check_samples
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Gaussian:
     """The normal distribution N(mean, L L') with a lower-triangular factor L.

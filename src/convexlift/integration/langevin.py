@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ _THINNEST = 100  # steps between kept draws, at most
 _ROUNDS = 5  # how often chains that disagree are run on
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class ChainState:
     """Where chains are, with f and its gradient there, and what became of the last proposals.
@@ -63,6 +65,7 @@ class ChainState:
         return float(self.log_accept.exp().mean())
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Draws:
     """Draws from exp(-f) / Z, with the evidence that the chains had mixed.
@@ -96,6 +99,7 @@ class Draws:
         return bool((self.r_hat < CONVERGED).all())
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class _Tuned:
     """Chains after the warm-up, with what it settled on."""
@@ -286,6 +290,7 @@ def adapted(
     return _warm_up(together(value, gradient), start, chains, generator).gaussian
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class _Run:
     state: ChainState
@@ -415,6 +420,7 @@ def _check_acceptance(acceptance: float, steps: int, step: float) -> None:
         )
 
 
+@final
 class _DualAveraging:
     """The step size that brings the acceptance rate to TARGET (Nesterov's dual averaging on log h)."""
 

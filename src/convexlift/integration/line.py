@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import final
 
 import torch
 from torch import Tensor
+
+from convexlift.integration import rules
 
 Function = Callable[[Tensor], Tensor]
 
@@ -28,6 +30,7 @@ _TAIL_TOLERANCE = 1e-10  # mass outside the panels, relative to the integral, wh
 _MAX_POINTS = 60_000
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Normaliser:
     """log Z = log of the integral of exp(-f), with bounds: lower <= log Z <= upper.
@@ -186,7 +189,7 @@ def gauss_lobatto(edges: Tensor) -> tuple[Tensor, Tensor]:
     >>> round(float((log_weights.exp() * nodes**3).sum()), 12)
     4.0
     """
-    rule, weights, _ = _rule(edges.dtype, edges.device)
+    rule, weights, _ = rules.lobatto(ORDER, edges.dtype, edges.device)
     half = edges.diff()[:, None] / 2
     nodes = (edges[:-1, None] + half) + half * rule[:-1]
     panel = half * weights
@@ -195,29 +198,9 @@ def gauss_lobatto(edges: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([nodes.reshape(-1), edges[-1:]]), torch.cat([weights.reshape(-1), panel[-1:, -1]]).log()
 
 
-@lru_cache(maxsize=16)
-def _rule(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Nodes, weights, and the (ORDER, 2) map from values to the last two Legendre coefficients, on [-1, 1].
-
-    The inner nodes are the zeros of P', P the Legendre polynomial of degree ORDER - 1: eigenvalues of the
-    Jacobi matrix of the weight 1 - x^2 (Golub and Welsch, 1969). The weights are 2 / (ORDER (ORDER - 1) P^2).
-    """
-    k = torch.arange(1, ORDER - 2, dtype=torch.float64)
-    off_diagonal = (k * (k + 2) / ((2 * k + 1) * (2 * k + 3))).sqrt()
-    inner = torch.linalg.eigvalsh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
-    nodes = torch.cat([-torch.ones_like(inner[:1]), (inner - inner.flip(0)) / 2, torch.ones_like(inner[:1])])
-    legendre = [torch.ones_like(nodes), nodes]
-    for degree in range(1, ORDER - 1):
-        legendre.append(((2 * degree + 1) * nodes * legendre[-1] - degree * legendre[-2]) / (degree + 1))
-    weights = 2 / (ORDER * (ORDER - 1) * legendre[-1] ** 2)
-    coefficients = torch.linalg.inv(torch.stack(legendre, dim=1))[-2:].T
-    nodes, weights, coefficients = (t.to(device=device, dtype=dtype) for t in (nodes, weights, coefficients))
-    return nodes, weights, coefficients
-
-
 def _panel_masses(f: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
     """Integral of exp(min f - f) over each panel (P,), and the size of its last two coefficients (P,)."""
-    _, weights, coefficients = _rule(edges.dtype, edges.device)
+    _, weights, coefficients = rules.lobatto(ORDER, edges.dtype, edges.device)
     density = (f.min() - f).exp().unfold(0, ORDER, ORDER - 1)
     width = edges.diff()
     return width / 2 * (density @ weights), width * (density @ coefficients).abs().sum(1)
@@ -231,7 +214,7 @@ def _still_fits(f: Tensor, edges: Tensor) -> bool:
     if not bool(f.isfinite().all()):
         return False
     mass, error = _panel_masses(f, edges)
-    first = _rule(edges.dtype, edges.device)[0][:2].diff() / 2 * edges.diff()[[0, -1]]
+    first = rules.lobatto(ORDER, edges.dtype, edges.device)[0][:2].diff() / 2 * edges.diff()[[0, -1]]
     slope = torch.stack([f[0] - f[1], f[-1] - f[-2]]) / first
     outside = (f.min() - f[[0, -1]]).exp() / slope
     total = mass.sum()

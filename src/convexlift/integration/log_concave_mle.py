@@ -9,6 +9,7 @@ convex goes; a data point where a bend would raise the likelihood comes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ _SERIES_TERMS = 19  # r^19 / 19! < 1e-17 for r < 1
 _STRAIGHT = 1e-6  # rise within a piece below which its quantiles are those of a straight line
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class LogConcaveMLE:
     """The log-concave density of largest likelihood: log p is linear between knots, -inf outside them.

@@ -8,7 +8,6 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN
 from convexlift.calculus.derivatives import preactivations
 from convexlift.mechanism.observing import Loss, binding, blocks, emitters, gradients, observing
 from convexlift.mechanism.shoulder import speed
@@ -112,8 +111,8 @@ def _perron_ratio(weight: Tensor) -> float | None:
 
 def _correlations(block: WeightSource | Centred, points: Tensor | None) -> dict[str, float | None]:
     """Mean correlation of the units that each constrained tensor of an ICNN reads, at these points."""
-    net = block.architecture
-    if not isinstance(net, ICNN) or points is None:
+    net: Any = block.architecture
+    if not getattr(net, "dense", False) or points is None:
         return {}
     units = preactivations(points, net.layers(block.emit(points).tensors), net.activation)
     return dict(zip(net.nonnegative, map(_mean_correlation, units), strict=True))

@@ -81,7 +81,7 @@ class Chains(Objective):
         self.register_buffer("effective", torch.tensor(1.0))
 
     @property
-    def ess(self) -> float:
+    def effective_share(self) -> float:
         return float(self.effective)
 
     @torch.no_grad()

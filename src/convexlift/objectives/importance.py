@@ -48,7 +48,7 @@ class ImportanceSampling(Objective):
         >>> f, t = cl.ICNN(3, hidden=(8,), seed=0).emit(), torch.randn(100, 3)
         >>> objective = ImportanceSampling(3)
         >>> objective.initialise(f, t)
-        >>> objective(f, t).shape, objective.ess > 0.02
+        >>> objective(f, t).shape, objective.effective_share > 0.02
         (torch.Size([]), True)
     """
 
@@ -74,8 +74,8 @@ class ImportanceSampling(Objective):
         self.chains = Chains(dim)
 
     @property
-    def ess(self) -> float:
-        return self.chains.ess if bool(self.fallen) else float(self.effective)
+    def effective_share(self) -> float:
+        return self.chains.effective_share if bool(self.fallen) else float(self.effective)
 
     def initialise(self, potential: Potential, t: Tensor) -> None:
         start = fitted(t)

@@ -35,7 +35,7 @@ class Objective(nn.Module):
         return None
 
     @property
-    def ess(self) -> float | None:
+    def effective_share(self) -> float | None:
         """The effective share of the draws of the last training step; None without draws."""
         return None
 

@@ -12,7 +12,7 @@ from convexlift.plots.corner import MOST_COLUMNS, corner_chart, corner_size, lea
 from convexlift.plots.lines import standalone
 from convexlift.plots.scatter import DATA, MODEL, Layer, chart, histogram, limits
 from convexlift.tasks import LogConcaveDensity
-from convexlift.tasks.outlines import region_outlines
+from convexlift.tasks.region import region_outlines
 
 _WIDE, _SQUARE = (640.0, 380.0), (500.0, 500.0)
 _POINTS = 600

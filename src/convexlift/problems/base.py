@@ -10,7 +10,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
-from convexlift.data import Rows, Sampler
+from convexlift.data import Rows, Simulator
 from convexlift.problems.kinds import KINDS, Kind
 
 
@@ -19,12 +19,12 @@ from convexlift.problems.kinds import KINDS, Kind
 class Problem:
     """A learning problem with fixed splits, its metric, and what is known exactly about it.
 
-    `task` is "flow", "density", "regression", or "own" (then `network`, `objective` and
-    `losses` are given). `train` is a tensor (N, dim), a tuple of row-aligned tensors, or a `Sampler` of fresh
-    rows; `validation` and `test` are fixed. `architecture` holds the keyword arguments of the `ICNN` that
-    every arm trains and `blocks` the number of them. Where `log_prob`, the exact log density, is given, the
-    loss of a test row is the excess log p(x) - log q(x); its mean estimates the Kullback-Leibler divergence.
-    `density_objective` names what densities are trained by, one of `convexlift.objectives.OBJECTIVES`.
+    `task` is "flow", "density", "regression", or "own" (then `network`, `build` and `losses` are given).
+    `train` is a tensor (N, dim), a tuple of row-aligned tensors, or a `Simulator` of fresh rows; `validation`
+    and `test` are fixed. `architecture` holds the keyword arguments of the `ICNN` that every arm trains and
+    `blocks` the number of them. Where `log_prob`, the exact log density, is given, the loss of a test row is
+    the excess log p(x) - log q(x); its mean estimates the Kullback-Leibler divergence. `density_objective`
+    names what densities are trained by, one of `convexlift.objectives.OBJECTIVES`.
 
     Example:
         >>> from convexlift.problems import problem
@@ -36,7 +36,7 @@ class Problem:
     name: str
     task: str
     dim: int
-    train: Rows | Sampler
+    train: Rows | Simulator
     validation: Rows
     test: Rows
     description: str
@@ -49,7 +49,7 @@ class Problem:
     facts: Mapping[str, float] = field(default_factory=dict)
     metrics: Callable[[nn.Module], dict[str, float]] | None = None
     network: Callable[[int], nn.Module] | None = None
-    objective: Callable[[list[nn.Module]], nn.Module] | None = None
+    build: Callable[[list[nn.Module]], nn.Module] | None = None
     losses: Callable[[nn.Module, Rows], Tensor] | None = None
     density_objective: str = "mle"
 
@@ -62,7 +62,7 @@ class Problem:
 
     @property
     def metric(self) -> str:
-        """The name of the loss that `score` returns."""
+        """The name of the loss that `evaluate` returns."""
         if self.losses is not None:
             return "loss"
         return f"{'excess ' if self.log_prob is not None else ''}{self.kind.metric}"
@@ -85,7 +85,7 @@ class Problem:
         if task == self.task:
             return self
         kind = KINDS.get(task)
-        if kind is None or self.task not in kind.takes or self.objective is not None:
+        if kind is None or self.task not in kind.takes or self.build is not None:
             raise ValueError(f"problem '{self.name}' has task '{self.task}'; it cannot be taken as '{task}'")
         return dataclasses.replace(
             self,
@@ -95,7 +95,7 @@ class Problem:
             description=f"{self.description}; {kind.told}",
         )
 
-    def score(self, model: nn.Module, data: Rows | None = None) -> Tensor:
+    def evaluate(self, model: nn.Module, data: Rows | None = None) -> Tensor:
         """The loss of a frozen model on every row of `data` (default: the test split), an (N,) tensor; lower
         is better.
 
@@ -104,7 +104,7 @@ class Problem:
             >>> from convexlift.problems import problem
             >>> class Exact(torch.nn.Module):
             ...     log_prob = staticmethod(problem("logistic").log_prob)
-            >>> float(problem("logistic").score(Exact()).abs().max())
+            >>> float(problem("logistic").evaluate(Exact()).abs().max())
             0.0
         """
         rows = self.test if data is None else data

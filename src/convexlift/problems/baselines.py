@@ -19,7 +19,7 @@ _BANDWIDTHS = tuple(2.0 ** (k / 2) for k in range(-6, 5))  # in units of Scott's
 def gaussian_baseline(problem: Problem) -> float:
     """The mean test loss of the full-covariance Gaussian fitted by maximum likelihood on the training rows.
 
-    Samplers are fitted on 20,000 fixed draws. Raises a ValueError for a problem that is not a density.
+    Simulators are fitted on 20,000 fixed draws. Raises a ValueError for a problem that is not a density.
 
     Example:
         >>> from convexlift.problems import gaussian_baseline, problem

@@ -50,7 +50,7 @@ def _squared_errors(model: Any, rows: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _own(*_: object) -> nn.Module:
-    raise ValueError("a problem of task 'own' needs an objective, a function from its blocks to a module")
+    raise ValueError("a problem of task 'own' needs `build`, a function from its blocks to a module")
 
 
 _NATS = "negative log-likelihood (nats)"

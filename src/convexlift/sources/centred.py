@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +61,8 @@ class Centred(nn.Module):
 
     def __init__(self, source: WeightSource, *, slopes: bool = False, momentum: float = 0.1) -> None:
         super().__init__()
-        architecture = getattr(source, "architecture", None)
-        if not isinstance(source, WeightSource) or not isinstance(architecture, ICNN):
+        architecture: Any = getattr(source, "architecture", None)
+        if not isinstance(source, WeightSource) or not getattr(architecture, "dense", False):
             inside = f" of {type(architecture).__name__}" if isinstance(architecture, nn.Module) else ""
             raise TypeError(f"expected a weight source of an ICNN; got {type(source).__name__}{inside}")
         if not 0 < momentum <= 1:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from convexlift.architectures.icnn import check_nonnegative_tensors
+from convexlift.architectures.base import check_nonnegative_tensors
 from convexlift.sources.source import WeightSource
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN, PICNN, BoundModule, ConvICNN, PartialPotential, Potential
-from convexlift.architectures.icnn import check_nonnegative_tensors
+from convexlift.architectures import Architecture, BoundModule, PartialPotential, Potential
+from convexlift.architectures.base import Block, check_nonnegative_tensors
 from convexlift.sources.positivity import PositiveMap
 
 
-class WeightSource(nn.Module):
+class WeightSource(Block):
     """The common part of ``Projected``, ``Softplus``, ``Squared`` and ``Lift``.
 
     A source holds a deep copy of an architecture with the constrained tensors taken out; the free ones stay
@@ -53,12 +53,11 @@ class WeightSource(nn.Module):
 
         For a module without calculus of its own it is the module as a callable with its tensors bound.
         """
-        tensors: dict[str, Tensor] = dict(self.architecture.named_parameters())
-        tensors.update(self.architecture.named_buffers())
-        tensors.update(self.weights(batch))
-        if isinstance(self.architecture, ICNN | ConvICNN | PICNN):
-            return self.architecture.potential(tensors)
-        return BoundModule(self.architecture, tensors)
+        module, weights = self.architecture, self.weights(batch)
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers()), **weights}
+        if isinstance(module, Architecture):
+            return module.potential(tensors)
+        return BoundModule(module, tensors)
 
     def forward(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
         """The function at x, (N,), with the weights emitted from ``batch``."""
@@ -71,15 +70,6 @@ class WeightSource(nn.Module):
             ValueError: a constrained weight is negative or not a number.
         """
         return self._frozen(self.weights())
-
-    def initialise(self, x: Tensor) -> None:
-        """Data-dependent start, called once with training points as the network will see them."""
-
-    def settle(self, data: Tensor) -> None:
-        """Fix what depends on the batch to its value on the training data."""
-
-    def set_progress(self, t: float) -> None:
-        """Tell how far training is, t in [0, 1]."""
 
     def _frozen(self, weights: Mapping[str, Tensor]) -> nn.Module:
         check_nonnegative_tensors(self.names, weights)

@@ -14,7 +14,7 @@ from convexlift.architectures import ICNN
 from convexlift.data import Rows, whole
 from convexlift.mechanism import step_amplification
 from convexlift.mechanism.observing import parts
-from convexlift.names import SOURCES, check_name
+from convexlift.names import CONTROLS, SOURCES, check_name
 from convexlift.problems import Problem
 from convexlift.seeds import seed_of
 from convexlift.sources import Lift, Softplus
@@ -67,8 +67,7 @@ class FixedBatchLift(Lift):
 
 ARMS: Mapping[str, Arm] = {name: source_named(name) for name in SOURCES}
 
-SCATTERED = "softplus-scattered"
-MULTIPLIED = "softplus-multiplied"
+SCATTERED, MULTIPLIED = CONTROLS
 FIXED_RATE_ARMS = ("lift", "lift-reference", "projected", "softplus", SCATTERED, MULTIPLIED)
 
 # The lift with one ingredient removed each; "lift-fixed-batch" keeps all but the randomness.
@@ -97,7 +96,7 @@ def check_arms(names: Iterable[str], known: Mapping[str, Arm] = ARMS) -> tuple[s
         ValueError: unknown arm 'lfit'; known: projected, softplus, ...
     """
     chosen = tuple(dict.fromkeys(names))
-    all_known = (*known, SCATTERED, MULTIPLIED) if known is ARMS or known is ALL_ARMS else tuple(known)
+    all_known = (*known, *CONTROLS) if known is ARMS or known is ALL_ARMS else tuple(known)
     for name in chosen:
         check_name("arm", name, all_known)
     if not chosen:
@@ -160,8 +159,8 @@ def _network(problem: Problem, seed: int) -> nn.Module:
 
 
 def _task(problem: Problem, blocks: list[nn.Module]) -> nn.Module:
-    if problem.objective is not None:
-        return problem.objective(blocks)
+    if problem.build is not None:
+        return problem.build(blocks)
     return problem.kind.build(blocks, problem.density_objective)
 
 

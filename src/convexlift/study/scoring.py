@@ -15,8 +15,6 @@ from convexlift.integration.langevin import together
 from convexlift.problems import Problem
 from convexlift.tasks import LogConcaveDensity
 
-_PARTICLES = 1024
-
 
 def is_multivariate(problem: Problem) -> bool:
     """Whether the problem's models are the library's densities in more than one dimension.
@@ -26,7 +24,7 @@ def is_multivariate(problem: Problem) -> bool:
         >>> is_multivariate(problem("gumbel")), is_multivariate(problem("moon").as_task("density"))
         (False, True)
     """
-    return problem.kind.objectives and problem.dim > 1 and problem.objective is None
+    return problem.kind.objectives and problem.dim > 1 and problem.build is None
 
 
 @torch.no_grad()
@@ -42,11 +40,11 @@ def quick_losses(problem: Problem, frozen: nn.Module, rows: Rows) -> Tensor:
         >>> from convexlift.problems import problem
         >>> moon = problem("moon").as_task("density")
         >>> density = cl.LogConcaveDensity(cl.ICNN(2, hidden=(8,), seed=0)).freeze()
-        >>> bool((quick_losses(moon, density, moon.test) - moon.score(density)).abs().max() < 0.1)
+        >>> bool((quick_losses(moon, density, moon.test) - moon.evaluate(density)).abs().max() < 0.1)
         True
     """
     if not is_multivariate(problem):
-        return problem.score(frozen, rows)
+        return problem.evaluate(frozen, rows)
     density, x = cast(LogConcaveDensity, frozen), cast(Tensor, rows)
     potential = cast(ICNN, density.block).emit()
     t = density.block_inputs(x)[0]
@@ -56,28 +54,3 @@ def quick_losses(problem: Problem, frozen: nn.Module, rows: Rows) -> Tensor:
         log_z = short_annealing(together(potential.value, potential.gradient), start, seed=0)
     losses = potential.value(t) + log_z - density.standardiser.log_scale_jacobian
     return losses if problem.log_prob is None else losses + problem.log_prob(x)
-
-
-@torch.no_grad()
-def normalised(density: LogConcaveDensity) -> dict[str, float]:
-    """Find log Z of a frozen density, keep it, and say how well it is known.
-
-    Returns:
-        "log_z_error", a bound where d <= 2 and a standard error above; "log_z_share", the effective share of
-        the annealed particles, where there are any.
-
-    Raises:
-        UnreliableEstimate: the estimate collapsed.
-
-    Example:
-        >>> import convexlift as cl
-        >>> density = cl.LogConcaveDensity(cl.ICNN(3, hidden=(8,), seed=0)).freeze()
-        >>> found = normalised(density)
-        >>> found["log_z_error"] < 0.05, found["log_z_share"] > 0.1, bool(density.log_z.isfinite())
-        (True, True, True)
-    """
-    found = density.log_normalizer(particles=_PARTICLES)
-    density.log_z.copy_(found.log_z)
-    told = {"log_z_error": float(found.error)}
-    particles = getattr(found, "particles", None)
-    return told if particles is None else {**told, "log_z_share": float(found.ess) / particles}  # type: ignore[union-attr]

@@ -13,7 +13,7 @@ from convexlift.plots.corner import MOST_COLUMNS, least_normal
 from convexlift.problems import Problem
 from convexlift.study.scoring import is_multivariate
 from convexlift.study.statistics import finite_or_none
-from convexlift.tasks.outlines import region_outlines
+from convexlift.tasks.region import region_outlines
 
 Picture = dict[str, Any]
 
@@ -37,7 +37,7 @@ def picture_of_model(problem: Problem, frozen: nn.Module) -> Picture | None:
         >>> drawn["kind"], len(drawn["points"])
         ('samples', 400)
     """
-    if problem.objective is not None or problem.task not in _OF_MODEL:
+    if problem.build is not None or problem.task not in _OF_MODEL:
         return None
     try:
         return _OF_MODEL[problem.task](problem, frozen)
@@ -47,7 +47,7 @@ def picture_of_model(problem: Problem, frozen: nn.Module) -> Picture | None:
 
 def picture_of_data(problem: Problem) -> Picture | None:
     """The same of the test rows: the exact density or a histogram, rows of two columns, or the truth."""
-    if problem.objective is not None or problem.task not in _OF_DATA:
+    if problem.build is not None or problem.task not in _OF_DATA:
         return None
     return _OF_DATA[problem.task](problem, cast(Any, problem.test))
 

@@ -15,14 +15,15 @@ from convexlift.data import place, whole
 from convexlift.mechanism import emission_noise, shoulder, step_amplification, weight_histogram
 from convexlift.objectives import objective_named
 from convexlift.problems import Problem
-from convexlift.seeds import one_thread
+from convexlift.seeds import one_thread, seed_torch
 from convexlift.sources import Lift, is_lifted
 from convexlift.study.arms import Arm, build, first_batches, source_factor
 from convexlift.study.cells import Cell, Outcome, Setting, subject
-from convexlift.study.scoring import is_multivariate, normalised, quick_losses
+from convexlift.study.scoring import is_multivariate, quick_losses
 from convexlift.study.snapshots import picture_of_model
 from convexlift.study.statistics import finite_or_none
 from convexlift.study.tracing import Trace
+from convexlift.tasks.density import normalised
 from convexlift.training.fit import fit
 from convexlift.training.optimisation import Group
 from convexlift.training.run import FitEvent, TrainingDiverged
@@ -38,8 +39,9 @@ def train_cell(setting: Setting, cell: Cell) -> Outcome:
     Divergence, and a test loss that is not finite, are outcomes; every other error is raised.
     """
     chosen, arms, _ = subject(setting)
-    started = time.perf_counter()
-    with one_thread():
+    started, device = time.perf_counter(), torch.device(setting.device)
+    with one_thread(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seed_torch(device, cell.seed, "initialise")  # as `fit` does
         outcome = _train(setting, cell, chosen, arms)
     return {"cell": dataclasses.asdict(cell), **outcome, "seconds": time.perf_counter() - started}
 
@@ -81,8 +83,8 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
     metrics = chosen.metrics(frozen) if chosen.metrics is not None and cell.scored else {}
     if is_multivariate(chosen) and cell.scored:
         metrics |= normalised(frozen)
-        metrics |= {} if task.ess is None else {"training_share": task.ess}
-    score = quick_losses if cell.selects else Problem.score  # annealing is kept for what is reported
+        metrics |= {} if task.effective_share is None else {"training_share": task.effective_share}
+    score = quick_losses if cell.selects else Problem.evaluate  # annealing is kept for what is reported
     try:
         losses = score(chosen, frozen, test).double().cpu()
     except FloatingPointError as error:

@@ -19,9 +19,11 @@ from typing import final
 
 import torch
 
+from convexlift.checks import check_device
 from convexlift.files import write_json
 from convexlift.study.cells import Cell, Outcome, Setting, cell_path, read_outcome
 from convexlift.study.training import train_cell
+from convexlift.training.settings import check_count
 
 
 @final
@@ -107,16 +109,12 @@ class Workers:
 
 
 def _jobs(jobs: int | None, device: str) -> int:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device '{device}' is unknown or not available") from error
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs must be at least 1; got {jobs}")
-    if jobs is None and torch.device(device).type != "cpu":
-        return 1
+    kind = check_device(device).type
+    if jobs is not None:
+        check_count("jobs", jobs)
+        return jobs
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if jobs is None else jobs
+    return cores if kind == "cpu" else 1
 
 
 def _check_writable(cells: Path) -> None:

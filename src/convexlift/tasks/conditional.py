@@ -8,7 +8,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import PICNN, PartialPotential
+from convexlift.architectures import Architecture, PartialPotential
+from convexlift.architectures.base import architecture_of
 from convexlift.checks import check_draws
 from convexlift.integration.rays.rule import ray_rule
 from convexlift.tasks import conditional_integrals as contexts
@@ -32,8 +33,8 @@ class ConditionalNormaliser:
 
     Example:
         >>> import convexlift as cl
-        >>> density = ConditionalDensity(PICNN(1, 1, hidden=(8, 8), seed=0))
-        >>> found = density.log_normalizer(torch.zeros(4, 1))
+        >>> density = ConditionalDensity(cl.PICNN(1, 1, hidden=(8, 8), seed=0))
+        >>> found = density.normaliser(torch.zeros(4, 1))
         >>> found.log_z.shape, bool(found.error.max() < 1e-6)
         (torch.Size([4]), True)
     """
@@ -52,7 +53,7 @@ class ConditionalDensity(Task):
       row is integrated along rays from near the mode of f(.; e), each to where f is 25 higher; by convexity
       that leaves out about 1e-11 of the mass. 16 Gauss-Legendre nodes a ray, 2 rays for d = 1 and 16 for
       d = 2. With the default activation log Z is then off by some 1e-7 for most contexts and by at most 1e-4
-      (d = 1) or 1e-3 (d = 2); a sharp activation costs more. ``log_normalizer`` refines until it settles.
+      (d = 1) or 1e-3 (d = 2); a sharp activation costs more. ``normaliser`` refines until it settles.
     - ``"score"``: exact score matching, mean of |grad f|^2 / 2 - laplacian f at (t; e), for any d.
 
     A lift emits from the rows (t, e) of the data batch, once a step; the same weights are used at the nodes.
@@ -78,7 +79,7 @@ class ConditionalDensity(Task):
         >>> import convexlift as cl
         >>> c = torch.linspace(-1, 1, 50)[:, None]
         >>> x = 2 * c + torch.randn(50, 1, generator=torch.Generator().manual_seed(0))
-        >>> density = ConditionalDensity(PICNN(1, 1, hidden=(8, 8), seed=0), objective="mle")
+        >>> density = ConditionalDensity(cl.PICNN(1, 1, hidden=(8, 8), seed=0), objective="mle")
         >>> density.initialise((x, c))
         >>> density.log_prob(x, c).shape, density.score(x, c).shape, density.mode(c).shape
         (torch.Size([50]), torch.Size([50, 1]), torch.Size([50, 1]))
@@ -90,7 +91,7 @@ class ConditionalDensity(Task):
 
     def __init__(self, block: nn.Module, objective: str = "score") -> None:
         super().__init__()
-        architecture = _check_block(block)
+        architecture: Architecture[PartialPotential] = architecture_of(block, conditional=True)
         if objective not in OBJECTIVES:
             raise ValueError(f"unknown objective {objective!r}; known: {', '.join(OBJECTIVES)}")
         if objective == "mle" and architecture.dim > 2:
@@ -109,6 +110,10 @@ class ConditionalDensity(Task):
         self.standardiser = Standardiser(self.dim).to(like)
         self.context_standardiser = Standardiser(self.context_dim, name="contexts").to(like)
 
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild the density, with its block; ``save`` writes them."""
+        return {"block": self.block, "objective": self.objective}
+
     def loss(self, batch: Pair, emit_from: Pair | None = None) -> Tensor:
         """The objective's mean over the batch (x, c); a lift emits from the batch itself, or ``emit_from``.
 
@@ -124,7 +129,7 @@ class ConditionalDensity(Task):
         return (given.value(t) + log_z).mean() - self.standardiser.log_scale_jacobian
 
     def log_prob(self, x: Tensor, c: Tensor, batch: Pair | None = None) -> Tensor:
-        """log p(x | c), (N,), with log Z from ``log_normalizer``, once for each distinct context.
+        """log p(x | c), (N,), with log Z from ``normaliser``, once for each distinct context.
 
         Changes no state. The gradient flows through f, not through log Z. An unfrozen lift needs a ``batch``.
         """
@@ -142,7 +147,7 @@ class ConditionalDensity(Task):
         return -potential.given(e).gradient(t) / self.standardiser.scale
 
     @torch.no_grad()
-    def log_normalizer(self, c: Tensor, batch: Pair | None = None) -> ConditionalNormaliser:
+    def normaliser(self, c: Tensor, batch: Pair | None = None) -> ConditionalNormaliser:
         """log Z in float64, of f over the standardised x, for each context (N, k), with its error.
 
         By quadrature for d = 1 and 2: rays to where f is 40 above the mode, rules refined until log Z changes
@@ -209,14 +214,6 @@ class ConditionalDensity(Task):
             check_rows(c, self.context_dim, self.dtype, "contexts")
             return self.standardiser(x), self.context_standardiser(c)
         return self._standardised((x, c))
-
-
-def _check_block(block: nn.Module) -> PICNN:
-    architecture = block if isinstance(block, PICNN) else getattr(block, "architecture", None)
-    if not isinstance(architecture, PICNN):
-        inside = f" of {type(architecture).__name__}" if isinstance(architecture, nn.Module) else ""
-        raise TypeError(f"expected a PICNN or a weight source of one; got {type(block).__name__}{inside}")
-    return architecture
 
 
 def _distinct(e: Tensor) -> Pair:

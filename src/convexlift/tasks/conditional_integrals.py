@@ -15,7 +15,7 @@ from torch import Tensor
 
 from convexlift.architectures import ConditionedPotential, PartialPotential
 from convexlift.integration import langevin
-from convexlift.integration.annealing import UnreliableEstimate, log_normalizer
+from convexlift.integration.annealing import UnreliableEstimate, annealed_normaliser
 from convexlift.integration.gaussian import Gaussian, laplace
 from convexlift.integration.rays import draws as ray_draws
 from convexlift.integration.rays import rule as rays
@@ -49,7 +49,7 @@ def modes(potential: PartialPotential, e: Tensor, rows: Tensor) -> Tensor:
 def log_integrals(potential: PartialPotential, e: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """log Z of every row and how far it may be off, both (R,); on rays the last change, else standard errors.
 
-    Raises FloatingPointError as ``rays.log_integrals`` does, UnreliableEstimate as ``log_normalizer``.
+    Raises FloatingPointError as ``rays.log_integrals`` does, UnreliableEstimate as ``annealed_normaliser``.
     """
     if potential.dim > 2:
         return _annealed(potential, e, rows)
@@ -75,7 +75,7 @@ def _family_at(potential: PartialPotential, e: Tensor, rows: Tensor) -> Family:
 
 
 def _zeros(given: ConditionedPotential) -> Tensor:
-    return given.tensors["linear"].new_zeros(given.contexts, given.dim)
+    return given.tensors["offset"].new_zeros(given.contexts, given.dim)
 
 
 def _one_by_one(
@@ -94,7 +94,7 @@ def _annealed(potential: PartialPotential, e: Tensor, rows: Tensor) -> tuple[Ten
         generator = torch.Generator(e.device).manual_seed(0)
         proposal = langevin.adapted(one.value, one.gradient, start, generator=generator)
         try:
-            found = log_normalizer(one.value, one.gradient, proposal, generator=generator)
+            found = annealed_normaliser(one.value, one.gradient, proposal, generator=generator)
         except UnreliableEstimate as refused:
             raise UnreliableEstimate(f"log Z of context {row}: {refused}") from refused
         log_z[place], error[place] = found.log_z, found.error

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN, ConvICNN, Potential
+from convexlift.architectures import Potential
 from convexlift.calculus.solve import invert_gradient
 from convexlift.checks import check_draws
 from convexlift.integration import line
 from convexlift.integration.annealing import AnnealedNormaliser
-from convexlift.integration.annealing import log_normalizer as annealed
-from convexlift.integration.diagnostics import effective_sample_size
+from convexlift.integration.annealing import annealed_normaliser as annealed
 from convexlift.integration.gaussian import Gaussian, laplace
 from convexlift.integration.langevin import Draws, adapted
 from convexlift.integration.langevin import draw as run_chains
@@ -24,7 +23,7 @@ from convexlift.integration.line import Normaliser
 from convexlift.integration.plane import normaliser as plane
 from convexlift.integration.plane.normaliser import PlaneNormaliser
 from convexlift.objectives import Objective, objective_named
-from convexlift.tasks.region import CredibleRegion
+from convexlift.tasks.region import CredibleRegion, region_of_draws
 from convexlift.tasks.standardise import Standardiser, Whitener
 from convexlift.tasks.task import Task, check_block, check_rows, in_float64, start_rows
 
@@ -34,6 +33,8 @@ Rows = Tensor | tuple[Tensor, Tensor]
 _FARTHEST = 1e4
 # Rows by which that width is found.
 _WIDTH_ROWS = 100_000
+# Of a normalisation that many models of a comparison get.
+_PARTICLES = 1024
 # Points by which the threshold of a credible region is found: quantiles in one dimension, draws above two.
 _REGION_POINTS = 20_480
 
@@ -75,7 +76,7 @@ class LogConcaveDensity(Task):
         >>> density.initialise(x)
         >>> density.log_prob(x).shape, density.score(x).shape, density.sample(5, seed=0).shape
         (torch.Size([3]), torch.Size([3, 1]), torch.Size([5, 1]))
-        >>> density.log_normalizer().error < 1e-6
+        >>> density.normaliser().error < 1e-6
         True
     """
 
@@ -98,10 +99,14 @@ class LogConcaveDensity(Task):
         self.register_buffer("quick_log_z", self.log_z.clone(), persistent=False)
         self.register_buffer("mean_weight", torch.ones_like(self.log_z))
 
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild a frozen density, with its block; ``save`` writes them."""
+        return {"block": self.block, "objective": "known"}
+
     @property
-    def ess(self) -> float | None:
+    def effective_share(self) -> float | None:
         """The effective share of the draws of the last training step; None without draws."""
-        return self.objective.ess
+        return self.objective.effective_share
 
     def loss(self, batch: Rows, emit_from: Rows | None = None) -> Tensor:
         """The mean loss of the batch, for likelihoods of -log p in nats; others are those of ``Objective``.
@@ -140,7 +145,7 @@ class LogConcaveDensity(Task):
         """The gradient of log p at x, (N, d). It needs no Z."""
         return -self.standardiser.pull_back(self._potential(batch).gradient(self._rows(x)))
 
-    def log_normalizer(
+    def normaliser(
         self, batch: Rows | None = None, *, seed: int = 0, particles: int = 2048
     ) -> Normaliser | PlaneNormaliser | AnnealedNormaliser:
         """log Z in float64, of f over the standardised points, with its ``error``.
@@ -221,25 +226,7 @@ class LogConcaveDensity(Task):
             ValueError: the level is not between 0 and 1.
             RuntimeError: the chains have not mixed.
         """
-        level = float(level)
-        if not 0 < level < 1:
-            raise ValueError(f"the level must lie between 0 and 1; got {level}")
-        emitted = self._potential(batch)
-        potential = replace(emitted, tensors={k: t.detach().clone() for k, t in emitted.tensors.items()})
-        constant = self._constant(potential).clone()
-
-        def log_prob(points: Tensor) -> Tensor:
-            return constant - potential.value(self._rows(points))
-
-        if self.dim <= 2:
-            threshold = float(constant) - self._level(potential, level)
-            return CredibleRegion(level, threshold, 0.0, log_prob)
-        found = _mixed(self.draw(_REGION_POINTS, seed, batch))
-        values = log_prob(found.x).double()
-        threshold = float(values.quantile(1 - level))
-        inside = (values >= threshold).double().unflatten(0, (-1, found.chains)).T[:, :, None]
-        worth = min(float(effective_sample_size(inside)), _REGION_POINTS)
-        return CredibleRegion(level, threshold, math.sqrt(level * (1 - level) / worth), log_prob)
+        return self._regions([level], seed, batch)[0]
 
     def check_entries(self, rows: Tensor) -> None:
         """Refuse entries that no log-concave density would have beside the others."""
@@ -266,7 +253,7 @@ class LogConcaveDensity(Task):
         frozen.log_z.fill_(torch.nan)
         frozen.quick_log_z.fill_(torch.nan)
         if self.dim == 1:
-            frozen.log_z.copy_(frozen.log_normalizer().log_z)
+            frozen.log_z.copy_(frozen.normaliser().log_z)
         elif (estimate := self.objective.estimate(frozen.block.emit())) is not None:
             if not bool(estimate.isfinite()):
                 raise FloatingPointError(f"the estimate of log Z is {float(estimate)}")
@@ -294,7 +281,7 @@ class LogConcaveDensity(Task):
         return jacobian if weights is None else weights.mean() * jacobian
 
     def _is_frozen(self) -> bool:
-        plain = isinstance(self.block, ICNN | ConvICNN)
+        plain = check_block(self.block) is self.block
         return plain and not any(p.requires_grad for p in self.block.parameters())
 
     def _is_known(self) -> bool:
@@ -307,14 +294,40 @@ class LogConcaveDensity(Task):
             return self.standardiser.log_scale_jacobian - self.log_z
         return self.standardiser.log_scale_jacobian - self._normaliser(potential).log_z.to(self.dtype)
 
-    def _level(self, potential: Potential, probability: float) -> float:
-        """The c with P(f <= c) = probability, by quadrature in one or two dimensions."""
+    @torch.no_grad()
+    def _regions(
+        self, levels: Sequence[float], seed: int = 0, batch: Rows | None = None
+    ) -> list[CredibleRegion]:
+        """The ``credible_region`` of each level, by one normaliser or from one set of draws."""
+        levels = [float(level) for level in levels]
+        for level in levels:
+            if not 0 < level < 1:
+                raise ValueError(f"the level must lie between 0 and 1; got {level}")
+        emitted = self._potential(batch)
+        potential = replace(emitted, tensors={k: t.detach().clone() for k, t in emitted.tensors.items()})
+        constant = self._constant(potential).clone()
+
+        def log_prob(points: Tensor) -> Tensor:
+            return constant - potential.value(self._rows(points))
+
+        if self.dim <= 2:
+            heights = self._heights(potential, levels)
+            return [
+                CredibleRegion(level, float(constant) - height, 0.0, log_prob)
+                for level, height in zip(levels, heights, strict=True)
+            ]
+        found = _mixed(self.draw(_REGION_POINTS, seed, batch))
+        return [region_of_draws(level, log_prob, found) for level in levels]
+
+    def _heights(self, potential: Potential, probabilities: Sequence[float]) -> list[float]:
+        """The c with P(f <= c) = probability for each, by quadrature in one or two dimensions."""
         if self.dim == 2:
             found = self._plane(potential)
-            return float(plane.level(found, found.values.new_tensor([probability])))
+            return plane.level(found, found.values.new_tensor(probabilities)).tolist()
         middles = (torch.arange(_REGION_POINTS, dtype=torch.float64) + 0.5) / _REGION_POINTS
         t = line.quantile(self._line(potential), middles.to(self.log_z.device))
-        return float(in_float64(potential).value(t[:, None]).quantile(probability))
+        values = in_float64(potential).value(t[:, None])
+        return [float(values.quantile(probability)) for probability in probabilities]
 
     def _normaliser(
         self, potential: Potential, seed: int = 0, particles: int = 2048
@@ -359,6 +372,31 @@ class LogConcaveDensity(Task):
                 f"{found.iterations} Newton steps"
             )
         return found.x
+
+
+@torch.no_grad()
+def normalised(density: LogConcaveDensity) -> dict[str, float]:
+    """Find log Z of a frozen density, keep it, and say how well it is known.
+
+    Returns:
+        "log_z_error", a bound where d <= 2 and a standard error above; "log_z_share", the effective share of
+        the annealed particles, where there are any.
+
+    Raises:
+        UnreliableEstimate: the estimate collapsed.
+
+    Example:
+        >>> import convexlift as cl
+        >>> density = cl.LogConcaveDensity(cl.ICNN(3, hidden=(8,), seed=0)).freeze()
+        >>> found = normalised(density)
+        >>> found["log_z_error"] < 0.05, found["log_z_share"] > 0.1, bool(density.log_z.isfinite())
+        (True, True, True)
+    """
+    found = density.normaliser(particles=_PARTICLES)
+    density.log_z.copy_(found.log_z)
+    told = {"log_z_error": float(found.error)}
+    particles = getattr(found, "particles", None)
+    return told if particles is None else {**told, "log_z_share": float(found.ess) / particles}  # type: ignore[union-attr]
 
 
 def _independent(x: Tensor) -> Draws:

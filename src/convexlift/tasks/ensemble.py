@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from convexlift.checks import check_draws, check_samples
 from convexlift.tasks.flow import ConvexPotentialFlow
 
 
+@final
 class Ensemble(nn.Module):
     """The mixture with equal weights of frozen convex-potential flows.
 
@@ -66,6 +68,10 @@ class Ensemble(nn.Module):
         self.dim = dims[0]
         self.members = nn.ModuleList(chosen)
         self.eval()
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's argument that rebuilds the ensemble, its members; ``save`` writes it."""
+        return {"members": list(self.members)}
 
     @property
     def dtype(self) -> torch.dtype:

@@ -18,59 +18,14 @@ from convexlift.calculus.estimation import LogdetEstimate
 from convexlift.calculus.solve import Solution, default_tolerance
 from convexlift.checks import check_draws, check_samples, may_branch, name_rows
 from convexlift.sources import is_lifted
+from convexlift.tasks.actnorm import ActNorm
 from convexlift.tasks.standardise import Standardiser
-from convexlift.tasks.task import Task, check_block, check_rows, evaluating, in_float64, map_rows, tell
+from convexlift.tasks.task import Task, check_block, check_rows, evaluating, in_float64, map_rows
 
 # Hessians formed at a time where no gradient is asked for.
 _HESSIANS = 4096
 # Rows done again in float64 at a time, whose Jacobians are all held.
 _AGAIN = 64
-
-
-@final
-class ActNorm(nn.Module):
-    """z = exp(log_scale) x + shift, column by column, learned from a start with zero mean and unit deviation.
-
-    `initialised` is a persistent buffer: the start is taken from data once, and a state_dict remembers that.
-
-    Source: Kingma and Dhariwal, "Glow", NeurIPS 2018.
-
-    >>> norm = ActNorm(1)
-    >>> norm.initialise(torch.tensor([[1.0], [3.0]]))
-    >>> norm(torch.tensor([[1.0], [3.0]])).flatten()
-    tensor([-1.,  1.], grad_fn=<...>)
-    """
-
-    initialised: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.zeros(dim))
-        self.shift = nn.Parameter(torch.zeros(dim))
-        self.register_buffer("initialised", torch.tensor(False))
-
-    @torch.no_grad()
-    def initialise(self, x: Tensor) -> None:
-        """Start so that x (N, d) is mapped onto zero mean and unit deviation; a no-op the second time."""
-        if self.initialised:
-            return
-        scale = 1 / x.std(0, correction=0).clamp_min(1e-6)
-        self.log_scale.copy_(scale.log())
-        self.shift.copy_(-x.mean(0) * scale)
-        self.initialised.fill_(True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """z, (N, d)."""
-        return torch.addcmul(self.shift, x, self.log_scale.to(x.dtype).exp())
-
-    def inverse(self, z: Tensor) -> Tensor:
-        """x, (N, d)."""
-        return (z - self.shift) * (-self.log_scale).to(z.dtype).exp()
-
-    @property
-    def logdet(self) -> Tensor:
-        """log of the Jacobian's determinant, a scalar."""
-        return self.log_scale.sum()
 
 
 @final
@@ -144,6 +99,10 @@ class ConvexPotentialFlow(Task):
         like = next(self.blocks[0].parameters())
         self.standardiser = Standardiser(self.dim).to(like)
         self.norms = nn.ModuleList([ActNorm(self.dim).to(like) for _ in range(len(self.blocks) + 1)])
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild the flow, with its blocks; ``save`` writes them."""
+        return {"blocks": list(self.blocks), "logdet": self.logdet_method}
 
     def forward(self, x: Tensor, batch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = T(x), (N, d), and log det DT(x), (N,), both in the space of the data.
@@ -313,14 +272,14 @@ class ConvexPotentialFlow(Task):
         for norm, block in self._layers():
             norm.initialise(x)
             x = norm(x)
-            tell(block, "initialise", x)
+            block.initialise(x)
             x = block.emit(x).gradient(x)
         self._last_norm.initialise(x)
 
     def _settle(self, x: Tensor) -> None:
         for norm, block in self._layers():
             x = norm(x)
-            tell(block, "settle", x)
+            block.settle(x)
             x = map_rows(block.emit().gradient, x)
 
     def _plain(self, x: Tensor | None) -> tuple[nn.Module, nn.Module]:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import TYPE_CHECKING, final
 
+import torch
 from torch import Tensor
+
+from convexlift.integration.diagnostics import effective_sample_size
+from convexlift.integration.langevin import Draws
+
+if TYPE_CHECKING:
+    from convexlift.tasks.density import LogConcaveDensity
+
+LEVELS = (0.5, 0.9, 0.99)
+_ANGLES = 96
+_HALVINGS = 30
 
 
 @final
@@ -35,3 +47,52 @@ class CredibleRegion:
     def contains(self, x: Tensor) -> Tensor:
         """Which rows of x (N, d) lie in the region, (N,) bool."""
         return self.log_prob(x) >= self.threshold
+
+
+def region_of_draws(level: float, log_prob: Callable[[Tensor], Tensor], draws: Draws) -> CredibleRegion:
+    """The region whose threshold is a quantile of log p over draws, with the standard error that this has."""
+    values = log_prob(draws.x).double()
+    threshold = float(values.quantile(1 - level))
+    inside = (values >= threshold).double().unflatten(0, (-1, draws.chains)).T[:, :, None]
+    worth = min(float(effective_sample_size(inside)), len(values))
+    return CredibleRegion(level, threshold, math.sqrt(level * (1 - level) / worth), log_prob)
+
+
+@torch.no_grad()
+def region_outlines(density: LogConcaveDensity, levels: Sequence[float] = LEVELS) -> list[Tensor]:
+    """The edge {x : log p(x) = threshold} of the credible region of each level, as closed curves (97, 2).
+
+    The regions are those of ``LogConcaveDensity.credible_region``. A region is convex and holds the mode, so
+    every ray from the mode leaves it once; bisection finds where.
+
+    Raises:
+        ValueError: the density is not of two dimensions.
+
+    Example:
+        >>> import convexlift as cl
+        >>> density = cl.LogConcaveDensity(cl.ICNN(2, hidden=(8,), seed=0)).freeze()
+        >>> [tuple(curve.shape) for curve in region_outlines(density, (0.9,))]
+        [(97, 2)]
+    """
+    if density.dim != 2:
+        raise ValueError(f"outlines are drawn in two dimensions; the density has {density.dim}")
+    mode = density.mode()
+    angle = torch.linspace(0, 2 * math.pi, _ANGLES + 1, dtype=torch.float64)
+    t = torch.stack([angle.cos(), angle.sin()], 1).to(mode)
+    # Rays that are evenly spread in whitened coordinates, where the density is round.
+    rays = density.standardiser.inverse(t) - density.standardiser.inverse(torch.zeros_like(t))
+    outlines = []
+    for region in density._regions(levels):
+
+        def inside(length: Tensor, region: CredibleRegion = region) -> Tensor:
+            return region.contains(mode + length[:, None] * rays)
+
+        low, high = torch.zeros_like(rays[:, 0]), torch.ones_like(rays[:, 0])
+        while bool((still := inside(high)).any()):
+            low, high = torch.where(still, high, low), torch.where(still, 2 * high, high)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            within = inside(middle)
+            low, high = torch.where(within, middle, low), torch.where(within, high, middle)
+        outlines.append(mode + low[:, None] * rays)
+    return outlines

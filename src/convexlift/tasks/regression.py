@@ -63,6 +63,10 @@ class ConvexRegression(Task):
         level = self.intercept.detach().clone() if isinstance(block, Centred) else None
         self.register_buffer("level", level)
 
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that rebuild the regression, with its block; ``save`` writes them."""
+        return {"block": self.block}
+
     @property
     def averaged(self) -> list[str]:
         """The buffers that belong to the weights of the moment, and are averaged where these are."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import final
+
 import torch
 from torch import Tensor, nn
 
 from convexlift.checks import check_finite, check_samples
 
 
+@final
 class Standardiser(nn.Module):
     """x -> (x - mean) / scale, column by column; the identity until it is fitted.
 

@@ -11,7 +11,8 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import ICNN, ConvICNN, PartialPotential, Potential
+from convexlift.architectures import Architecture, PartialPotential, Potential
+from convexlift.architectures.base import architecture_of
 from convexlift.checks import check_finite, check_samples, may_branch
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import Standardiser, Whitener
@@ -136,7 +137,7 @@ class Task(nn.Module):
     def set_progress(self, t: float) -> None:
         """Tell the blocks how far training is, t in [0, 1]."""
         for block in self._blocks():
-            tell(block, "set_progress", t)
+            block.set_progress(t)
 
     def block_inputs(self, batch: Any) -> list[Tensor]:
         """The points that each block sees when lifts emit from this batch, (N, columns)."""
@@ -156,10 +157,10 @@ class Task(nn.Module):
 
     def _start(self, x: Tensor) -> None:
         """Start the blocks from such rows."""
-        tell(self.block, "initialise", x)
+        self.block.initialise(x)
 
     def _settle(self, x: Tensor) -> None:
-        tell(self.block, "settle", x)
+        self.block.settle(x)
 
     def _plain(self, x: Tensor | None) -> tuple[nn.Module, nn.Module]:
         """The module that holds the blocks, and the frozen one for its place."""
@@ -201,8 +202,8 @@ class Task(nn.Module):
         return x, y[:, 0] if width is None else y
 
 
-def check_block(block: nn.Module) -> ICNN | ConvICNN:
-    """The architecture of a block, which is an ICNN (convolutional or not) or a weight source of one.
+def check_block(block: nn.Module) -> Architecture[Potential]:
+    """The architecture of a block, which is a network of x alone, like an ICNN, or a weight source of one.
 
     Raises:
         TypeError: it is neither.
@@ -212,11 +213,7 @@ def check_block(block: nn.Module) -> ICNN | ConvICNN:
     ...
     TypeError: expected an ICNN or a weight source of one; got Linear
     """
-    architecture = block if isinstance(block, ICNN | ConvICNN) else getattr(block, "architecture", None)
-    if not isinstance(architecture, ICNN | ConvICNN):
-        inside = f" of {type(architecture).__name__}" if isinstance(architecture, nn.Module) else ""
-        raise TypeError(f"expected an ICNN or a weight source of one; got {type(block).__name__}{inside}")
-    return architecture
+    return architecture_of(block)
 
 
 def check_rows(x: Tensor, dim: int, dtype: torch.dtype, name: str = "samples") -> Tensor:
@@ -230,11 +227,6 @@ def check_rows(x: Tensor, dim: int, dtype: torch.dtype, name: str = "samples") -
 def in_float64(potential: P) -> P:
     """The same function with its tensors in float64."""
     return replace(potential, tensors={name: t.double() for name, t in potential.tensors.items()})
-
-
-def tell(block: Any, hook: str, what: Tensor | float) -> None:
-    """Call a hook of a weight source; a bare architecture may be without it."""
-    getattr(block, hook, lambda _: None)(what)
 
 
 def start_rows(data: Tensor) -> Tensor:

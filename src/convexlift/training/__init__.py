@@ -1,6 +1,6 @@
 """Training of any module with a scalar loss."""
 
-from convexlift.data import Sampler, Unpaired
+from convexlift.data import Simulator, Unpaired
 from convexlift.training.environment import environment
 from convexlift.training.fit import fit
 from convexlift.training.history import History
@@ -11,7 +11,7 @@ __all__ = [
     "FitEvent",
     "History",
     "RunFolder",
-    "Sampler",
+    "Simulator",
     "TrainingDiverged",
     "Unpaired",
     "environment",

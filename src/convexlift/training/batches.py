@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from convexlift.data import Data, Rows, Sampler, Unpaired, _first, _take
+from convexlift.data import Data, Rows, Simulator, Unpaired, count_rows, take
 from convexlift.seeds import generator_of
 
 
@@ -47,22 +47,20 @@ class Batches:
 
     def at(self, step: int) -> Batch:
         """Return the batch of one step."""
-        if isinstance(self.data, Sampler):
+        if isinstance(self.data, Simulator):
             return Batch(self.data.draw(self.batch_size, generator_of(self.seed, "draw", step)), ())
         if isinstance(self.data, Unpaired):
             i, j = self._indices(step, 0, len(self.data.xs)), self._indices(step, 1, len(self.data.xt))
-            return Batch((_take(self.data.xs, i), _take(self.data.xt, j)), (i, j))
-        i = self._indices(step, 0, len(_first(self.data)))
-        if isinstance(self.data, Tensor):
-            return Batch(_take(self.data, i), (i,))
-        return Batch(tuple(_take(x, i) for x in self.data), (i,))
+            return Batch((take(self.data.xs, i), take(self.data.xt, j)), (i, j))
+        i = self._indices(step, 0, count_rows(self.data))
+        return Batch(take(self.data, i), (i,))
 
     def steps_per_epoch(self) -> int:
         """Return how many steps go once through the data (through the longer side, of two)."""
-        if isinstance(self.data, Sampler):
-            raise ValueError("a Sampler has no epochs; give steps")
-        sides = (self.data.xs, self.data.xt) if isinstance(self.data, Unpaired) else (_first(self.data),)
-        return max(max(1, len(x) // self.batch_size) for x in sides)
+        if isinstance(self.data, Simulator):
+            raise ValueError("a Simulator has no epochs; give steps")
+        sides = (self.data.xs, self.data.xt) if isinstance(self.data, Unpaired) else (self.data,)
+        return max(max(1, count_rows(x) // self.batch_size) for x in sides)
 
     def _indices(self, step: int, side: int, n: int) -> Tensor:
         epoch, position = divmod(step, max(1, n // self.batch_size))

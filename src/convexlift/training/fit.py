@@ -55,14 +55,14 @@ def fit(
     The module may have the hooks ``initialise(data)`` (called once, before the first step),
     ``set_progress(t)`` with t in [0, 1], ``settle(data)`` (called once, as soon as t >= ``module.settle_at``)
     and ``freeze(data)``, which returns the model that is validated; without it a copy in eval mode is.
-    ``data`` is there all training rows in the form of one batch (for a `Sampler` 20,000 fixed draws). With
+    ``data`` is there all training rows in the form of one batch (for a `Simulator` 20,000 fixed draws). With
     ``validation`` the module ends at the state whose frozen model was best there; without, at the last state.
     Ctrl-C ends the run after the step in progress, at its last state.
 
     Args:
         module: any module with ``loss(batch)``, or ``loss(batch, emit_from=...)`` where a part has
             ``coupling == "independent"``: the second argument is then a batch of another, independent stream.
-        data: a tensor (N, ...), a tuple of row-aligned tensors, `Unpaired(xs, xt)` or a `Sampler`.
+        data: a tensor (N, ...), a tuple of row-aligned tensors, `Unpaired(xs, xt)` or a `Simulator`.
         validation: data of the same form.
         steps: optimiser steps, 1,000 by default; or give ``epochs``.
         epochs: passes through the data.

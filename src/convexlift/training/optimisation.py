@@ -9,7 +9,6 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from convexlift.architectures import ICNN, PICNN
 from convexlift.sources import WeightSource
 
 Group = dict[str, Any]
@@ -64,12 +63,17 @@ def decayed_matrices(module: nn.Module) -> list[nn.Parameter]:
     non-negative weights and a lift's body; weights that a network without a source declares ``nonnegative``;
     the factor Q of an ICNN's learned quadratic, which like alpha is curvature; and a PICNN's ``level``, a
     vector that is stored as one row. Of a ``Centred`` source the skips decay as they are before folding.
+
+    Example:
+        >>> import convexlift as cl
+        >>> flow = cl.ConvexPotentialFlow([cl.Squared(cl.ICNN(3, hidden=(8, 8)))])
+        >>> [tuple(p.shape) for p in decayed_matrices(flow)]  # first layer and skip
+        [(8, 3), (8, 3)]
     """
     left: set[int] = set()
     for part in module.modules():
-        names: Any = getattr(part, "nonnegative", ())
-        names = [*names] if isinstance(names, list | tuple) else []
-        names += ["root"] if isinstance(part, ICNN) else ["level"] if isinstance(part, PICNN) else []
+        declared: list[Any] = [getattr(part, kind, ()) for kind in ("nonnegative", "undecayed")]
+        names = [name for kind in declared if isinstance(kind, list | tuple) for name in kind]
         own = dict(part.named_parameters()) if names else {}
         left |= {id(own[name]) for name in names if name in own}
     free = [p for group in parameter_groups(module) if group["name"] == "free" for p in group["params"]]

@@ -30,6 +30,7 @@ from convexlift.training.run_folder import STATE, RunFolder, State
 from convexlift.training.settings import Settings
 
 
+@final
 class TrainingDiverged(FloatingPointError):
     """The loss, a gradient, a parameter or the frozen model's validation loss was not finite.
 

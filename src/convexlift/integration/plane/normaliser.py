@@ -7,6 +7,7 @@ The mass of exp(-f) is found along rays (``support``) and cut into cells until t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from convexlift.integration.plane.support import evaluate
 __all__ = ["MAX_CELLS", "PlaneNormaliser", "draw", "level", "log_integral", "normaliser"]
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class PlaneNormaliser:
     """log Z = log of the integral of exp(-f) over the plane, with bounds: lower <= log Z <= upper.

@@ -6,11 +6,10 @@ and t in [-1, 1]. A box is one cell, (6,).
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-import numpy as np
 import torch
 from torch import Tensor
+
+from convexlift.integration import rules
 
 ORDER = 5  # Gauss-Lobatto nodes along each side of a cell, for one training step
 
@@ -25,7 +24,7 @@ def gauss_lobatto(cells: Tensor, order: int) -> tuple[Tensor, Tensor]:
     >>> round(float((log_weights.exp() * nodes[:, 0] ** 3 * nodes[:, 1] ** 2).sum()), 12)  # 1 / 12
     0.083333333333
     """
-    rule, weights, _ = lobatto_rule(order, cells.dtype, cells.device)
+    rule, weights, _ = rules.lobatto(order, cells.dtype, cells.device)
     s, t = rule.repeat_interleave(order), rule.repeat(order)
     centre, u, v = (side[:, None] for side in cells.view(-1, 3, 2).unbind(1))
     nodes = centre + s[:, None] * u + t[:, None] * v
@@ -33,26 +32,9 @@ def gauss_lobatto(cells: Tensor, order: int) -> tuple[Tensor, Tensor]:
     return nodes.reshape(-1, 2), log_weights.reshape(-1)
 
 
-@lru_cache(maxsize=16)
-def lobatto_rule(order: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Nodes, weights, and the (order, 2) map from values to the last Legendre coefficients, on [-1, 1].
-
-    The inner nodes are the zeros of P', P the Legendre polynomial of degree order - 1; the weights are
-    2 / (order (order - 1) P^2).
-    """
-    last = np.polynomial.Legendre.basis(order - 1)
-    nodes = np.concatenate([[-1.0], np.sort(last.deriv().roots().real), [1.0]])
-    weights = 2 / (order * (order - 1) * last(nodes) ** 2)
-    coefficients = np.linalg.inv(np.polynomial.legendre.legvander(nodes, order - 1))[-2:].T
-    first, second, third = (
-        torch.from_numpy(a).to(device=device, dtype=dtype) for a in (nodes, weights, coefficients)
-    )
-    return first, second, third
-
-
 def cell_masses(f: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
     """Integral of exp(min f - f) over each cell (C,), and the size of its last coefficients (C, 2)."""
-    _, weights, coefficients = lobatto_rule(ORDER, cells.dtype, cells.device)
+    _, weights, coefficients = rules.lobatto(ORDER, cells.dtype, cells.device)
     density = (f.min() - f).exp()
     area, weights = log_area(cells).exp(), weights / 2
     along_u = (density.transpose(1, 2) @ coefficients).abs().sum(2) @ weights

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from convexlift.integration import rules
 from convexlift.integration.line import Function
 from convexlift.integration.plane.bounds import log_tail
 from convexlift.integration.plane.parallelograms import (
@@ -15,7 +16,6 @@ from convexlift.integration.plane.parallelograms import (
     divide,
     gauss_lobatto,
     halves,
-    lobatto_rule,
     log_area,
     outline,
     turned,
@@ -130,7 +130,7 @@ def _directions(cells: Tensor, f: Tensor) -> Tensor:
     is perpendicular to. The Hessians come from f at the nodes (C, ORDER, ORDER), each weighted by the mass of
     its cell over its size, so that a kink counts the same however finely it is cut.
     """
-    rule, weights, _ = lobatto_rule(ORDER, cells.dtype, cells.device)
+    rule, weights, _ = rules.lobatto(ORDER, cells.dtype, cells.device)
     weights = weights / 2
     bend = weights * (45 * rule.square() - 15) / 2
     lift = 3 * weights * rule

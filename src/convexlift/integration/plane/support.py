@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ _RAYS = 32
 _ROUNDS = 100
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Support:
     """A low point (2,), f there, points (K, 2) where f is DROP higher, principal directions (2, 2)."""

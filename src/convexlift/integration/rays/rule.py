@@ -11,11 +11,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import final
 
 import torch
 from torch import Tensor
 
 from convexlift.integration.line import DROP
+from convexlift.integration.rules import legendre
 
 MAX_POINTS = 2**18  # evaluated at a time where no gradient is asked for
 NODES = 16  # of a panel
@@ -27,6 +29,7 @@ _LEVEL = 3.0  # height above the centre at which the shape of exp(-f) in the pla
 _SEARCH = 100
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Family:
     """The functions x -> f(x; c) for R contexts, convex on the line (d = 1) or the plane (d = 2).
@@ -208,14 +211,8 @@ def on_circle(angle: Tensor) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _legendre(panels: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Nodes and weights, each (16 P,), of composite Gauss-Legendre quadrature on [0, 1].
-
-    The nodes are the eigenvalues of the Jacobi matrix (Golub and Welsch, 1969).
-    """
-    k = torch.arange(1, NODES, dtype=torch.float64)
-    side = k / (4 * k.square() - 1).sqrt()
-    values, vectors = torch.linalg.eigh(torch.diag(side, 1) + torch.diag(side, -1))
+    """Nodes and weights, each (16 P,), of composite Gauss-Legendre quadrature on [0, 1]."""
+    nodes, weights = legendre(NODES, torch.float64, torch.device("cpu"))
     starts = torch.arange(panels, dtype=torch.float64)[:, None]
-    nodes = ((values + 1) / 2 + starts).flatten() / panels
-    weights = (vectors[0].square() / panels).repeat(panels)
-    return nodes.to(device, dtype), weights.to(device, dtype)
+    nodes = ((nodes + 1) / 2 + starts).flatten() / panels
+    return nodes.to(device, dtype), (weights / (2 * panels)).repeat(panels).to(device, dtype)

@@ -16,14 +16,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from convexlift.checks import check_finite
-from convexlift.files import write_whole
+from convexlift.checks import check_finite, name_dtype
+from convexlift.files import make_folder, write_whole
 from convexlift.seeds import one_thread
 
 CHUNK = 4_096  # images that are encoded or decoded at a time
 VERSION = 1  # of the training; a change of it makes every cached autoencoder anew
 
 
+@final
 @dataclass(frozen=True)
 class Recipe:
     """How an autoencoder is built and trained: widths, length and penalties.
@@ -215,7 +216,7 @@ def _check_images(images: Tensor, shape: tuple[int, int] | None) -> Tensor:
     if images.ndim != 3 or (shape is not None and tuple(images.shape[1:]) != shape):
         raise ValueError(f"expected {wanted} images; got {tuple(images.shape)}")
     if images.dtype != torch.float32:
-        raise TypeError(f"expected float32 images; got {str(images.dtype).removeprefix('torch.')}")
+        raise TypeError(f"expected float32 images; got {name_dtype(images.dtype)}")
     check_finite(images.flatten(1), name="images")
     if shape is None and images.numel() and not 0 <= float(images.min()) <= float(images.max()) <= 1:
         raise ValueError(
@@ -253,5 +254,5 @@ def _write(file: Path, net: Autoencoder) -> None:
     """Write a file of the cache in one piece; where the folder cannot be written, nothing happens."""
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         write_whole(file, save(tensors, {"sha256": _digest(tensors)}))

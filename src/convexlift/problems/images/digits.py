@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from convexlift.problems.base import Problem
 
 COMPONENTS = 21
-TRAINING_ROWS, VALIDATION_ROWS = 1_197, 240  # and 360 test rows
+CUTS = [1_197, 1_197 + 240]  # of training, validation and 360 test rows
 ARCHITECTURE = {"hidden": (64, 64, 64, 64)}
 
 
@@ -23,24 +27,11 @@ def digits21() -> Problem:
         >>> tuple(digits.train.shape), tuple(digits.validation.shape), tuple(digits.test.shape)
         ((1197, 21), (240, 21), (360, 21))
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError("digits21 needs scikit-learn: pip install 'convexlift[problems]'") from error
-    import numpy
-
-    draws = numpy.random.default_rng(0)
-    pixels = load_digits().data
-    pixels = torch.from_numpy(pixels + draws.random(pixels.shape))
-    order = torch.from_numpy(draws.permutation(len(pixels)))
-    train, validation, test = pixels[order].tensor_split([TRAINING_ROWS, TRAINING_ROWS + VALIDATION_ROWS])
-    mean = train.mean(0)
-    variances, axes = torch.linalg.eigh((train - mean).T @ (train - mean) / (len(train) - 1))
-    variances, axes = variances.flip(0)[:COMPONENTS], axes.flip(1)[:, :COMPONENTS]
-    axes = (
-        axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
-    )  # the sign of an eigenvector is arbitrary
-    whiten = axes / variances.sqrt()
+    bundled, noise, order = shuffled_digits("digits21")
+    pixels = torch.from_numpy((bundled.data + noise)[order])
+    train, validation, test = pixels.tensor_split(CUTS)
+    mean, variances, axes = principal_components(train)
+    whiten = axes[:, :COMPONENTS] / variances[:COMPONENTS].sqrt()
     return Problem(
         name="digits21",
         task="flow",
@@ -53,3 +44,37 @@ def digits21() -> Problem:
         licence="CC BY 4.0 (UCI); bundled with scikit-learn (BSD-3-Clause)",
         architecture=ARCHITECTURE,
     )
+
+
+def shuffled_digits(name: str) -> tuple[Any, np.ndarray, np.ndarray]:
+    """scikit-learn's digits, noise for their pixels, and the order in which `CUTS` splits them.
+
+    Raises an ImportError, for the problem of that name, when scikit-learn is missing.
+
+    Example:
+        >>> digits, noise, order = shuffled_digits("digits21")
+        >>> digits.images.shape, noise.shape, len(order)
+        ((1797, 8, 8), (1797, 64), 1797)
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(f"{name} needs scikit-learn: pip install 'convexlift[problems]'") from error
+    draws, bundled = np.random.default_rng(0), load_digits()
+    noise = draws.random(bundled.data.shape)
+    return bundled, noise, draws.permutation(len(noise))
+
+
+def principal_components(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of rows (N, d), and variances (d,) along their principal axes (d, d), the widest first.
+
+    Example:
+        >>> principal_components(torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 0.1], [2.0, -0.1]]))[2]
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    mean = rows.mean(0)
+    variances, axes = torch.linalg.eigh((rows - mean).T @ (rows - mean) / (len(rows) - 1))
+    variances, axes = variances.flip(0), axes.flip(1)
+    signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # those of eigh are arbitrary
+    return mean, variances, axes * signs

@@ -1,4 +1,4 @@
-"""Grey images: read from files in the idx format, drawn beside reconstructions and samples."""
+"""Grey images and labels in files of the idx format."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import cast, final
 
 import numpy as np
 import torch
@@ -13,12 +13,11 @@ from torch import Tensor
 
 from convexlift.problems.base import Problem
 from convexlift.problems.images.autoencoder import Autoencoder, Recipe, cached_autoencoder
-from convexlift.problems.images.digits import TRAINING_ROWS, VALIDATION_ROWS
+from convexlift.problems.images.digits import ARCHITECTURE, CUTS, principal_components, shuffled_digits
 from convexlift.problems.images.idx import read_idx
 from convexlift.problems.published.tables import sizes
 from convexlift.seeds import one_thread
 
-ARCHITECTURE = {"hidden": (64, 64, 64, 64)}
 # Moderate pulls towards a normal: one cloud, and still room between a Gaussian and the latents' density.
 DIGITS_RECIPE = Recipe(epochs=200, spread=3.0)
 MNIST_RECIPE = Recipe(hidden=(512, 256), epochs=8, batch_size=128, spread=30.0)
@@ -33,6 +32,7 @@ MNIST_FILES = {
 Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Latents:
     """A density problem of image latents, and the way back from its rows to images.
@@ -93,19 +93,11 @@ def digits_latents(label: str | None = None, *, latent_dim: int = 16, seed: int 
         ...
         ValueError: unknown class '10' of digits-latents; known: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError("digits-latents needs scikit-learn: pip install 'convexlift[problems]'") from error
-    bundled = load_digits()
-    draws = np.random.default_rng(0)
-    draws.random(bundled.data.shape)  # digits21 draws its noise first
-    order = draws.permutation(len(bundled.data))
-    cuts = [TRAINING_ROWS, TRAINING_ROWS + VALIDATION_ROWS]
+    bundled, _, order = shuffled_digits("digits-latents")
     return _latents(
         "digits-latents",
-        cast(Splits, tuple(np.split(bundled.images[order].astype(np.uint8), cuts))),
-        cast(Splits, tuple(np.split(bundled.target[order], cuts))),
+        cast(Splits, tuple(np.split(bundled.images[order].astype(np.uint8), CUTS))),
+        cast(Splits, tuple(np.split(bundled.target[order], CUTS))),
         label,
         levels=16,
         latent_dim=latent_dim,
@@ -249,13 +241,10 @@ def _whitening(codes: Tensor, name: str) -> tuple[Tensor, Tensor]:
     n, dim = codes.shape
     if n <= dim:
         raise ValueError(f"{name} has {n} training images; more than {dim} are needed for {dim} latents")
-    mean = codes.mean(0)
     with one_thread():
-        variances, axes = torch.linalg.eigh((codes - mean).T @ (codes - mean) / (n - 1))
-    variances, axes = variances.flip(0), axes.flip(1)
+        mean, variances, axes = principal_components(codes)
     if not float(variances[-1]) > 1e-10 * float(variances[0]):
         raise ValueError(f"{name}: the latents of the training images lie in fewer than {dim} dimensions")
-    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # its sign is arbitrary
     return mean, axes / variances.sqrt()
 
 

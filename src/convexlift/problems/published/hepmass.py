@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from convexlift.data import hold_out
 from convexlift.problems.base import Problem
 from convexlift.problems.published.tables import (
     ARCHITECTURE,
@@ -15,7 +16,6 @@ from convexlift.problems.published.tables import (
     continuous,
     cut_last,
     enough,
-    hold_out,
     locate,
     published_scale,
     sizes,
@@ -66,7 +66,7 @@ def hepmass(path: str | Path | None) -> Problem:
         place = locate(place, TRAIN)
         held, needs = arrays(place), "hepmass needs 'train' and 'test'"
         rows, test = (split(place, held, name, needs, COLUMNS) for name in ("train", "test"))
-        train, validation = hold_out(rows)
+        train, validation = hold_out(rows, 0.1)
     return Problem(
         name="hepmass",
         task="flow",

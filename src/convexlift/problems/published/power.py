@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from convexlift.data import hold_out
 from convexlift.problems.base import Problem
 from convexlift.problems.published.tables import (
     ARCHITECTURE,
@@ -15,7 +16,6 @@ from convexlift.problems.published.tables import (
     arrays,
     cut_last,
     enough,
-    hold_out,
     locate,
     sizes,
     split,
@@ -72,7 +72,7 @@ def power(path: str | Path | None) -> Problem:
         else:
             names = [name for name in STEPS if name in _names(file, held)]
             rows, test = (_chosen(file, held, part, names) for part in ("train", "test"))
-            train, validation = hold_out(rows)
+            train, validation = hold_out(rows, 0.1)
             order = "random minutes of the whole time"
     return Problem(
         name="power",

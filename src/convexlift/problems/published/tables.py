@@ -7,12 +7,12 @@ import gzip
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any, cast, final
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ FEWEST_ROWS = 100
 BLOCK = 65_536  # lines that are parsed at a time
 
 
+@final
 @dataclass(frozen=True)
 class TextTable:
     """A published text table with one header line: its file name and which cells of a line are read.
@@ -74,6 +75,20 @@ class TextTable:
             )
             while block := list(islice(full, BLOCK)):
                 yield self._parse(path, block)
+
+    def check(self, path: str | Path, rows: int, progress: Callable[[int], None]) -> None:
+        """Refuse, with a ValueError, a file with another number of rows, a constant column or as `blocks`
+        does; `progress` is called with the number of rows so far."""
+        found, lowest, highest = 0, np.inf, -np.inf
+        for block in self.blocks(path):
+            found += len(block)
+            lowest, highest = np.minimum(lowest, block.min(0)), np.maximum(highest, block.max(0))
+            progress(found)
+        if found != rows:
+            raise ValueError(f"expected {rows:,} rows; got {found:,}")
+        constant = np.flatnonzero(lowest == highest)
+        if len(constant):
+            raise ValueError(f"column {self.columns[constant[0]] + 1} is constant")
 
     def _parse(self, path: str | Path, block: list[tuple[int, str]]) -> np.ndarray:
         try:
@@ -197,18 +212,6 @@ def check_widths(path: str | Path, train: Tensor, *others: Tensor) -> None:
     widths = [rows.shape[1] for rows in (train, *others)]
     if len(set(widths)) > 1:
         raise ValueError(f"{path}: training, validation and test rows have {widths} columns")
-
-
-def hold_out(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows without a fixed-seed tenth, and that tenth.
-
-    Example:
-        >>> [len(part) for part in hold_out(torch.zeros(50, 2))]
-        [45, 5]
-    """
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    held_out = max(1, round(0.1 * len(rows)))
-    return rows[order[held_out:]], rows[order[:held_out]]
 
 
 def enough(rows: np.ndarray, path: str | Path) -> np.ndarray:

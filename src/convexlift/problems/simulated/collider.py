@@ -22,7 +22,7 @@ import math
 import torch
 from torch import Tensor
 
-from convexlift.data import Sampler
+from convexlift.data import Simulator
 from convexlift.problems.base import Problem
 
 RESONANCE, TOP, W = (1000.0, 20.0), (173.0, 1.4), (80.4, 2.1)  # mass, width
@@ -196,7 +196,7 @@ def collider() -> Problem:
         name="collider",
         task="flow",
         dim=len(NAMES),
-        train=Sampler(collider_events),
+        train=Simulator(collider_events),
         validation=collider_events(VALIDATION_ROWS, torch.Generator().manual_seed(401)),
         test=collider_events(TEST_ROWS, torch.Generator().manual_seed(402)),
         description="SIMULATED decays X -> t t -> (l nu b)(j j b) at detector level, 21 features",

@@ -15,7 +15,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
-from convexlift.data import Sampler
+from convexlift.data import Simulator
 from convexlift.problems.base import Problem
 
 VALIDATION_ROWS = 2_000
@@ -169,7 +169,7 @@ def gallery_problem(name: str) -> Problem:
         name=name,
         task="density",
         dim=1,
-        train=Sampler(density.draw),
+        train=Simulator(density.draw),
         validation=density.draw(VALIDATION_ROWS, torch.Generator().manual_seed(101)),
         test=density.draw(TEST_ROWS, torch.Generator().manual_seed(102)),
         description=f"one-dimensional {name} density, p(x) = {density.formula}; fresh training draws",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from convexlift.data import Sampler
+from convexlift.data import Simulator
 from convexlift.problems.base import Problem
 
 VALIDATION_ROWS = 1_000
@@ -96,7 +96,7 @@ def toy_problem(name: str) -> Problem:
         name=name,
         task="flow",
         dim=2,
-        train=Sampler(draw),
+        train=Simulator(draw),
         validation=draw(VALIDATION_ROWS, torch.Generator().manual_seed(301)),
         test=test,
         description=f"two-dimensional toy '{name}'; fresh training draws",
