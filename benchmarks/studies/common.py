@@ -21,13 +21,12 @@ from typing import Any
 
 from torch import nn
 
-from convexlift.data import Data, whole
+from convexlift.data import Batches, Data, whole
 from convexlift.problems import Problem
 from convexlift.seeds import seed_of
 from convexlift.study.digest import code_digest
 from convexlift.study.report.answers import interval_text, is_clear, score_text, short, tied_with_best
 from convexlift.training import History, fit
-from convexlift.data import Batches
 from convexlift.training.history import TrainingDiverged
 
 sys.path.append(str(Path(__file__).parents[1] / "timings"))  # for the studies too

@@ -36,7 +36,7 @@ from timing import Result, arguments, markdown, parsed, write
 from torch import Tensor, nn
 
 import convexlift as cl
-from convexlift.data import whole
+from convexlift.data import Batches, whole
 from convexlift.mechanism import coupling, emission_noise, step_amplification
 from convexlift.problems import Problem, problem
 from convexlift.sources.readout import Factored
@@ -44,7 +44,6 @@ from convexlift.study.arms import build
 from convexlift.study.protocol import best_rate
 from convexlift.study.statistics import paired_difference, summary
 from convexlift.training import FitEvent
-from convexlift.data import Batches
 from convexlift.training.optimisation import Group, parameter_groups
 
 
