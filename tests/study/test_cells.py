@@ -133,7 +133,7 @@ def test_the_digest_of_the_code_ignores_comments_and_docstrings(package):
         ("mechanism/noise.py", True),
         ("study/scoring.py", True),
         ("study/report/page.py", False),
-        ("plots/lines.py", False),
+        ("plots/svg.py", False),
         ("cli/main.py", False),
     ],
 )

@@ -25,6 +25,13 @@ from convexlift.study.report import page as report
 from convexlift.study.report.answers import verdicts
 from convexlift.study.statistics import summary
 
+
+@pytest.fixture(autouse=True)
+def one_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts for wide screens only, to save time: what a page says does not depend on the width."""
+    monkeypatch.setattr(charts, "_WIDTHS", {"wide": 560})
+
+
 MEANS = {"projected": 23.9, "softplus": 23.5, "softplus-fan-in": 23.48, "squared": 23.8, "lift": 23.3}
 
 
@@ -329,7 +336,8 @@ def checked(text: str) -> Checker:
     return checker
 
 
-def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
+def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
     file = report.write_report([made_up_result()], tmp_path / "new" / "report.html")
     text = file.read_text(encoding="utf-8")
     page = checked(text)
