@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convexlift.architectures import Potential
+from convexlift.architectures.base import architecture_of
 from convexlift.architectures.potential import Method, check_method
 from convexlift.calculus.cholesky import logdet_of
 from convexlift.calculus.estimation import LogdetEstimate
@@ -20,7 +21,7 @@ from convexlift.checks import check_draws, check_samples, may_branch, name_rows
 from convexlift.sources import is_lifted
 from convexlift.tasks.actnorm import ActNorm
 from convexlift.tasks.standardise import Standardiser
-from convexlift.tasks.task import Task, check_block, check_rows, evaluating, in_float64, map_rows
+from convexlift.tasks.task import Task, check_rows, evaluating, in_float64, map_rows
 
 # Hessians formed at a time where no gradient is asked for.
 _HESSIANS = 4096
@@ -87,7 +88,7 @@ class ConvexPotentialFlow(Task):
         self.blocks = nn.ModuleList(blocks)
         if not len(self.blocks):
             raise ValueError("a flow needs at least one block")
-        architectures = [check_block(block) for block in self.blocks]
+        architectures = [architecture_of(block) for block in self.blocks]
         dims = [architecture.dim for architecture in architectures]
         if len(set(dims)) > 1:
             raise ValueError(f"the blocks of a flow must have one dimension; got {', '.join(map(str, dims))}")
