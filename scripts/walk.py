@@ -4,7 +4,7 @@
 
 A file counts when one of its functions receives or returns the value: alone, or as what a tuple, a list, a
 mapping or a dataclass holds. Calculus is left out. A row is followed from ``convexlift train flow`` until the
-first loss returns; any table with as many rows as the file, its training part or a batch carries it. A cell is
+first loss returns; any table as long as the file, its training part or a batch carries it. A cell is
 followed from ``convexlift compare`` until its outcome is stored; the ``Cell`` or its outcome carries it.
 """
 

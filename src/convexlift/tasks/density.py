@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convexlift.architectures import Potential
+from convexlift.architectures.base import architecture_of
 from convexlift.calculus.solve import invert_gradient
 from convexlift.checks import check_draws
 from convexlift.integration import line
@@ -25,7 +26,7 @@ from convexlift.integration.plane.normaliser import PlaneNormaliser
 from convexlift.objectives import Objective, objective_named
 from convexlift.tasks.region import CredibleRegion, region_of_draws
 from convexlift.tasks.standardise import Standardiser, Whitener
-from convexlift.tasks.task import Task, check_block, check_rows, in_float64, start_rows
+from convexlift.tasks.task import Task, check_rows, in_float64, start_rows
 
 Rows = Tensor | tuple[Tensor, Tensor]
 
@@ -87,7 +88,7 @@ class LogConcaveDensity(Task):
 
     def __init__(self, block: nn.Module, objective: str | Objective = "mle") -> None:
         super().__init__()
-        self.dim = check_block(block).dim
+        self.dim = architecture_of(block).dim
         self.block = block
         like = next(block.parameters())
         self.objective = (
@@ -281,7 +282,7 @@ class LogConcaveDensity(Task):
         return jacobian if weights is None else weights.mean() * jacobian
 
     def _is_frozen(self) -> bool:
-        plain = check_block(self.block) is self.block
+        plain = architecture_of(self.block) is self.block
         return plain and not any(p.requires_grad for p in self.block.parameters())
 
     def _is_known(self) -> bool:
@@ -357,7 +358,7 @@ class LogConcaveDensity(Task):
         """
         mode = torch.zeros(1, self.dim, dtype=torch.float64, device=self.log_z.device)
         start = Gaussian(mode[0], torch.eye(self.dim).to(mode))
-        if check_block(self.block).activation.curvature is not None or f.alpha is None:
+        if architecture_of(self.block).activation.curvature is not None or f.alpha is None:
             mode = self._mode(f)
             start = laplace(mode[0], f.hessian(mode)[0])
         return adapted(f.value, f.gradient, start, generator=generator)

@@ -12,14 +12,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from convexlift.architectures import Potential
+from convexlift.architectures.base import architecture_of
 from convexlift.architectures.potential import Method, check_method
 from convexlift.calculus.cholesky import logdet_of
 from convexlift.calculus.estimation import LogdetEstimate
 from convexlift.calculus.solve import Solution, default_tolerance
 from convexlift.checks import check_draws, check_samples, may_branch, name_rows
 from convexlift.sources import is_lifted
+<<<<<<< HEAD
 from convexlift.tasks.standardise import ActNorm, Standardiser
 from convexlift.tasks.task import Task, check_block, check_rows, evaluating, in_float64, map_rows
+=======
+from convexlift.tasks.actnorm import ActNorm
+from convexlift.tasks.standardise import Standardiser
+from convexlift.tasks.task import Task, check_rows, evaluating, in_float64, map_rows
+>>>>>>> tasks
 
 # Hessians formed at a time where no gradient is asked for.
 _HESSIANS = 4096
@@ -86,7 +93,7 @@ class ConvexPotentialFlow(Task):
         self.blocks = nn.ModuleList(blocks)
         if not len(self.blocks):
             raise ValueError("a flow needs at least one block")
-        architectures = [check_block(block) for block in self.blocks]
+        architectures = [architecture_of(block) for block in self.blocks]
         dims = [architecture.dim for architecture in architectures]
         if len(set(dims)) > 1:
             raise ValueError(f"the blocks of a flow must have one dimension; got {', '.join(map(str, dims))}")

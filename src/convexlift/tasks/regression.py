@@ -7,9 +7,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.architectures.base import architecture_of
 from convexlift.sources import Centred
 from convexlift.tasks.standardise import Standardiser
-from convexlift.tasks.task import Task, check_block, map_rows, start_rows
+from convexlift.tasks.task import Task, map_rows, start_rows
 
 Rows = Tensor | tuple[Tensor, Tensor]
 
@@ -53,7 +54,7 @@ class ConvexRegression(Task):
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
-        self.dim = check_block(block).dim
+        self.dim = architecture_of(block).dim
         self.block = block
         like = next(block.parameters())
         self.standardiser = Standardiser(self.dim, name="inputs").to(like)

@@ -11,8 +11,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from convexlift.architectures import Architecture, PartialPotential, Potential
-from convexlift.architectures.base import architecture_of
+from convexlift.architectures import PartialPotential, Potential
 from convexlift.checks import check_finite, check_samples, may_branch
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import Standardiser, Whitener
@@ -200,20 +199,6 @@ class Task(nn.Module):
                 f"expected as many {name} as {self.standardiser.name}; got {len(y)} and {len(x)}"
             )
         return x, y[:, 0] if width is None else y
-
-
-def check_block(block: nn.Module) -> Architecture[Potential]:
-    """The architecture of a block, which is a network of x alone, like an ICNN, or a weight source of one.
-
-    Raises:
-        TypeError: it is neither.
-
-    >>> check_block(nn.Linear(2, 1))
-    Traceback (most recent call last):
-    ...
-    TypeError: expected an ICNN or a weight source of one; got Linear
-    """
-    return architecture_of(block)
 
 
 def check_rows(x: Tensor, dim: int, dtype: torch.dtype, name: str = "samples") -> Tensor:
