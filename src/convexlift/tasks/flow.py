@@ -19,14 +19,8 @@ from convexlift.calculus.estimation import LogdetEstimate
 from convexlift.calculus.solve import Solution, default_tolerance
 from convexlift.checks import check_draws, check_samples, may_branch, name_rows
 from convexlift.sources import is_lifted
-<<<<<<< HEAD
 from convexlift.tasks.standardise import ActNorm, Standardiser
-from convexlift.tasks.task import Task, check_block, check_rows, evaluating, in_float64, map_rows
-=======
-from convexlift.tasks.actnorm import ActNorm
-from convexlift.tasks.standardise import Standardiser
 from convexlift.tasks.task import Task, check_rows, evaluating, in_float64, map_rows
->>>>>>> tasks
 
 # Hessians formed at a time where no gradient is asked for.
 _HESSIANS = 4096
