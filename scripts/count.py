@@ -27,8 +27,8 @@ AREAS = {
     "experiments/glossary experiments/portraits experiments/traces experiments/verdicts experiments/pictures "
     "experiments/outlines",
     "study": "study experiments",
-    "ground": "checks files seeds data tables freezing threads",
-    "top level": "__init__ __main__ saving distribution export sklearn tensorboard version",
+    "ground": "names version checks files seeds data tables freezing threads",
+    "top level": "__init__ __main__ saving distribution export sklearn tensorboard",
     **{name: name for name in ("calculus", "architectures", "sources", "integration", "objectives")},
     **{name: name for name in ("testing", "tasks", "training", "mechanism", "problems", "cli")},
 }
