@@ -362,6 +362,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(
 def test_the_folder_alone(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     assert folder.open({"lr": 1.0, "clip": None}, resume=False) is None
+    assert not (tmp_path / "run").exists()  # nothing is written before a run begins
+    folder.begin({"lr": 1.0, "clip": None})
     assert folder.open({"lr": 1.0, "clip": None}, resume=True) is None  # begun, but no checkpoint yet
     folder.write_state({"x": torch.arange(3)})
     saved = folder.open({"lr": 1.0, "clip": None}, resume=True)

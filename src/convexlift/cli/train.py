@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
@@ -91,16 +91,15 @@ class Training(Reading):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = self.build(rows.shape[1])
-        _preflight(model, rows, names, self.data)
         train, validation = hold_out(rows, self.validation_fraction, self.seed)
-        _preflight(model, train, names, self.data)
         told: dict[str, Any] = {}
 
         def conclude(history: cl.History) -> dict[str, Any]:
             told.update(self.conclude(model, history, train, validation, names))
             return told
 
-        with ExitStack() as stack:
+        with _in_words_of(self.data), ExitStack() as stack:
+            model.preflight(rows, names)
             callbacks = [stack.enter_context(board) for board in self.boards(train)]
             _check_run_folder(self.out, self.resume)
             history = cl.fit(
@@ -293,14 +292,17 @@ def train_command(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-def _preflight(model: Any, rows: Tensor, names: Sequence[str], data: Path) -> None:
-    """Refuse rows that the task cannot start from, in words of the file and the command."""
+@contextmanager
+def _in_words_of(data: Path) -> Iterator[None]:
+    """Tell of rows that a task cannot start from in words of the file and the command."""
     try:
-        model.preflight(rows, names)
+        yield
     except ValueError as error:
         text = str(error)
         if text.startswith("the table "):
             raise ValueError(f"{data}{text.removeprefix('the table')}") from None
+        if not re.match(r"column|samples|inputs", text):
+            raise
         advice = ": leave it out with --columns" if "is constant" in text else ""
         counted = " (counted from 0)" if re.search(r"column \d", text) else ""
         raise ValueError(f"{data}: {text}{advice}{counted}") from None

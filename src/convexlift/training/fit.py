@@ -165,9 +165,10 @@ def fit(
     if compile:
         check_compiler(place)
     folder = saved = None
+    config = _config(module, data, validation, settings, place, kind)
     if run_dir is not None:
         folder = RunFolder(run_dir)
-        saved = folder.open(_config(module, data, validation, settings, place, kind), resume=resume)
+        saved = folder.open(config, resume=resume)
 
     training = module.training
     module.to(device=device, dtype=dtype)
@@ -178,6 +179,7 @@ def fit(
         progress_bar(steps, progress) as show,
     ):
         run = Run(module, data, validation, settings, callbacks, folder, saved)
+        run.begin(config)
         try:
             while run.going and not interrupted():
                 loss = run.train_step()
@@ -256,7 +258,12 @@ class Run:
         # What to go back to on divergence: the module at the last evaluation, or at the start.
         with self.average.in_place():
             self.good, self.good_step = snapshot(module), self.at.step
-        if saved is None:
+        self.resumed = saved is not None
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Write down what the run is and where it starts, once the module has initialised."""
+        if self.folder is not None and not self.resumed:
+            self.folder.begin(config)
             self.checkpoint()
 
     @property

@@ -44,7 +44,10 @@ class RunFolder:
         self.path = Path(path)
 
     def open(self, config: dict[str, Any], *, resume: bool) -> State | None:
-        """Start a run, or return the checkpoint to resume from (None when there is none yet)."""
+        """Return the checkpoint to resume from, None when there is none yet; nothing is written.
+
+        A new run is begun by `begin`, once all that it needs has been checked.
+        """
         config = json.loads(json.dumps(config))
         started = any((self.path / name).exists() for name in (CONFIG, STATE))
         if started and not resume:
@@ -55,12 +58,16 @@ class RunFolder:
             for torn in self.path.glob(".*.part"):  # left by a kill in the middle of a write
                 torn.unlink(missing_ok=True)
             return state
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
-        self._write(CONFIG, write_json, config)
         return None
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Write down what the run is, unless it has begun."""
+        if not (self.path / CONFIG).exists():
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(self.path, error) from error
+            self._write(CONFIG, write_json, config)
 
     def read_state(self) -> State | None:
         """Return the last checkpoint, on the CPU, or None when the run was stopped before its first one."""
