@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from convexlift import ICNN, ConvexPotentialFlow, Lift, Softplus, Squared, fit
-from convexlift.training import compilation, run
+from convexlift.training import compilation
 
 X = torch.randn(24, 2, generator=torch.Generator().manual_seed(0))
 SETTINGS: dict[str, Any] = {"batch_size": 8, "lr": 0.01, "evaluate_every": 1, "progress": False}
@@ -22,6 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler"
 )
+
+FIT = sys.modules["convexlift.training.fit"]  # the package's `fit` is the function
 
 
 def make(source: Callable[[nn.Module], nn.Module], hidden: tuple[int, ...] = (3, 3)) -> ConvexPotentialFlow:
@@ -42,7 +45,7 @@ def test_the_losses_are_those_without_compilation(
     source: Callable[[nn.Module], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    monkeypatch.setattr(run, "compiled", lambda loss: calls.append(loss) or traced(loss))
+    monkeypatch.setattr(FIT, "compiled", lambda loss: calls.append(loss) or traced(loss))
     plain = fit(make(source), X, steps=6, **SETTINGS)
     fast = fit(make(source), X, steps=6, compile=True, **SETTINGS)
     assert len(calls) == 1
@@ -66,7 +69,7 @@ def test_a_compiled_loss_is_the_loss() -> None:
 
 @needs_compiler
 def test_a_compiled_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "compiled", traced)
+    monkeypatch.setattr(FIT, "compiled", traced)
     whole = fit(make(Softplus), X, steps=4, compile=True, **SETTINGS)
 
     def stop(event: Any) -> None:

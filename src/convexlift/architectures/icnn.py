@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from convexlift.calculus.derivatives import Layers
 _CALIBRATION_ROWS = 4096
 
 
+@final
 class ICNN(Architecture[Potential]):
     """An input-convex neural network with its derivatives in closed form.
 

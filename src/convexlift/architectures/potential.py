@@ -307,6 +307,7 @@ class Potential:
         return alpha
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class BoundModule:
     """A user's own module with tensors bound to it: callable like the module, without calculus."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ NAMED = ("softplus", "smooth_squared_relu", "relu")
 _LINEAR_ABOVE = 40.0
 
 
+@final
 @dataclass(frozen=True)
 class Activation:
     """A convex, non-decreasing function s with s' and s'', each elementwise.
@@ -162,6 +163,7 @@ def softplus(sharpness: float = 1.0) -> Activation:
     )
 
 
+@final
 class _SoftplusJet(torch.autograd.Function):
     """Softplus of sharpness k, its slope q and its curvature c; the third derivative is k c (1 - 2 q)."""
 

@@ -103,6 +103,7 @@ class LogdetEstimate:
     standard_error: Tensor
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class LinearSolution:
     """What conjugate gradients found, row by row.

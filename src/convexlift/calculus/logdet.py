@@ -55,6 +55,7 @@ def hessian_logdet(x: Tensor, layers: Layers, slopes: list[Tensor], bends: list[
     return _HessianLogdet.apply(len(bends), training, *tensors)[0]
 
 
+@final
 class _HessianLogdet(torch.autograd.Function):
     """Inputs: depth, whether a backward is to come, B (d, d), s'_1 .. s'_{L-1}, c_1 .. c_L, W_1 .. W_{L-1},
     A_1 .. A_L (empty if absent)."""

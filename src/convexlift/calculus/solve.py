@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ _FORCING = 0.1
 _PRODUCTS = 200
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class Solution:
     """What a batched solver found, row by row.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+@final
 @dataclass(frozen=True)
 class PositiveMap:
     """psi, its inverse and its slope psi'."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from convexlift.architectures.base import check_nonnegative_tensors
 from convexlift.sources.source import WeightSource
 
 
+@final
 class Projected(WeightSource):
     """W is the parameter itself, clamped at zero after each optimiser step (projected gradient descent).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 FAN_IN = "fan_in"
 
 
+@final
 class Dense(nn.Module):
     """theta = b + c R s with one full matrix R per tensor; k parameters for every emitted weight.
 
@@ -39,6 +41,7 @@ class Dense(nn.Module):
         return [(self.scale * summary.abs().sum()).expand(len(matrix)) for matrix in self.maps]
 
 
+@final
 class Factored(nn.Module):
     """theta = b + c U diag(P s) V' with U (m, r), V (n, r), P (r, k): r (m + n + k) parameters a tensor.
 

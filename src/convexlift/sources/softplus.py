@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import final
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from convexlift.sources.positivity import SOFTPLUS
 from convexlift.sources.source import WeightSource
 
 
+@final
 class Softplus(WeightSource):
     """W = softplus(v), or softplus(v) / fan_in, with v a free parameter.
 

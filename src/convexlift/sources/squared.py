@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import final
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from convexlift.sources.positivity import SQUARE
 from convexlift.sources.source import WeightSource
 
 
+@final
 class Squared(WeightSource):
     """W = v^2 / 4 with v a free parameter.
 

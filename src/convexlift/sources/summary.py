@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 _CHUNK = 16_384
 
 
+@final
 class DeepSets(nn.Module):
     """Features phi(x) of a small ReLU network, to be pooled over the batch.
 
@@ -35,6 +37,7 @@ class DeepSets(nn.Module):
         return self.body(x)
 
 
+@final
 class Moments(nn.Module):
     """Features [x, x^2], whose pooled values are the batch's first two moments. No parameters.
 

@@ -94,7 +94,7 @@ class Whitener(nn.Module):
     """x -> L^-1 (x - mean), L L' the covariance of training data; the identity until it is fitted.
 
     The columns of what comes out are uncorrelated, with zero mean and unit deviation. `mean` (d,), `factor`
-    (d, d, the lower triangular L), its inverse and `fitted` are buffers.
+    (d, d, the lower triangular L), its inverse and `fitted` are buffers. A base class of other such maps.
 
     Args:
         dim: d, the number of columns.

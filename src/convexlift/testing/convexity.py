@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,7 @@ def check_convex(
     return result
 
 
+@final
 class _Search:
     """The searches of ``check_convex``. Rows are points; ``level`` (N,) is the index of the scale of each."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import final
 
 from torch import Tensor
 
@@ -27,6 +28,7 @@ class CheckFailed(AssertionError):
         self.result = result
 
 
+@final
 @dataclass(frozen=True)
 class NonnegativeResult:
     """The smallest constrained weight.
@@ -51,6 +53,7 @@ class NonnegativeResult:
     checked: int
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class ConvexityResult:
     """The smallest curvature that the search met.
@@ -76,6 +79,7 @@ class ConvexityResult:
     length: float
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class DerivativesResult:
     """Errors of closed forms against automatic differentiation, relative to each derivative's largest entry.
