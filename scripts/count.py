@@ -27,7 +27,7 @@ AREAS = {
     "experiments/glossary experiments/portraits experiments/traces experiments/verdicts experiments/pictures "
     "experiments/outlines",
     "study": "study experiments",
-    "ground": "names version checks files seeds data tables freezing threads",
+    "ground": "names version checks files seeds data table_files tables freezing threads",
     "top level": "__init__ __main__ saving distribution export sklearn tensorboard",
     **{name: name for name in ("calculus", "architectures", "sources", "integration", "objectives")},
     **{name: name for name in ("testing", "tasks", "training", "mechanism", "problems", "cli")},

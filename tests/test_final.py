@@ -32,7 +32,9 @@ def open_classes(texts: dict[str, str]) -> list[str]:
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.ClassDef)
     ]
-    bases = {node.name: {name_of(base) for base in node.bases} for _, node in classes}
+    bases: dict[str, set[str]] = {}  # by name: an estimator is called as the task that it fits
+    for _, node in classes:
+        bases.setdefault(node.name, set()).update(map(name_of, node.bases))
     built_on, forms = set[str]().union(*bases.values()), set(FORMS)
     while derived := {name for name in bases if bases[name] & forms} - forms:
         forms |= derived

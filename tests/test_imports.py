@@ -13,7 +13,7 @@ import convexlift
 
 SOURCE = Path(convexlift.__file__).parent
 STUB = "__init__.pyi"  # what the package loads when it is asked for
-_GROUND = {"names", "version", "checks", "files", "seeds", "data", "tables", "freezing"}
+_GROUND = {"names", "version", "checks", "files", "seeds", "data", "table_files", "freezing"}
 _CORE = {*_GROUND, "calculus", "architectures"}
 _SOURCES = {*_CORE, "sources"}
 _OBJECTIVES = {*_SOURCES, "integration", "objectives"}
@@ -40,7 +40,7 @@ MAY: dict[str, set[str]] = {
     "files": set(),
     "seeds": set(),
     "data": {"checks", "seeds"},
-    "tables": {"checks", "files"},
+    "table_files": {"checks", "files"},
     "freezing": set(),
     "testing": {"checks", "testing"},
     "calculus": {*_GROUND, "calculus"},

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convexlift.tables import read_table, write_table
+from convexlift.table_files import read_table, write_table
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])

@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "walk.py"
 
 # From the ground to the roof. What stands in one place may call its neighbours.
 FLOORS = (
-    {"checks", "files", "seeds", "data", "tables", "names", "version", "freezing"},
+    {"checks", "files", "seeds", "data", "table_files", "names", "version", "freezing"},
     {"calculus"},
     {"architectures"},
     {"sources"},
@@ -58,7 +58,7 @@ def upward(calls: set[tuple[str, str]]) -> list[tuple[str, str]]:
 def test_a_row_passes_through_few_files(script) -> None:
     walk = script.walk_of_a_row()
     assert len(walk.files) <= 10
-    assert {"tables.py", "cli/train.py", "training/fit.py", "tasks/flow.py"} <= set(walk.files)
+    assert {"table_files.py", "cli/train.py", "training/fit.py", "tasks/flow.py"} <= set(walk.files)
     assert upward(walk.calls) == []
 
 
@@ -66,7 +66,7 @@ def test_a_cell_passes_through_few_files(script) -> None:
     walk = script.walk_of_a_cell()
     assert len(walk.files) <= 8
     assert {"study/comparison.py", "study/training.py"} <= set(walk.files)
-    given = {  # functions handed down: a callback of `fit`, a simulator's draws, the loss of which a mean is taken
+    given = {  # a callback of `fit`, the draws of a simulator, the loss that is averaged
         ("training/fit.py", "study/training.py"),
         ("data.py", "problems/simulated/gallery.py"),
         ("data.py", "tasks/density.py"),

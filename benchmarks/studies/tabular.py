@@ -25,10 +25,10 @@ from typing import Any, cast
 import torch
 from common import Ledger, Outcome, finite, interval_text, score_text, short, signed
 from common import train as trained
-from tabular_baselines import Autoregressive, Gaussian
 from tabular_regularisers import DroppedUnits, Prepared
 from timing import Result, arguments, markdown, parsed, write
 from torch import Tensor, nn
+from zuko_flows import Autoregressive, Gaussian
 
 import convexlift as cl
 from convexlift.data import whole

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import convexlift as cl
 from convexlift import Potential
-from convexlift.calculus.solve import Solution, invert_gradient
+from convexlift.calculus.newton import Solution, invert_gradient
 from convexlift.problems import problem
 
 TOLERANCE = 1e-8

@@ -119,7 +119,6 @@ class _Estimator(BaseEstimator):
         return rows.to(self.model_.standardiser.mean)
 
 
-@final
 class _Density(DensityMixin, _Estimator):
     """What a fitted density is for."""
 

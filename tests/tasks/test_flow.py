@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from convexlift import ICNN, Lift, Potential, Projected, Softplus, Squared
-from convexlift.calculus.solve import Solution
+from convexlift.calculus.newton import Solution
 from convexlift.sources import is_lifted
 from convexlift.tasks import ConvexPotentialFlow
 from convexlift.tasks.standardise import ActNorm

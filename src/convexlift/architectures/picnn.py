@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from convexlift.architectures.base import Architecture
 from convexlift.architectures.icnn import ICNN
 from convexlift.architectures.potential import Calculus, Potential
-from convexlift.calculus import partial, solve
+from convexlift.calculus import newton, partial
+from convexlift.calculus.newton import Solution
 from convexlift.calculus.partial import PartialLayers
-from convexlift.calculus.solve import Solution
 from convexlift.checks import check_samples
 
 # softplus(_UNIT_GATE) = 1: a gate with a zero matrix is one.
@@ -280,7 +280,7 @@ class ConditionedPotential(Potential):
         y = self._check(y)
         rows = torch.arange(len(y), device=y.device, dtype=torch.float64).to(y.dtype)[:, None]
         first = torch.zeros_like(y) if start is None else self._check(start)
-        found = solve.invert_gradient(
+        found = newton.invert_gradient(
             field, curvature, F.pad(y, (0, 1)), start=torch.cat([first, rows], 1), tolerance=tolerance
         )
         return Solution(found.x[:, :-1], found.residual, found.iterations, found.converged)

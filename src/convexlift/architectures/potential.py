@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from convexlift.calculus import estimation, solve
+from convexlift.calculus import estimation, newton
 from convexlift.calculus.activations import Activation
 from convexlift.calculus.estimation import LogdetEstimate, Operator, Reference
-from convexlift.calculus.solve import Solution
+from convexlift.calculus.newton import Solution
 from convexlift.checks import check_samples
 
 if TYPE_CHECKING:
@@ -239,12 +239,12 @@ class Potential:
         start = None if start is None else self._check(start)
         y = self._check(y)
         if self.architecture.calculus.linearise is None:
-            return solve.invert_gradient(self.gradient, self.hessian, y, start=start, tolerance=tolerance)
+            return newton.invert_gradient(self.gradient, self.hessian, y, start=start, tolerance=tolerance)
         if self.dim < _PRODUCTS_FROM:
-            start = solve.gaussian_start(self.gradient, y) if start is None else start
-            return solve.invert_gradient(self.gradient, self.hessian, y, start=start, tolerance=tolerance)
+            start = newton.gaussian_start(self.gradient, y) if start is None else start
+            return newton.invert_gradient(self.gradient, self.hessian, y, start=start, tolerance=tolerance)
         # From zero the first step takes one product, for the preconditioner is exact there.
-        return solve.invert_gradient_by_products(
+        return newton.invert_gradient_by_products(
             self.gradient,
             lambda x: self.linearise(x)[1],
             y,

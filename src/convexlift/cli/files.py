@@ -22,7 +22,7 @@ def check_output_file(
         FileExistsError: the file exists.
         OSError: its folder does not exist or cannot be written to.
     """
-    from convexlift.tables import SUFFIXES, either
+    from convexlift.table_files import SUFFIXES, either
 
     file, suffixes = Path(path), suffixes or SUFFIXES
     if not file.name.lower().endswith(tuple(suffixes)):

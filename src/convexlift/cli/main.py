@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import convexlift
-from convexlift.cli import data, errors, models, train
+from convexlift.cli import errors, models, problems, train
 from convexlift.cli.ablate import ablate
 from convexlift.cli.compare import compare, report
 from convexlift.cli.options import add_commands
@@ -23,7 +23,7 @@ app.command()(report)
 app.command()(ablate)
 app.add_typer(train.app, name="train")
 add_commands(app, models.Evaluate, models.Sample, models.Transform)
-app.add_typer(data.app, name="data")
+app.add_typer(problems.app, name="data")
 
 
 @app.callback(invoke_without_command=True)

@@ -47,7 +47,7 @@ class Evaluate(Reading):
     def __call__(self) -> None:
         import torch
 
-        from convexlift.tables import read_table
+        from convexlift.table_files import read_table
 
         model = load_density(self.run)
         table = read_table(self.data, **self.how)
@@ -98,7 +98,7 @@ class Transform(_Output, Reading):
     def __call__(self) -> None:
         import torch
 
-        from convexlift.tables import read_table
+        from convexlift.table_files import read_table
 
         check_output_file(self.out, force=self.force)
         model = load_density(self.run)
@@ -145,7 +145,7 @@ def column_names(run: Path, dim: int) -> list[str]:
 
 
 def _write(file: Path, rows: Any, names: list[str]) -> None:
-    from convexlift.tables import write_table
+    from convexlift.table_files import write_table
 
     write_table(file, rows, names)
     typer.echo(f"{len(rows):,} rows written to {file}")

@@ -34,7 +34,7 @@ class Reading:
 
     @property
     def how(self) -> dict[str, Any]:
-        """What `convexlift.tables.read_table` is told beside the file."""
+        """What `convexlift.table_files.read_table` is told beside the file."""
         return {name: getattr(self, name) for name in ("key", "columns", "header", "decimal", "thousands")}
 
 

@@ -83,7 +83,7 @@ class Training(Reading):
 
         from convexlift.checks import check_device
         from convexlift.data import hold_out
-        from convexlift.tables import read_table
+        from convexlift.table_files import read_table
 
         check_device(self.device)
         table = read_table(self.data, **self.how)

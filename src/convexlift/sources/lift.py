@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convexlift.sources.features import DeepSets, Moments, pool
 from convexlift.sources.positivity import PositiveMap, positive_map
 from convexlift.sources.readout import Dense, Factored
 from convexlift.sources.source import WeightSource
-from convexlift.sources.summary import DeepSets, Moments, pool
 
 # The initial summary s_0 is that of the first rows of the training data, at most this many.
 _ANCHOR_ROWS = 4096

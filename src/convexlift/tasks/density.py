@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convexlift.architectures import Potential
 from convexlift.architectures.base import architecture_of
-from convexlift.calculus.solve import invert_gradient
+from convexlift.calculus.newton import invert_gradient
 from convexlift.checks import check_draws
 from convexlift.integration import line
 from convexlift.integration.annealing import AnnealedNormaliser

@@ -16,7 +16,7 @@ from convexlift.architectures.base import architecture_of
 from convexlift.architectures.potential import Method, check_method
 from convexlift.calculus.cholesky import logdet_of
 from convexlift.calculus.estimation import LogdetEstimate
-from convexlift.calculus.solve import Solution, default_tolerance
+from convexlift.calculus.newton import Solution, default_tolerance
 from convexlift.checks import check_draws, check_samples, may_branch, name_rows
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import ActNorm, Standardiser

@@ -16,7 +16,7 @@ from convexlift.plots.corner import MOST_COLUMNS, corner
 from convexlift.plots.drawing import COLOURS, DATA, Limits, limits, points, robust_range, tell_outside, tick
 from convexlift.plots.svg import as_svg
 from convexlift.study.ranking import Result, complete, difference, finite, interval, ranking, reference_arm
-from convexlift.study.report.charts import (
+from convexlift.study.report.chart_parts import (
     Line,
     Row,
     Style,

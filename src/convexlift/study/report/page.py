@@ -71,7 +71,7 @@ def page(results: Sequence[Result]) -> str:
 
         from convexlift.plots.drawing import STYLE_SHEET
         from convexlift.plots.svg import themed
-        from convexlift.study.report.charts import styles
+        from convexlift.study.report.chart_parts import styles
     except ImportError as error:
         raise ImportError("a report needs jinja2 and matplotlib: pip install 'convexlift[report]'") from error
     templates = jinja2.Environment(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from convexlift import tables
+from convexlift import table_files as tables
 from convexlift.checks import check_device
 
 

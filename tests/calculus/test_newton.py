@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convexlift import ICNN, Potential
-from convexlift.calculus.solve import (
+from convexlift.calculus.newton import (
     Solution,
     closer_than_zero,
     gaussian_start,
