@@ -57,6 +57,13 @@ def figures(result: Result, look: Look) -> list[Figure]:
     return [one for one in drawn if one]
 
 
+def at_one_rate(result: Result, look: Look) -> list[Figure]:
+    """The models and weights of the runs at the one rate."""
+    section = result["fixed_rate"]
+    drawn = pictures(section, result.get("picture"), look), weights(section, look, full=True)
+    return [one for one in (*drawn, *traces(result, "fixed_rate", look)) if one]
+
+
 # Losses, rates and costs.
 
 
