@@ -25,7 +25,8 @@ from convexlift.data import Batches, Data, whole
 from convexlift.problems import Problem
 from convexlift.seeds import seed_of
 from convexlift.study.digest import code_digest
-from convexlift.study.report.answers import interval_text, is_clear, score_text, short, tied_with_best
+from convexlift.study.ranking import is_clear, tied_with_best
+from convexlift.study.report.numbers import interval_text, score_text, short
 from convexlift.training import History, fit
 from convexlift.training.history import TrainingDiverged
 

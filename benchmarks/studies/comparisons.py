@@ -6,7 +6,8 @@ from common import interval_text, score_text, scores, short, side_by_side, signe
 from timing import Result, markdown
 
 from convexlift.study.ablation import effects_table
-from convexlift.study.report.answers import complete, difference, verdicts
+from convexlift.study.ranking import complete, difference
+from convexlift.study.report.answers import verdicts
 
 
 def table_comparison(result: Result) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.axes import Axes
 
 from convexlift.plots.drawing import axes_of, robust_range, tick, tick_text
 from convexlift.plots.svg import as_svg, svg_file
@@ -24,13 +25,6 @@ from convexlift.study.report import charts, figures, glossary
 from convexlift.study.report import page as report
 from convexlift.study.report.answers import verdicts
 from convexlift.study.statistics import summary
-
-
-@pytest.fixture(autouse=True)
-def one_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Charts for wide screens only, to save time: what a page says does not depend on the width."""
-    monkeypatch.setattr(charts, "_WIDTHS", {"wide": 560})
-
 
 MEANS = {"projected": 23.9, "softplus": 23.5, "softplus-fan-in": 23.48, "squared": 23.8, "lift": 23.3}
 
@@ -336,8 +330,7 @@ def checked(text: str) -> Checker:
     return checker
 
 
-def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     file = report.write_report([made_up_result()], tmp_path / "new" / "report.html")
     text = file.read_text(encoding="utf-8")
     page = checked(text)
@@ -583,14 +576,25 @@ def test_whiskers_reach_two_standard_errors_either_way() -> None:
 
 
 def test_the_scale_is_linear_near_zero_and_has_the_sign_of_the_value() -> None:
-    assert figures._scaled(0.0, 1e-4) == 0.0
-    assert figures._scaled(-1e-3, 1e-4) == -figures._scaled(1e-3, 1e-4)
-    assert figures._scaled(2e-6, 1e-4) == pytest.approx(2 * figures._scaled(1e-6, 1e-4), rel=1e-3)
-    assert figures._scaled(1e-1, 1e-4) == pytest.approx(3.0, abs=1e-5)
-    ticks = [figures._ticks(1e-4, reach) for reach in (1e-4 * 10**2.5, 1e-4 * 10**0.9)]
-    assert [text for _, text in ticks[0]] == ["−1e−2", "−1e−3", "0", "1e−3", "1e−2"]
-    assert [text for _, text in ticks[1]] == ["−1e−4", "0", "1e−4"]
-    assert ticks[1][2][0] == 1e-4
+    ax = signed(1.0)
+    decades = 2e-4 * math.log(10)
+    scaled = {v: ax.transScale.transform((0.0, v))[1] / decades for v in (0.0, -1e-3, 1e-3, 1e-6, 2e-6, 0.1)}
+    assert scaled[0.0] == 0.0
+    assert scaled[-1e-3] == -scaled[1e-3]
+    assert scaled[2e-6] == pytest.approx(2 * scaled[1e-6], rel=1e-3)
+    assert scaled[0.1] == pytest.approx(3.0, abs=1e-5)
+    ticks = [signed(reach).yaxis.get_ticklabels() for reach in (1e-4 * 10**2.5, 1e-4 * 10**0.9)]
+    assert [tick.get_text() for tick in ticks[0]] == ["−1e−2", "−1e−3", "0", "1e−3", "1e−2"]
+    assert [tick.get_text() for tick in ticks[1]] == ["−1e−4", "0", "1e−4"]
+    assert signed(1e-4 * 10**0.9).get_yticks()[2] == pytest.approx(1e-4)
+
+
+def signed(reach: float) -> Axes:
+    """Axes up to that far either way, on the scale of the coupling with its unit 1e-4."""
+    ax = axes_of(None, 190, 200)
+    ax.set_ylim(-reach, reach)
+    figures._signed(ax, 1e-4)
+    return ax
 
 
 def test_stays_have_a_row_for_every_arm_that_had_any() -> None:
@@ -732,16 +736,16 @@ def test_an_outlier_does_not_squash_the_chart_and_is_not_dropped() -> None:
     assert robust_range(values)[1] < 2
     assert robust_range([5.0]) == pytest.approx((4.95, 5.05))
     row = charts.Row("lift", charts.styles(["lift"])["lift"], 1.1, dots=values)
-    ax = charts.row_chart([row], "loss", robust_range(values), None, 400)
+    ax = charts.row_chart([row], "loss", robust_range(values))
     beyond = [line for line in ax.lines if line.get_marker() == ">"]
     assert [line.get_xdata()[0] for line in beyond] == [robust_range(values)[1]]
-    drawing = as_svg(lambda: charts.row_chart([row], "loss", robust_range(values), None, 400), "losses")
+    drawing = as_svg(lambda: charts.row_chart([row], "loss", robust_range(values)), "losses")
     assert "lift: 500" in drawing
 
 
 def test_losses_beyond_a_chart_of_rates_are_arrow_heads_on_its_edge_and_crosses_above() -> None:
     line = charts.Line("lift", charts.styles(["lift"])["lift"], [0.1, 0.2, 0.4], [1.0, 9.0, None])
-    ax = charts.line_chart([line], "learning rate", "loss", (0, 2), [0.1, 0.2, 0.4], 400)
+    ax = charts.line_chart([line], "learning rate", "loss", (0, 2), [0.1, 0.2, 0.4])
     edge = {drawn.get_marker(): (list(drawn.get_xdata()), list(drawn.get_ydata())) for drawn in ax.lines[1:]}
     assert edge == {"^": ([0.2], [1.0]), "x": ([0.4], [1.04])}
     drawing = as_svg(lambda: ax, "losses")
@@ -751,7 +755,7 @@ def test_losses_beyond_a_chart_of_rates_are_arrow_heads_on_its_edge_and_crosses_
 
 def test_a_chart_of_its_own_carries_its_colours() -> None:
     line = charts.Line("loss", charts.styles(["loss"])["loss"], [1.0, 2.0], [3.0, 1.0])
-    chart = svg_file(lambda: charts.line_chart([line], "step", "loss", (0, 4), (), 300), "loss by step")
+    chart = svg_file(lambda: charts.line_chart([line], "step", "loss", (0, 4)), "loss by step")
     root = ElementTree.fromstring(chart)
-    assert root.attrib["viewBox"] == "-12 -12 324 354"
+    assert root.attrib["viewBox"] == "-12 -12 524 354"
     assert "--series-0" in chart

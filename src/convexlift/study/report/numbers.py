@@ -93,3 +93,10 @@ def unit_of(result: Result) -> str:
     """The unit that the metric names in brackets, after a space."""
     metric = str(result.get("metric", ""))
     return f" {metric.rsplit('(', 1)[1].rstrip(')')}" if metric.endswith(")") and "(" in metric else ""
+
+
+def spent(result: Result) -> list[str]:
+    """Steps and budget, where they are recorded."""
+    protocol = result.get("protocol") or {}
+    steps = [f"{protocol['steps']:,} steps"] if isinstance(protocol.get("steps"), int) else []
+    return [*steps, f"{protocol['budget']} budget"] if protocol.get("budget") else steps

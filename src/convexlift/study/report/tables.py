@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -16,25 +17,25 @@ from convexlift.study.ranking import (
     reference_arm,
     tied_with_best,
 )
-from convexlift.study.report.numbers import interval_text, score_text, short
+from convexlift.study.report.numbers import interval_text, score_text, short, spent
 
 PHASES = ("start", "middle", "end")
-_BREAK = Markup("<br>")
-_SMALL = Markup("{}<br><small>{}</small>")
+_SMALL = Markup("{}\n<small>{}</small>")
 _NORMALISER = {
     "log_z_error": "log Z",
-    "log_z_share": Markup("effective share<br>of annealed particles"),
-    "training_share": Markup("effective share<br>of draws in training"),
+    "log_z_share": "effective share\nof annealed particles",
+    "training_share": "effective share\nof draws in training",
 }
 _DISTANCES = {"kl": "Kullback-Leibler divergence", "hellinger": "Hellinger distance"}
-_WEIGHTS = (
-    (Markup("on the<br>shoulder"), "shoulder", True),
-    (Markup("exactly<br>zero"), "at_zero", True),
-    ("fan-in × W", "fan_in_weight", False),
-    (Markup("relative<br>speed"), "relative_speed", False),
-    (Markup("step<br>amplification"), "step_amplification", False),
-    (Markup("emission<br>noise"), "emission_noise", True),
-)
+_WEIGHTS = {
+    "shoulder": "on the\nshoulder",
+    "at_zero": "exactly\nzero",
+    "fan_in_weight": "fan-in × W",
+    "relative_speed": "relative\nspeed",
+    "step_amplification": "step\namplification",
+    "emission_noise": "emission\nnoise",
+}
+_PERCENT = ("shoulder", "at_zero", "emission_noise")
 
 
 class Table(NamedTuple):
@@ -45,16 +46,15 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-def overview_table(results: Sequence[tuple[Result, str, str]]) -> Table:
-    """Every problem's losses; of each the result, a link target and what is said under its name."""
-    names = list(dict.fromkeys(name for result, _, _ in results for name in result["arms"]))
-    names.sort(key=lambda name: name != "lift")
+def overview_table(results: Sequence[Result]) -> Table:
+    """Every problem's losses, each linked to the problem's own section."""
+    names = sorted(dict.fromkeys(name for result in results for name in result["arms"]), key="lift".__ne__)
     rows = []
-    for result, anchor, about in results:
-        link = Markup('<a href="#{}">{}</a>').format(anchor, result["problem"])
-        best = tied_with_best(result)
+    for place, result in enumerate(results, 1):
+        link = Markup('<a href="#problem-{}">{}</a>').format(place, result["problem"])
+        about, best = [str(result.get("metric", "loss")), *spent(result)], tied_with_best(result)
         cells = [_standing(result, name, best) if name in result["arms"] else "–" for name in names]
-        rows.append([_SMALL.format(link, about), *cells])
+        rows.append([_SMALL.format(link, ", ".join(about)), *cells])
     caption = "Test loss ± standard error; under it the difference from the lowest with its 95 % interval"
     return Table(caption, ["problem", *names], rows)
 
@@ -67,39 +67,50 @@ def _standing(result: Result, name: str, best: Sequence[str]) -> str:
     found = difference(result, name, best[0]) if name != best[0] else None
     gap = f"+{interval_text(found)}" if found else "lowest" if name == best[0] else "no common seed"
     tie = "tied: " if found and name in best else ""
-    parts = f"{tie}{gap}".replace("+−", "−").replace(" (", "\n(").split("\n")
-    return _SMALL.format(loss, _BREAK.join(parts))
+    return _SMALL.format(loss, f"{tie}{gap}".replace("+−", "−").replace(" (", "\n("))
 
 
-def arms_table(section: Result, caption: str) -> Table:
+Columns = Iterable[tuple[str, Callable[[str, Any], str]]]
+
+
+def _by_arm(caption: str, arms: Mapping[str, Any], columns: Columns) -> Table | None:
+    """A row for each of the arms; columns by title, without those that hold nothing; none without columns."""
+    cells = {title: [cell(*each) for each in arms.items()] for title, cell in columns}
+    shown = {title: column for title, column in cells.items() if any(text != "–" for text in column)}
+    rows = list(zip(arms, *shown.values(), strict=True))
+    return Table(caption, ["arm", *shown], rows) if shown else None
+
+
+def arms_table(section: Result, caption: str) -> Table | None:
     """The losses of every arm, lowest first, and what they cost."""
-    arms, order, base = section["arms"], ranking(section), reference_arm(section)
-    best = tied_with_best(section)
-    columns: list[tuple[str, Callable[[Result], str]]] = [
-        (Markup("half the<br>steps"), lambda arm: _mean_only(arm.get("half_budget"))),
-        (Markup("equal<br>time"), lambda arm: _mean_only(arm.get("equal_seconds"))),
-        ("rate", lambda arm: f"{arm['lr']:g}" if finite(arm.get("lr")) and "lr" not in section else "–"),
-        (Markup("rate of the<br>weights"), lambda arm: _factor(arm.get("source_factor"))),
-        (Markup("ms a<br>step"), lambda arm: short(arm.get("ms_per_step"), 3)),
-        (
-            Markup("trained<br>parameters"),
-            lambda arm: f"{arm['parameters']:,.0f}" if arm.get("parameters") else "–",
-        ),
-    ]
-    shown = [(title, cell) for title, cell in columns if any(cell(arm) != "–" for arm in arms.values())]
-    rows = []
-    for name in complete(section):
-        found = difference(section, name, base) if base and name in order and name != base else None
-        gap = "reference" if name == base else interval_text(found) if found else "–"
-        cells = [cell(arms[name]) for _, cell in shown]
-        rows.append([name, _test_cell(arms[name], name in best), gap, *cells])
-    head = ["arm", Markup("test loss<br>± s.e."), _SMALL.format(f"minus {base}", "95 % interval")]
-    return Table(caption, [*head, *(title for title, _ in shown)], rows)
+    base, best, order = reference_arm(section), tied_with_best(section), ranking(section)
+
+    def gap(name: str, _: Any) -> str:
+        found = difference(section, name, base) if base and name in order else None
+        return "reference" if name == base else interval_text(found) if found else "–"
+
+    def rate(_: str, arm: Any) -> str:
+        return f"{arm['lr']:g}" if finite(arm.get("lr")) and "lr" not in section else "–"
+
+    def factor(_: str, arm: Any) -> str:  # how many times the common rate the latent weights are given
+        times = finite(arm.get("source_factor"))
+        return "–" if times in (None, 1.0) else f"× {short(times, 3)}"
+
+    columns: Columns = (
+        ("test loss\n± s.e.", lambda name, arm: _test_cell(arm, name in best)),
+        (_SMALL.format(f"minus {base}", "95 % interval"), gap),
+        ("half the\nsteps", lambda _, arm: _mean_only(arm.get("half_budget"))),
+        ("equal\ntime", lambda _, arm: _mean_only(arm.get("equal_seconds"))),
+        ("rate", rate),
+        ("rate of the\nweights", factor),
+        ("ms a\nstep", lambda _, arm: short(arm.get("ms_per_step"), 3)),
+        ("trained\nparameters", lambda _, arm: f"{arm['parameters']:,.0f}" if arm.get("parameters") else "–"),
+    )
+    return _by_arm(caption, _arms(section), columns)
 
 
-def _factor(value: Any) -> str:
-    """How many times the common rate the latent weights are given; nothing for once."""
-    return f"× {short(value, 3)}" if finite(value) not in (None, 1.0) else "–"
+def _arms(section: Result) -> dict[str, Any]:
+    return {name: section["arms"][name] for name in complete(section)}
 
 
 def _test_cell(arm: Result, bold: bool) -> str:
@@ -120,55 +131,41 @@ def _mean_only(score: Result | None) -> str:
 
 def distances_table(result: Result) -> Table | None:
     """Other figures of the frozen models than the loss, where the problem has some."""
-    metrics = _metrics(result)
+    metrics = {name: result["arms"][name].get("metrics") or {} for name in ranking(result)}
     keys = dict.fromkeys(key for found in metrics.values() for key in found if key not in _NORMALISER)
-    rows = [[arm, *(score_text(found.get(key)) for key in keys)] for arm, found in metrics.items()]
-    head = ["arm", *(_DISTANCES.get(key, key.replace("_", " ")) for key in keys)]
+    titles = {key: _DISTANCES.get(key, key.replace("_", " ")) for key in keys}
+    columns = [(title, lambda _, found, k=key: score_text(found.get(k))) for key, title in titles.items()]
     caption = "Other distances from the exact answer, mean ± standard error over seeds"
-    return Table(caption, head, rows) if keys else None
+    return _by_arm(caption, metrics, columns)
 
 
 def normalisers_table(result: Result) -> Table | None:
     """How well the multivariate densities of each arm are normalised, where they are."""
-    metrics = _metrics(result)
-    keys = [key for key in _NORMALISER if any(key in found for found in metrics.values())]
-    rows = [[arm, *(_normaliser(found.get(key), key) for key in keys)] for arm, found in metrics.items()]
-    how = "a standard error" if "log_z_share" in keys else "a bound"
+    metrics = {name: result["arms"][name].get("metrics") or {} for name in ranking(result)}
+    how = "a standard error" if any("log_z_share" in found for found in metrics.values()) else "a bound"
     caption = f"How well log Z of the frozen densities is known ({how}, in nats), means over seeds"
-    return Table(caption, ["arm", *(_NORMALISER[key] for key in keys)], rows) if keys else None
+    columns = [(title, lambda _, found, k=key: _normaliser(k, found)) for key, title in _NORMALISER.items()]
+    return _by_arm(caption, metrics, columns)
 
 
-def _metrics(result: Result) -> dict[str, Result]:
-    return {name: result["arms"][name].get("metrics") or {} for name in ranking(result)}
-
-
-def _normaliser(score: Result | None, key: str) -> str:
-    mean = finite((score or {}).get("mean"))
-    return "–" if mean is None else f"± {short(mean)}" if key == "log_z_error" else short(mean)
+def _normaliser(key: str, found: Any) -> str:
+    mean = short((found.get(key) or {}).get("mean"))
+    return f"± {mean}" if key == "log_z_error" and mean != "–" else mean
 
 
 def weights_table(section: Result) -> Table | None:
-    """What happened to the constrained weights of each arm."""
-    arms = section["arms"]
-    head, shown = ["arm"], []
-    for title, key, percent in _WEIGHTS:
-        seen = [arm[key] for arm in arms.values() if arm.get(key)]
-        if phases := [at for at in PHASES if any(at in by_phase for by_phase in seen)]:
-            head.append(_SMALL.format(title, " → ".join(phases)))
-            shown.append((key, phases, percent))
-    rows = [
-        [name, *(_phases(arms[name].get(key), at, percent) for key, at, percent in shown)]
-        for name in complete(section)
-    ]
-    return (
-        Table("The constrained weights through training; medians over seeds", head, rows) if shown else None
-    )
+    """What happened to the constrained weights of each arm, a figure for each phase."""
+    columns = []
+    for key, title in _WEIGHTS.items():
+        seen = [arm[key] for arm in section["arms"].values() if arm.get(key)]
+        phases = [at for at in PHASES if any(at in by_phase for by_phase in seen)]
+        columns.append((_SMALL.format(title, " → ".join(phases)), partial(_phases, key, phases)))
+    return _by_arm("The constrained weights through training; medians over seeds", _arms(section), columns)
 
 
-def _phases(values: Result | None, phases: Sequence[str], percent: bool) -> str:
-    """``0.031 → 0.028 → 0``, one figure for each phase."""
-    numbers = [finite((values or {}).get(phase)) for phase in phases]
-    if all(number is None for number in numbers):
-        return "–"
-    texts = [short(None if number is None else number * (100 if percent else 1)) for number in numbers]
-    return " → ".join(texts) + (" %" if percent else "")
+def _phases(key: str, phases: Sequence[str], _: str, arm: Any) -> str:
+    """``0.031 → 0.028 → 0``."""
+    found = [finite((arm.get(key) or {}).get(phase)) for phase in phases]
+    scale, unit = (100, " %") if key in _PERCENT else (1, "")
+    texts = [short(None if value is None else value * scale) for value in found]
+    return "–" if all(value is None for value in found) else " → ".join(texts) + unit
