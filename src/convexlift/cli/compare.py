@@ -7,8 +7,9 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 
@@ -23,54 +24,30 @@ if TYPE_CHECKING:
 
 GALLERY = "gallery"
 
-Rates = Annotated[
-    str | None, typer.Option(help="Learning rates to try, in place of the growing grid of the budget.")
-]
-Seeds = Annotated[int | None, typer.Option(min=1, help="Seeds to score on the test rows.")]
-Data = Annotated[Path | None, typer.Option(help=f"The file or folder of {', '.join(FROM_FILES)}.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Runs at a time. [default: one for each core]")]
-Resume = Annotated[bool, typer.Option(help="Use the finished runs in the folder.")]
+
+@dataclass(frozen=True, kw_only=True)
+class Comparing:
+    """What ``compare`` and ``ablate`` both ask for."""
+
+    rates: Annotated[
+        str | None, typer.Option(help="Learning rates to try, in place of the growing grid of the budget.")
+    ] = None
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds to score on the test rows.")] = None
+    data: Annotated[Path | None, typer.Option(help=f"The file or folder of {', '.join(FROM_FILES)}.")] = None
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. [default: one for each core]")] = (
+        None
+    )
+    resume: Annotated[bool, typer.Option(help="Use the finished runs in the folder.")] = True
+
+    def told(self, *names: str) -> dict[str, Any]:
+        """The options of these names as `convexlift.study` takes them."""
+        read = {"arms": items, "rates": numbers}
+        return {name: read.get(name, lambda given: given)(getattr(self, name)) for name in names}
 
 
-def compare(
-    problem: Annotated[
-        str | None,
-        typer.Argument(
-            help=f"One of: {', '.join(NAMES)}; or {GALLERY}, the {len(DENSITIES)} densities of one dimension "
-            "one after the other. [default: digits21]"
-        ),
-    ] = None,
-    arms: Annotated[
-        str | None,
-        typer.Option(help=f"Ways of training, of: {', '.join(SOURCES)}. [default: {' '.join(DEFAULT_ARMS)}]"),
-    ] = None,
-    rates: Rates = None,
-    seeds: Seeds = None,
-    budget: Annotated[
-        str, typer.Option(help="quick (minutes), standard, full, or for densities paper.")
-    ] = "quick",
-    data: Data = None,
-    jobs: Jobs = None,
-    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, ...")] = "cpu",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the comparison. [default: runs/PROBLEM]")
-    ] = None,
-    own: Annotated[
-        str | None,
-        typer.Option(help="MODULE:FUNCTION that returns your own (problem, {arm: ...}) to compare."),
-    ] = None,
-    fixed_rate: Annotated[
-        bool | None, typer.Option(help="Add the table at the one rate 0.001. [default: as the budget says]")
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="density: fit one log-concave density to the rows of a problem of flows."),
-    ] = None,
-    objective: Annotated[
-        str, typer.Option(help=f"What densities are trained by: {', '.join(OBJECTIVES)}.")
-    ] = "mle",
-    resume: Resume = True,
-) -> None:
+@final
+@dataclass(frozen=True, kw_only=True)
+class Compare(Comparing):
     """Compare ways of training, all tuned alike.
 
     Every arm trains the same input-convex network at the same learning rates; its best rate on validation
@@ -85,65 +62,81 @@ def compare(
       convexlift compare miniboone --data MiniBooNE_PID.txt --task density
       convexlift compare gallery --task density --budget standard --out results/gallery
     """
-    chosen = problem or (None if own else "digits21")
-    name = own.replace(":", "-") if own else str(chosen)
-    folder = out if out is not None else Path("runs") / f"{name}{'' if task is None else f'-{task}'}"
-    if own is not None:
-        sys.path.insert(0, "")  # the module may lie in the current folder
-    gallery = {name: folder / name for name in DENSITIES}
-    places = gallery if chosen == GALLERY else {chosen: folder}
-    for target, place in places.items():
-        if own is None:
-            check_problem(str(target))
-        check_folder(place, str(target), own, task)
-    if own is None:
-        for arm in items(arms) or ():
-            check_name("arm", arm, (*SOURCES, *CONTROLS))
-    check_name("budget", budget, BUDGETS["density"])
-    check_name("objective", objective, OBJECTIVES)
-    options: dict[str, Any] = {
-        "arms": items(arms),
-        "rates": numbers(rates),
-        "seeds": seeds,
-        "budget": budget,
-        "task": task,
-        "objective": objective,
-        "data": data,
-        "fixed_rate": fixed_rate,
-    }
-    told = {**options, "objective": None} if objective == "mle" else options
 
-    from convexlift.study.comparison import compare as run_comparison
-    from convexlift.study.report.answers import verdicts
-    from convexlift.study.report.page import write_report
+    problem: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"One of: {', '.join(NAMES)}; or {GALLERY}, the {len(DENSITIES)} densities of one dimension "
+            "one after the other. [default: digits21]"
+        ),
+    ] = None
+    arms: Annotated[
+        str | None,
+        typer.Option(help=f"Ways of training, of: {', '.join(SOURCES)}. [default: {' '.join(DEFAULT_ARMS)}]"),
+    ] = None
+    budget: Annotated[str, typer.Option(help="quick (minutes), standard, full, or for densities paper.")] = (
+        "quick"
+    )
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, ...")] = "cpu"
+    out: Annotated[Path | None, typer.Option(help="Folder of the comparison. [default: runs/PROBLEM]")] = None
+    own: Annotated[
+        str | None,
+        typer.Option(help="MODULE:FUNCTION that returns your own (problem, {arm: ...}) to compare."),
+    ] = None
+    fixed_rate: Annotated[
+        bool | None, typer.Option(help="Add the table at the one rate 0.001. [default: as the budget says]")
+    ] = None
+    task: Annotated[
+        str | None,
+        typer.Option(help="density: fit one log-concave density to the rows of a problem of flows."),
+    ] = None
+    objective: Annotated[
+        str, typer.Option(help=f"What densities are trained by: {', '.join(OBJECTIVES)}.")
+    ] = "mle"
 
-    results = []
-    with going_on_from(folder):
+    def __call__(self) -> None:
+        chosen = self.problem or (None if self.own else "digits21")
+        name = self.own.replace(":", "-") if self.own else str(chosen)
+        folder = self.out or Path("runs") / (name if self.task is None else f"{name}-{self.task}")
+        places = {name: folder / name for name in DENSITIES} if chosen == GALLERY else {chosen: folder}
+        if self.own is not None:
+            sys.path.insert(0, "")  # the module may lie in the current folder
         for target, place in places.items():
-            with shown() as show:
-                words = ["compare", *(["--own", own] if own else [str(target)])]
-                result = run_comparison(
+            if self.own is None:
+                check_problem(str(target))
+            check_folder(place, str(target), self.own, self.task)
+        if self.own is None:
+            for arm in items(self.arms) or ():
+                check_name("arm", arm, (*SOURCES, *CONTROLS))
+        check_name("budget", self.budget, BUDGETS["density"])
+        check_name("objective", self.objective, OBJECTIVES)
+        options = self.told("arms", "rates", "seeds", "budget", "task", "objective", "data", "fixed_rate")
+        said = {**options, "objective": None} if self.objective == "mle" else options
+
+        from convexlift.study.comparison import compare
+        from convexlift.study.report.answers import verdicts
+        from convexlift.study.report.page import write_report
+
+        results = []
+        for target, place in places.items():
+            words = ["compare", *(["--own", self.own] if self.own else [str(target)])]
+            with going_on_from(folder), shown() as show:
+                result = compare(
                     target,
                     **options,
-                    own=own,
-                    jobs=jobs,
-                    device=device,
+                    **self.told("own", "jobs", "device", "resume"),
                     out=place,
-                    resume=resume,
-                    command=command(words, told),
+                    command=command(words, said),
                     progress=show,
                 ).result
             typer.echo(f"{summary(result)}\n\n{verdicts(result)[0][1]}")
             results.append(result)
-    typer.echo(f"report: {write_report(results, folder / 'report.html')}")
+        typer.echo(f"report: {write_report(results, folder / 'report.html')}")
 
 
-def report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of comparisons, or their result.json.")],
-    out: Annotated[
-        Path | None, typer.Option(help="The page. [default: report.html, in a lone folder]")
-    ] = None,
-) -> None:
+@final
+@dataclass(frozen=True, kw_only=True)
+class Report:
     """Put comparisons on one page.
 
     Several comparisons get an overview.
@@ -153,15 +146,21 @@ def report(
       convexlift report runs/digits21
       convexlift report results/* --out all.html
     """
-    from convexlift.cli.files import check_output_file
-    from convexlift.study.report.page import read_result, write_report
 
-    results = [read_result(folder) for folder in folders]
-    if out is None:
-        lone = folders[0] if folders[0].is_dir() else folders[0].parent
-        out = (lone if len(folders) == 1 else Path()) / "report.html"
-    check_output_file(out, force=True, suffixes=(".html",))
-    typer.echo(f"report: {write_report(results, out)}")
+    folders: Annotated[list[Path], typer.Argument(help="Folders of comparisons, or their result.json.")]
+    out: Annotated[Path | None, typer.Option(help="The page. [default: report.html, in a lone folder]")] = (
+        None
+    )
+
+    def __call__(self) -> None:
+        from convexlift.cli.files import check_output_file
+        from convexlift.study.report.page import read_result, write_report
+
+        results = [read_result(folder) for folder in self.folders]
+        lone = self.folders[0] if self.folders[0].is_dir() else self.folders[0].parent
+        out = self.out or (lone if len(results) == 1 else Path()) / "report.html"
+        check_output_file(out, force=True, suffixes=(".html",))
+        typer.echo(f"report: {write_report(results, out)}")
 
 
 def check_folder(folder: Path, problem: str, own: str | None, task: str | None = None) -> None:
@@ -230,16 +229,14 @@ def going_on_from(folder: Path) -> Iterator[None]:
 
 def summary(result: dict[str, Any]) -> str:
     """The table of a comparison as aligned text."""
-    from convexlift.study.ranking import difference, ranking, reference_arm
+    from convexlift.study.ranking import complete, difference, ranking, reference_arm
     from convexlift.study.report.numbers import interval_text, score_text, short
 
     base, order = reference_arm(result), ranking(result)
     rows = [("arm", "test ± s.e.", f"minus {base} (95 %)", "rate", "ms/step", "parameters")]
-    for name in [*order, *(name for name in result["arms"] if name not in order)]:
+    for name in complete(result):
         arm = result["arms"][name]
-        found = (
-            difference(result, name, base) if base is not None and name in order and name != base else None
-        )
+        found = difference(result, name, base) if base and name in order and name != base else None
         rows.append(
             (
                 name,
@@ -250,14 +247,9 @@ def summary(result: dict[str, Any]) -> str:
                 f"{arm['parameters']:,}" if arm["parameters"] else "–",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            [f"{row[0]:<{widths[0]}}"]
-            + [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
-        )
-        for row in rows
-    ]
+    columns = list(zip(*rows, strict=True))
+    widths = [f"<{max(map(len, columns[0]))}", *(f">{max(map(len, column))}" for column in columns[1:])]
+    lines = ["  ".join(map(format, row, widths)) for row in rows]
     return f"{result['problem']}: {result['metric']} of frozen models on test rows\n" + "\n".join(lines)
 
 

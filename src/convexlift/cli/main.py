@@ -10,17 +10,15 @@ import typer
 
 import convexlift
 from convexlift.cli import errors, models, problems, train
-from convexlift.cli.ablate import ablate
-from convexlift.cli.compare import compare, report
+from convexlift.cli.ablate import Ablate
+from convexlift.cli.compare import Compare, Report
 from convexlift.cli.options import add_commands
 
 # Options that take a list: "--arms softplus lift" stands for "--arms softplus,lift".
 _LISTS = ("--arms", "--rates")
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-app.command()(compare)
-app.command()(report)
-app.command()(ablate)
+add_commands(app, Compare, Report, Ablate)
 app.add_typer(train.app, name="train")
 add_commands(app, models.Evaluate, models.Sample, models.Transform)
 app.add_typer(problems.app, name="data")

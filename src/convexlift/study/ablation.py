@@ -15,7 +15,7 @@ from convexlift.study.outcomes import Event
 from convexlift.study.protocol import Budget, budget_for
 from convexlift.study.ranking import complete, difference, interval, is_clear
 from convexlift.study.report.numbers import interval_text, score_text, short
-from convexlift.study.statistics import paired_difference, summary
+from convexlift.study.statistics import common_difference, summary
 from convexlift.study.workers import Workers
 
 REFERENCE = "lift"
@@ -166,23 +166,17 @@ def _effects(section: Mapping[str, Any], outcomes: Mapping[str, Sequence[Outcome
     for name, by_seed in seen.items():
         told: dict[str, Any] = {}
         for key in MEASURES:
-            told[key] = summary([measured.get(key) for measured in by_seed])
-            pairs = [
-                (one[key], other[key])
-                for one, other in zip(by_seed, seen.get(REFERENCE, []), strict=False)
-                if one.get(key) is not None and other.get(key) is not None
-            ]
-            told[f"{key}_minus_{REFERENCE}"] = (
-                paired_difference([a for a, _ in pairs], [b for _, b in pairs])
-                if pairs and name != REFERENCE
-                else None
-            )
+            one, other = ([found.get(key) for found in seen.get(at, [])] for at in (name, REFERENCE))
+            told[key] = summary(one)
+            told[f"{key}_minus_{REFERENCE}"] = common_difference(one, other) if name != REFERENCE else None
         p_values = [p for measured in by_seed for p in measured.get("p_values", [])]
-        told["significant"] = sum(p <= SIGNIFICANT for p in p_values)
-        told["tests"] = len(p_values)
-        told["along"] = [measured.get("along") for measured in by_seed]
-        told["test"] = section["arms"][name]["test"]
-        effects[name] = told
+        effects[name] = {
+            **told,
+            "significant": sum(p <= SIGNIFICANT for p in p_values),
+            "tests": len(p_values),
+            "along": [measured.get("along") for measured in by_seed],
+            "test": section["arms"][name]["test"],
+        }
     return effects
 
 

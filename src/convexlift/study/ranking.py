@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from convexlift.study.statistics import paired_difference
+from convexlift.study.statistics import common_difference
 
 Result = dict[str, Any]
 
@@ -44,8 +44,7 @@ def difference(section: Result, first: str, second: str, score: str = "test") ->
         if finite((pairs.get(key) or {}).get("mean")) is not None:
             return pairs[key] if sign == 1 else reversed_difference(pairs[key])
     seeds = [(section["arms"][name].get(score) or {}).get("per_seed") or [] for name in (first, second)]
-    both = [(a, b) for a, b in zip(*seeds, strict=False) if finite(a) is not None and finite(b) is not None]
-    return paired_difference([a for a, _ in both], [b for _, b in both]) if both else None
+    return common_difference(*(list(map(finite, losses)) for losses in seeds))
 
 
 def interval(found: Result, key: str = "ci95") -> tuple[float, float] | None:

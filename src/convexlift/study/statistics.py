@@ -78,6 +78,22 @@ def paired_difference(
     return {"mean": mean, "ci95": interval, "n": n}
 
 
+def common_difference(
+    first: Sequence[float | None], second: Sequence[float | None], *, selection_variance: float = 0.0
+) -> dict[str, Any] | None:
+    """`paired_difference` over the seeds that have a loss on both sides; None where there are none.
+
+    Example:
+        >>> common_difference([1.0, None, 3.0], [2.0, 2.0])
+        {'mean': -1.0, 'ci95': None, 'n': 1}
+    """
+    both = [(a, b) for a, b in zip(first, second, strict=False) if a is not None and b is not None]
+    if not both:
+        return None
+    one, two = zip(*both, strict=True)
+    return paired_difference(one, two, selection_variance=selection_variance)
+
+
 def residual_deviation(losses: Sequence[Sequence[float]]) -> float | None:
     """The deviation of losses[arm][seed] after the means of arms and of seeds are taken out; arms with an
     infinite loss are left out, and None is returned where fewer than two arms or seeds remain.

@@ -13,8 +13,8 @@ from convexlift.study.cells import Cell
 from convexlift.study.outcomes import Outcomes, mean
 from convexlift.study.protocol import FIXED_RATE
 from convexlift.study.statistics import (
+    common_difference,
     finite_or_none,
-    paired_difference,
     residual_deviation,
     rows_interval,
     selection_variance,
@@ -130,13 +130,10 @@ def _difference(
     outcomes: Outcomes, first: Sequence[Cell], second: Sequence[Cell], variance: float
 ) -> dict[str, Any] | None:
     """The paired difference over the seeds that did not fail in either arm; None where there are none."""
-    losses = [(outcomes.loss(a), outcomes.loss(b)) for a, b in zip(first, second, strict=False)]
-    both = [(a, b) for a, b in losses if a is not None and b is not None]
-    if not both:
-        return None
-    one, two = [a for a, _ in both], [b for _, b in both]
-    found = paired_difference(one, two, selection_variance=variance)
-    return {**found, "seeds_ci95": paired_difference(one, two)["ci95"]}
+    one, two = outcomes.losses(first), outcomes.losses(second)
+    found = common_difference(one, two, selection_variance=variance)
+    plain = common_difference(one, two)
+    return found and plain and {**found, "seeds_ci95": plain["ci95"]}
 
 
 def _rows(outcomes: Outcomes, first: Sequence[Cell], second: Sequence[Cell]) -> list[float] | None:

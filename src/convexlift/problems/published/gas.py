@@ -8,21 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from convexlift.problems.base import Problem
-from convexlift.problems.published.tables import (
-    ARCHITECTURE,
-    TextTable,
-    arrays,
-    check_widths,
-    cut_last,
-    enough,
-    locate,
-    sizes,
-    split,
-    standardise,
-)
+from convexlift.problems.published import tables
 
 # Time and the two concentrations come first, then the 16 sensors.
-TABLE = TextTable("ethylene_CO.txt", columns=tuple(range(3, 19)))
+TABLE = tables.TextTable("ethylene_CO.txt", columns=tuple(range(3, 19)))
 EVERY = 4  # published tables use a random quarter of the rows
 
 
@@ -47,40 +36,30 @@ def gas(path: str | Path | None) -> Problem:
             f"gas needs --data {TABLE.name} (also .gz, .zip), which 'convexlift data fetch gas' downloads, "
             "or an .npz file with arrays 'train', 'val' and 'test'"
         )
-    file = locate(path, TABLE)
+    file = tables.locate(path, TABLE)
     if file.suffix in (".pickle", ".pkl"):
         raise ValueError(f"{file} is a pickle, which can run code when it is read: use {TABLE.name} instead")
     if file.suffix == ".npz":
-        held, needs, order = arrays(file), "gas needs 'train', 'val' and 'test'", "its own split"
-        train, validation, test = (split(file, held, name, needs) for name in ("train", "val", "test"))
-        check_widths(file, train, validation, test)
+        held, needs, order = tables.arrays(file), "gas needs 'train', 'val' and 'test'", "its own split"
+        splits = [tables.split(file, held, name, needs) for name in ("train", "val", "test")]
     else:
-        train, validation, test = _by_time(file)
-        order = "every fourth, split by time"
-    return Problem(
-        name="gas",
-        task="flow",
-        dim=train.shape[1],
-        train=train,
-        validation=validation,
-        test=test,
-        description=(
-            f"readings of {train.shape[1]} gas sensors, {sizes(train, validation, test)} from {file.name}, "
-            f"{order}; not comparable with published tables (852,174 training rows, drawn at random)"
-        ),
-        source="UCI gas sensor array under dynamic gas mixtures (Fonollosa et al. 2015)",
-        licence="CC BY 4.0 (UCI data set page)",
-        architecture=ARCHITECTURE,
+        splits, order = _by_time(file), "every fourth, split by time"
+    return tables.published(
+        "gas",
+        f"readings of {splits[0].shape[1]} gas sensors",
+        file,
+        splits,
+        f", {order}; not comparable with published tables (852,174 training rows, drawn at random)",
+        "UCI gas sensor array under dynamic gas mixtures (Fonollosa et al. 2015)",
     )
 
 
 def _by_time(file: Path) -> list[Tensor]:
-    rest, test = cut_last(enough(TABLE.read(file, every=EVERY), file))
-    train, validation = cut_last(rest)
+    train, validation, test = tables.cut(TABLE.read(file, every=EVERY), file)
     if not train.std(0).all():
         raise ValueError(f"{file}: sensor {int(train.std(0).argmin()) + 1} is constant in the training rows")
     kept = uncorrelated(train)
-    return standardise(file, *(part[:, kept] for part in (train, validation, test)))
+    return tables.standardise(file, *(part[:, kept] for part in (train, validation, test)))
 
 
 def uncorrelated(rows: np.ndarray, limit: float = 0.98) -> np.ndarray:

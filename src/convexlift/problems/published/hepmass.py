@@ -9,24 +9,12 @@ from torch import Tensor
 
 from convexlift.data import hold_out
 from convexlift.problems.base import Problem
-from convexlift.problems.published.tables import (
-    ARCHITECTURE,
-    TextTable,
-    arrays,
-    continuous,
-    cut_last,
-    enough,
-    locate,
-    published_scale,
-    sizes,
-    split,
-    standardise,
-)
+from convexlift.problems.published import tables
 
 COLUMNS = 21
 # The label and the first 26 of the 27 features: through a header mismatch MAF loses the last one.
-TRAIN = TextTable("1000_train.csv", columns=tuple(range(27)), separators=",")
-TEST = TextTable("1000_test.csv", columns=tuple(range(27)), separators=",")
+TRAIN = tables.TextTable("1000_train.csv", columns=tuple(range(27)), separators=",")
+TEST = tables.TextTable("1000_test.csv", columns=tuple(range(27)), separators=",")
 TRAIN_LINES, TEST_LINES = 700_000, 350_000  # MAF took the first tenth of each file
 PUBLISHED = (315_123, 35_013, 174_987)
 
@@ -59,44 +47,35 @@ def hepmass(path: str | Path | None) -> Problem:
         place = place.parent
     known = "not comparable with tables of the full set (315,123 rows)"
     if any((place / name).is_file() for name in (*TRAIN.names, *TEST.names)):
-        train, validation, test, scale = _published(place)
-        if (len(train), len(validation), len(test)) == PUBLISHED:
+        splits, scale = _published(place)
+        if tuple(map(len, splits)) == PUBLISHED:
             known = f"the rows of published tables{scale}"
     else:
-        place = locate(place, TRAIN)
-        held, needs = arrays(place), "hepmass needs 'train' and 'test'"
-        rows, test = (split(place, held, name, needs, COLUMNS) for name in ("train", "test"))
-        train, validation = hold_out(rows, 0.1)
-    return Problem(
-        name="hepmass",
-        task="flow",
-        dim=COLUMNS,
-        train=train,
-        validation=validation,
-        test=test,
-        description=(
-            f"HEPMASS signal rows of mass 1000, 21 columns, {sizes(train, validation, test)} from "
-            f"{place.name}; {known}"
-        ),
-        source="UCI HEPMASS (Baldi et al. 2016), preprocessed as by Papamakarios, Pavlakou and Murray 2017",
-        licence="CC BY 4.0 (UCI data set page)",
-        architecture=ARCHITECTURE,
+        place = tables.locate(place, TRAIN)
+        held, needs = tables.arrays(place), "hepmass needs 'train' and 'test'"
+        rows, test = (tables.split(place, held, name, needs, COLUMNS) for name in ("train", "test"))
+        splits = [*hold_out(rows, 0.1), test]
+    return tables.published(
+        "hepmass",
+        f"HEPMASS signal rows of mass 1000, {COLUMNS} columns",
+        place,
+        splits,
+        f"; {known}",
+        "UCI HEPMASS (Baldi et al. 2016), preprocessed as by Papamakarios, Pavlakou and Murray 2017",
     )
 
 
-def _published(folder: Path) -> tuple[Tensor, Tensor, Tensor, str]:
+def _published(folder: Path) -> tuple[list[Tensor], str]:
     """The splits of the published files, and what leads to the scale of published tables."""
-    files = locate(folder, TRAIN), locate(folder, TEST)
+    files = tables.locate(folder, TRAIN), tables.locate(folder, TEST)
     rows, test = (
         np.concatenate([np.empty((0, 26)), *(b[b[:, 0] == 1, 1:] for b in table.blocks(file, limit=lines))])
         for table, file, lines in zip((TRAIN, TEST), files, (TRAIN_LINES, TEST_LINES), strict=True)
     )
-    train, validation = cut_last(enough(rows, files[0]))
-    kept = continuous(train)
+    train, validation = tables.cut_last(tables.enough(rows, files[0]))
+    kept = tables.continuous(train)
     if len(kept) != COLUMNS:
         raise ValueError(f"{files[0]}: expected {COLUMNS} continuous columns; got {len(kept)}")
     if not len(test):
         raise ValueError(f"{files[1]} has no signal rows")
-    splits = [part[:, kept] for part in (train, validation, test)]
-    scaled = standardise(files[0], *splits)
-    return scaled[0], scaled[1], scaled[2], published_scale(splits[0], splits[1])
+    return tables.scaled(files[0], *(part[:, kept] for part in (train, validation, test)))

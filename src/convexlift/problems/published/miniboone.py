@@ -8,22 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from convexlift.problems.base import Problem
-from convexlift.problems.published.tables import (
-    ARCHITECTURE,
-    TextTable,
-    arrays,
-    check_widths,
-    continuous,
-    cut_last,
-    enough,
-    locate,
-    published_scale,
-    sizes,
-    split,
-    standardise,
-)
+from convexlift.problems.published import tables
 
-TABLE = TextTable("MiniBooNE_PID.txt", columns=tuple(range(50)))
+TABLE = tables.TextTable("MiniBooNE_PID.txt", columns=tuple(range(50)))
 SAME_ROWS = "miniboone_43d.npz"  # validation and test rows of a file of further training rows
 PUBLISHED = (29_556, 3_284, 3_648)
 NEEDS = "miniboone needs 'train' or 'train_head', 'val' and 'test'"
@@ -52,50 +39,33 @@ def miniboone(path: str | Path | None) -> Problem:
             f"miniboone needs --data {TABLE.name} (also .gz, .zip), which 'convexlift data fetch miniboone' "
             "downloads, MAF's data.npy, or an .npz file with arrays 'train', 'val' and 'test'"
         )
-    file = locate(path, TABLE)
-    scale = ""
-    if file.suffix == ".npz":
-        train, validation, test = _splits(file)
-    else:
-        train, validation, test, scale = _whole(file)
-    published = (len(train), len(validation), len(test)) == PUBLISHED and train.shape[1] == 43 and scale
-    return Problem(
-        name="miniboone",
-        task="flow",
-        dim=train.shape[1],
-        train=train,
-        validation=validation,
-        test=test,
-        description=(
-            f"MiniBooNE signal rows, {train.shape[1]} columns, {sizes(train, validation, test)} from "
-            f"{file.name}; "
-            + (
-                f"the rows of published tables{scale}"
-                if published
-                else "not comparable with tables of the full set (29,556 training rows, 43 columns)"
-            )
-        ),
-        source="UCI MiniBooNE (Roe 2005), preprocessed as by Papamakarios, Pavlakou and Murray 2017",
-        licence="CC BY 4.0 (UCI data set page)",
-        architecture=ARCHITECTURE,
+    file = tables.locate(path, TABLE)
+    splits, scale = (_splits(file), "") if file.suffix == ".npz" else _whole(file)
+    known = "; not comparable with tables of the full set (29,556 training rows, 43 columns)"
+    if tuple(map(len, splits)) == PUBLISHED and splits[0].shape[1] == 43 and scale:
+        known = f"; the rows of published tables{scale}"
+    return tables.published(
+        "miniboone",
+        f"MiniBooNE signal rows, {splits[0].shape[1]} columns",
+        file,
+        splits,
+        known,
+        "UCI MiniBooNE (Roe 2005), preprocessed as by Papamakarios, Pavlakou and Murray 2017",
     )
 
 
-def _whole(file: Path) -> tuple[Tensor, Tensor, Tensor, str]:
+def _whole(file: Path) -> tuple[list[Tensor], str]:
     """The splits of a file of all rows, and what leads to the scale of published tables."""
     if file.suffix == ".npy":
-        rows = split(file, arrays(file), "data", NEEDS).double().numpy()
+        rows = tables.split(file, tables.arrays(file), "data", NEEDS).double().numpy()
     else:
         rows = _signal(file)
         rows = rows[rows[:, 0] >= -100]
-    rest, test = cut_last(enough(rows, file))
-    train, validation = cut_last(rest)
-    kept = continuous(train)
+    splits = tables.cut(rows, file)
+    kept = tables.continuous(splits[0])
     if len(kept) < 2:
         raise ValueError(f"{file}: expected 43 continuous columns; got {len(kept)}")
-    splits = [part[:, kept] for part in (train, validation, test)]
-    scaled = standardise(file, *splits)
-    return scaled[0], scaled[1], scaled[2], published_scale(splits[0], splits[1])
+    return tables.scaled(file, *(part[:, kept] for part in splits))
 
 
 def _signal(file: Path) -> np.ndarray:
@@ -111,17 +81,14 @@ def _signal(file: Path) -> np.ndarray:
     return rows
 
 
-def _splits(file: Path) -> tuple[Tensor, Tensor, Tensor]:
-    held = arrays(file)
-    train = split(file, held, "train_head" if "train_head" in held else "train", NEEDS)
+def _splits(file: Path) -> list[Tensor]:
+    held = tables.arrays(file)
+    train = tables.split(file, held, "train_head" if "train_head" in held else "train", NEEDS)
     if "columns_in_43d" not in held:
-        validation, test = (split(file, held, name, NEEDS) for name in ("val", "test"))
-    else:
-        beside = file.with_name(SAME_ROWS)
-        if not beside.is_file():
-            raise FileNotFoundError(f"no such file: {beside}, which has the validation and test rows")
-        columns = [column for column in range(43) if column in held["columns_in_43d"]]
-        whole = arrays(beside)
-        validation, test = (split(beside, whole, name, NEEDS, 43)[:, columns] for name in ("val", "test"))
-    check_widths(file, train, validation, test)
-    return train, validation, test
+        return [train, *(tables.split(file, held, name, NEEDS) for name in ("val", "test"))]
+    beside = file.with_name(SAME_ROWS)
+    if not beside.is_file():
+        raise FileNotFoundError(f"no such file: {beside}, which has the validation and test rows")
+    columns = [column for column in range(43) if column in held["columns_in_43d"]]
+    whole = tables.arrays(beside)
+    return [train, *(tables.split(beside, whole, name, NEEDS, 43)[:, columns] for name in ("val", "test"))]

@@ -10,20 +10,10 @@ from torch import Tensor
 
 from convexlift.data import hold_out
 from convexlift.problems.base import Problem
-from convexlift.problems.published.tables import (
-    ARCHITECTURE,
-    TextTable,
-    arrays,
-    cut_last,
-    enough,
-    locate,
-    sizes,
-    split,
-    standardise,
-)
+from convexlift.problems.published import tables
 
 # Day, month, year, hour, minute, second, then the seven readings; a lost reading is a "?".
-TABLE = TextTable("household_power_consumption.txt", columns=tuple(range(13)), separators="/:;", missing="?")
+TABLE = tables.TextTable("household_power_consumption.txt", tuple(range(13)), separators="/:;", missing="?")
 STEPS = {
     "Global_active_power": 0.001,
     "Voltage": 0.01,
@@ -59,36 +49,26 @@ def power(path: str | Path | None) -> Problem:
             f"power needs --data {TABLE.name} (also .gz, .zip), which 'convexlift data fetch power' "
             "downloads, or an .npz file with arrays 'data' and 'columns'"
         )
-    file = locate(path, TABLE)
+    file = tables.locate(path, TABLE)
     order = "split by time"
     if file.suffix != ".npz":
-        train, validation, test = _by_time(file, _readings(TABLE.read(file)))
+        splits = _by_time(file, _readings(TABLE.read(file)))
     else:
-        held = arrays(file)
+        held = tables.arrays(file)
         if "data" in held:
-            train, validation, test = _by_time(
-                file, _chosen(file, held, "data", list(STEPS)).double().numpy()
-            )
+            splits = _by_time(file, _chosen(file, held, "data", list(STEPS)).double().numpy())
         else:
             names = [name for name in STEPS if name in _names(file, held)]
             rows, test = (_chosen(file, held, part, names) for part in ("train", "test"))
-            train, validation = hold_out(rows, 0.1)
+            splits = [*hold_out(rows, 0.1), test]
             order = "random minutes of the whole time"
-    return Problem(
-        name="power",
-        task="flow",
-        dim=train.shape[1],
-        train=train,
-        validation=validation,
-        test=test,
-        description=(
-            f"electric power of one household, {train.shape[1]} columns, {sizes(train, validation, test)} "
-            f"from {file.name}, {order}; not comparable with published tables (2,049,280 minutes split at "
-            "random)"
-        ),
-        source="UCI individual household electric power consumption (Hebrail and Berard 2006)",
-        licence="CC BY 4.0 (UCI data set page)",
-        architecture=ARCHITECTURE,
+    return tables.published(
+        "power",
+        f"electric power of one household, {splits[0].shape[1]} columns",
+        file,
+        splits,
+        f", {order}; not comparable with published tables (2,049,280 minutes split at random)",
+        "UCI individual household electric power consumption (Hebrail and Berard 2006)",
     )
 
 
@@ -99,9 +79,7 @@ def _readings(rows: np.ndarray) -> np.ndarray:
 
 def _by_time(file: Path, rows: np.ndarray) -> list[Tensor]:
     noise = np.random.default_rng(0).random(rows.shape)
-    rest, test = cut_last(enough(rows, file) + noise * np.array(list(STEPS.values())))
-    train, validation = cut_last(rest)
-    return standardise(file, train, validation, test)
+    return tables.standardise(file, *tables.cut(rows + noise * np.array(list(STEPS.values())), file))
 
 
 def _names(file: Path, held: dict[str, Any]) -> list[str]:
@@ -112,7 +90,7 @@ def _names(file: Path, held: dict[str, Any]) -> list[str]:
 
 def _chosen(file: Path, held: dict[str, Any], part: str, wanted: list[str]) -> Tensor:
     """The named columns of one array."""
-    names, rows = _names(file, held), split(file, held, part, NEEDS)
+    names, rows = _names(file, held), tables.split(file, held, part, NEEDS)
     if len(names) != rows.shape[1]:
         raise ValueError(f"{file}: '{part}' has {rows.shape[1]} columns; 'columns' names {len(names)}")
     lacking = [name for name in wanted or list(STEPS) if name not in names]

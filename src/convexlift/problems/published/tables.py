@@ -7,7 +7,7 @@ import gzip
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from convexlift.checks import check_finite
+from convexlift.problems.base import Problem
 
 ARCHITECTURE = {"hidden": (64, 64, 64, 64)}
 FEWEST_ROWS = 100
@@ -203,15 +204,24 @@ def split(
     return check_finite(rows, name=f"{path}: '{name}' rows")
 
 
-def check_widths(path: str | Path, train: Tensor, *others: Tensor) -> None:
-    """Refuse splits that differ in their number of columns, with a ValueError.
+def published(name: str, what: str, file: Path, splits: Sequence[Tensor], more: str, source: str) -> Problem:
+    """The problem of flows on training, validation and test rows of a file, described as what, sizes, more.
+
+    Raises a ValueError for splits that differ in their number of columns.
 
     Example:
-        >>> check_widths("rows.npz", torch.zeros(4, 2), torch.zeros(4, 2))
+        >>> published("gas", "2 sensors", Path("gas.npz"), [torch.zeros(4, 2)] * 3, "", "UCI").description
+        '2 sensors, 4 training / 4 validation / 4 test rows from gas.npz'
     """
-    widths = [rows.shape[1] for rows in (train, *others)]
+    train, validation, test = splits
+    widths = [rows.shape[1] for rows in splits]
     if len(set(widths)) > 1:
-        raise ValueError(f"{path}: training, validation and test rows have {widths} columns")
+        raise ValueError(f"{file}: training, validation and test rows have {widths} columns")
+    description = f"{what}, {sizes(train, validation, test)} from {file.name}{more}"
+    licence = "CC BY 4.0 (UCI data set page)"
+    return Problem(
+        name, "flow", widths[0], train, validation, test, description, source, licence, ARCHITECTURE
+    )
 
 
 def enough(rows: np.ndarray, path: str | Path) -> np.ndarray:
@@ -237,6 +247,12 @@ def cut_last(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     last = int(0.1 * len(rows))
     return rows[:-last], rows[-last:]
+
+
+def cut(rows: np.ndarray, path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training, validation and test rows: the last tenth of `enough` rows for test, of the rest another."""
+    rest, test = cut_last(enough(rows, path))
+    return *cut_last(rest), test
 
 
 def standardise(path: str | Path, train: np.ndarray, *others: np.ndarray) -> list[Tensor]:
@@ -265,6 +281,11 @@ def continuous(train: np.ndarray) -> np.ndarray:
         array([0, 2])
     """
     return np.flatnonzero((train == train.min(0)).sum(0) <= 5)
+
+
+def scaled(path: str | Path, *splits: np.ndarray) -> tuple[list[Tensor], str]:
+    """The splits by `standardise`, and what `published_scale` says of them."""
+    return standardise(path, *splits), published_scale(*splits[:2])
 
 
 def published_scale(train: np.ndarray, validation: np.ndarray) -> str:
