@@ -29,18 +29,18 @@ def verdicts(result: Result) -> list[tuple[str, str]]:
     """Questions a reader asks of a comparison, each with a plain sentence or two as the answer."""
     if not ranking(result):
         return [("Which arm reached the lowest loss?", "None: every arm failed.")]
-    answers = [
-        ("Which arm reached the lowest loss, each at its own best rate?", _lowest(result)),
-        ("Is that so at half the budget and at equal training time?", _other_budgets(result)),
-        ("Did every arm have its best rate?", _edges(result)),
-        ("Did the lift help?", _lift_helps(result)),
-        ("What does it cost?", _cost(result)),
-        ("And at one common rate?", _common_rate(result)),
-        ("Was the lift random in effect?", _noise(result)),
-        ("How well are the densities normalised?", _normalised(result)),
-        ("What do the baselines reach?", _baselines(result)),
-    ]
-    return [(question, answer) for question, answer in answers if answer]
+    answers = {
+        "Which arm reached the lowest loss, each at its own best rate?": _lowest,
+        "Is that so at half the budget and at equal training time?": _other_budgets,
+        "Did every arm have its best rate?": _edges,
+        "Did the lift help?": _lift_helps,
+        "What does it cost?": _cost,
+        "And at one common rate?": _common_rate,
+        "Was the lift random in effect?": _noise,
+        "How well are the densities normalised?": _normalised,
+        "What do the baselines reach?": _baselines,
+    }
+    return [(question, told) for question, answer in answers.items() if (told := answer(result))]
 
 
 def _above(found: Result, unit: str) -> str:
@@ -115,27 +115,24 @@ def _edges(result: Result) -> str:
 
 
 def _lift_helps(result: Result) -> str:
-    order, unit = ranking(result), unit_of(result)
-    if "lift" not in order:
-        return ""
-    better, worse, equal = [], [], []
-    for name in order:
-        found = None if name == "lift" else difference(result, name, "lift")
-        if found is None:
-            continue
-        if not is_clear(found):
-            equal.append(name)
-        elif found["mean"] > 0:
-            better.append(f"{name} by {interval_text(found)}")
-        else:
-            worse.append(f"{name} by {interval_text(reversed_difference(found))}")
-    parts = [f"{how} {listed(names)}{unit}" for how, names in (("below", better), ("above", worse)) if names]
-    parts += [f"tied with {listed(equal)}"] if equal else []
+    order = ranking(result)
+    told: dict[str, list[str]] = {"below": [], "above": [], "tied with": []}
+    for name in order if "lift" in order else ():
+        found = difference(result, name, "lift") if name != "lift" else None
+        if found and not is_clear(found):
+            told["tied with"].append(name)
+        elif found and found["mean"] > 0:
+            told["below"].append(f"{name} by {interval_text(found)}")
+        elif found:
+            told["above"].append(f"{name} by {interval_text(reversed_difference(found))}")
+    units = {"below": unit_of(result), "above": unit_of(result), "tied with": ""}
+    parts = [f"{how} {listed(names)}{units[how]}" for how, names in told.items() if names]
     if not parts:
         return ""
-    if not better and not worse:
-        return f"Not clearly: it is {parts[0]}."
-    word = "No" if not better else "In part" if worse or equal else "Yes"
+    if not told["below"]:
+        word = "No" if told["above"] else "Not clearly"
+    else:
+        word = "Yes" if len(parts) == 1 else "In part"
     return f"{word}: it is {'; '.join(parts)}."
 
 
@@ -177,24 +174,19 @@ def _noise(result: Result) -> str:
     for name, arm in result["arms"].items():
         noise = arm.get("emission_noise") or {}
         phases = {at: value for at in ("start", "middle") if (value := finite(noise.get(at))) is not None}
-        if not phases:
-            continue
-        levels = listed([f"{short(100 * value)} % at the {at}" for at, value in phases.items()])
-        silent = [at for at, value in phases.items() if value < DETERMINISTIC_BELOW]
-        if not silent:
+        levels = [f"{short(100 * value)} % at the {at}" for at, value in phases.items()]
+        varies = f"Its weights vary from batch to batch by {listed(levels)}" if levels else ""
+        random = [at for at, value in phases.items() if value >= DETERMINISTIC_BELOW]
+        if phases and not random:
             told.append(
-                f"{name}: yes. Its weights vary from batch to batch by {levels} (median over weights)."
+                f"{name}: no. Its emission noise ({listed(levels)}) is below 0.1 %: deterministic in effect, "
+                "so whatever it gains does not come from the batch."
             )
-        elif len(silent) == len(phases):
-            told.append(
-                f"{name}: no. Its emission noise ({levels}) is below 0.1 %: deterministic in effect, so "
-                "whatever it gains does not come from the batch."
-            )
-        else:
-            told.append(
-                f"{name}: only at the {'middle' if silent == ['start'] else 'start'}. Its weights vary from "
-                f"batch to batch by {levels}; below 0.1 % it is deterministic in effect."
-            )
+        elif len(random) < len(phases):
+            below = "below 0.1 % it is deterministic in effect"
+            told.append(f"{name}: only at the {random[0]}. {varies}; {below}.")
+        elif phases:
+            told.append(f"{name}: yes. {varies} (median over weights).")
     return " ".join(told)
 
 
@@ -215,24 +207,18 @@ def _normalised(result: Result) -> str:
     worst, name = max(errors)
     kind = "a standard error" if by_seed("log_z_share") else "a bound"
     told = f"log Z is known to ± {short(worst)} nats at worst ({name}; {kind})."
-    if shares:
-        least, name = min(shares)
-        told += (
-            f" The draws of training ended worth at least {short(100 * least)} % of their number ({name})."
-        )
-    return told
+    least, name = min(shares, default=(0.0, ""))
+    ended = f" The draws of training ended worth at least {short(100 * least)} % of their number ({name})."
+    return told + ended if shares else told
 
 
 def _baselines(result: Result) -> str:
     unit, best = unit_of(result), ranking(result)[0]
-    mean = result["arms"][best]["test"]["mean"]
-    told = []
-    for name, fact in (result.get("facts") or {}).items():
-        value = finite(fact)
-        if value is None:
-            continue
-        label = name.replace("_", " ")
-        gap = f"{best} is {short(abs(value - mean), 3)} {'below' if mean < value else 'above'} it"
-        beside = "" if "entropy" in name else f" ({gap})"
-        told.append(f"{label[0].upper()}{label[1:]}: {short(value, 4)}{unit}{beside}")
+    mean, told = result["arms"][best]["test"]["mean"], []
+    facts = {name: finite(fact) for name, fact in (result.get("facts") or {}).items()}
+    for name, value in facts.items():
+        if value is not None:
+            way = "below" if mean < value else "above"
+            gap = "" if "entropy" in name else f" ({best} is {short(abs(value - mean), 3)} {way} it)"
+            told.append(f"{name[0].upper()}{name[1:].replace('_', ' ')}: {short(value, 4)}{unit}{gap}")
     return f"{'; '.join(told)}." if told else ""

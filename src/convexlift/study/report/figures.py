@@ -263,7 +263,7 @@ def _peak(picture: Result) -> float:
 def _cloud(rows: Any, colour: str, ax: Axes) -> None:
     """Points, and how many the frame leaves out."""
     points(ax, _array(rows), colour)
-    tell_outside(ax, _array(rows))
+    tell_outside(ax)
 
 
 def _samples(data: Result, drawn: Sequence[Result]) -> Kind:
