@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from convexlift.checks import check_samples
 from convexlift.plots.corner import MOST_COLUMNS, corner, least_normal
-from convexlift.plots.drawing import DATA, MODEL, axes_of, histogram, limits, points, tell_outside, tick
+from convexlift.plots.drawing import DATA, MODEL, Axes, axes_of, histogram, limits, points, tell_outside, tick
 from convexlift.tasks import LogConcaveDensity
 from convexlift.tasks.region import region_outlines
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 POINTS, _CORNER_POINTS = 600, 400
 _GRID = 400

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from convexlift.plots.density import POINTS, beside
-from convexlift.plots.drawing import COLOURS, DATA, MODEL, points
+from convexlift.plots.drawing import COLOURS, DATA, MODEL, Axes, points
 from convexlift.tasks import ConvexPotentialFlow
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @torch.no_grad()

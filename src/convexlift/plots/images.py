@@ -62,7 +62,7 @@ def draw_images(
     figure.suppressComposite = True  # every image stays one of its own
     ax = figure.add_subplot(xlim=(0, width), ylim=(len(lines), 0), frame_on=False)
     for row, (_, images) in enumerate(lines):
-        for column, pixels in enumerate(images.detach().cpu().clamp(0, 1)):
+        for column, pixels in enumerate(images.detach().cpu().clamp(0, 1).numpy()):
             extent = (column + 0.04, column + 0.96, row + 0.96, row + 0.04)
             ax.imshow(pixels, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", extent=extent)
     ax.set_aspect(height / across)

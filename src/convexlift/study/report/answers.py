@@ -14,7 +14,7 @@ from convexlift.study.ranking import (
     tied_with_best,
 )
 from convexlift.study.report.numbers import (
-    decimals_of,
+    decimals,
     fixed,
     interval_text,
     listed,
@@ -48,11 +48,10 @@ def _above(found: Result, unit: str) -> str:
     bounds = interval(found)
     if bounds is None:
         return f"{short(found['mean'], 3)}{unit} above it (no interval)"
-    decimals = decimals_of(bounds)
-    rows = interval(found, "rows_ci95")
-    also = f", {range_text(rows, decimals)} over test rows" if rows else ""
-    over = f"95 % interval {range_text(bounds, decimals)} over {found.get('n')} seeds{also}"
-    return f"{fixed(found['mean'], decimals)}{unit} above it ({over})"
+    places, rows = decimals((bounds[1] - bounds[0]) / 2), interval(found, "rows_ci95")
+    also = f", {range_text(rows, places)} over test rows" if rows else ""
+    over = f"95 % interval {range_text(bounds, places)} over {found.get('n')} seeds{also}"
+    return f"{fixed(found['mean'], places)}{unit} above it ({over})"
 
 
 def _lowest(result: Result) -> str:
@@ -83,8 +82,7 @@ def _lowest_ranked(result: Result) -> str:
 
 
 def _other_budgets(result: Result) -> str:
-    best = ranking(result)[0]
-    told, same = [], []
+    best, told, same, half = ranking(result)[0], [], [], ranking(result, "half_budget")
     for key, name in (("half_budget", "half the steps"), ("equal_seconds", "equal training time")):
         order = ranking(result, key)
         if order and best not in order:
@@ -96,7 +94,6 @@ def _other_budgets(result: Result) -> str:
             told.append(f"At {name} {order[0]} has the lowest mean ({how}).")
     if same:
         told.insert(0, f"{best} has the lowest mean at {listed(same)} too.")
-    half = ranking(result, "half_budget")
     if half and half[0] != best and len(tied_with_best(result)) == 1:
         told.append("The ranking depends on the budget, so no arm can be said to end lower.")
     return " ".join(told)
