@@ -79,19 +79,18 @@ def beside(
     if len(names) != model.dim:
         raise ValueError(f"expected {model.dim} names of columns; got {len(names)}")
     rows = rows.to(next(model.parameters()))
-    draws = model.sample(_CORNER_POINTS, seed=0).cpu() if model.dim > 2 or not len(rows) else rows
     if model.dim > 2:
+        draws = model.sample(_CORNER_POINTS, seed=0).cpu()
         kept = list(least_normal(rows if len(rows) else draws, MOST_COLUMNS))
-        return corner(
-            _thinned(rows, _CORNER_POINTS)[:, kept], draws[:, kept], [names[k] for k in kept], ax=ax
-        )
+        rows, names = _thinned(rows, _CORNER_POINTS)[:, kept], [names[k] for k in kept]
+        return corner(rows, draws[:, kept], names, ax=ax)
     ax, shown = axes_of(ax, 500, 500) if model.dim == 2 else axes_of(ax, 640, 380), _thinned(rows, POINTS)
     if model.dim == 2:
         held = torch.cat([shown, plane(shown, ax)])
         ax.set(xlim=limits(held[:, 0]), ylim=limits(held[:, 1]), xlabel=names[0], ylabel=names[1])
         tell_outside(ax)
     else:
-        within = limits((rows if len(rows) else draws).cpu())
+        within = limits((rows if len(rows) else model.sample(_CORNER_POINTS, seed=0)).cpu())
         x = torch.linspace(*within, _GRID).to(rows)
         if len(rows):
             ax.stairs(*histogram(rows.cpu(), within), fill=True, color=DATA, alpha=0.28, label="data")

@@ -134,12 +134,11 @@ def _lift_helps(result: Result) -> str:
 
 
 def _cost(result: Result) -> str:
-    order = ranking(result)
-    arms = {name: result["arms"][name] for name in order}
-    times = {name: time for name, arm in arms.items() if (time := finite(arm.get("ms_per_step")))}
+    order, arms = ranking(result), result["arms"]
+    times = {name: time for name in order if (time := finite(arms[name].get("ms_per_step")))}
     if not times:
         return ""
-    base = "softplus" if "softplus" in times else min(times, key=lambda name: times[name])
+    base = "softplus" if "softplus" in times else min(times, key=times.__getitem__)
     told = []
     for name in dict.fromkeys(name for name in (base, "lift", order[0]) if name in times):
         ratio = "" if name == base else f" ({times[name] / times[base]:.2f} times {base})"

@@ -25,6 +25,7 @@ Frame = tuple[Limits, Limits, str]
 
 _ERRORS = 2.0  # standard errors that a whisker reaches
 _SIGNIFICANT = 0.05
+_ROOM = 0.15  # beside the data, for models that reach farther
 _MEASURED = ("t", "trace", "trace_error", "p_value")
 
 
@@ -254,7 +255,7 @@ def _density(data: Result, drawn: Sequence[Result]) -> Kind:
 
 
 def _peak(picture: Result) -> float:
-    return max((value for value in picture["y"] if finite(value) is not None), default=0.0)
+    return max(map(float, filter(finite, picture["y"])), default=0.0)
 
 
 def _cloud(rows: Any, colour: str, ax: Axes) -> None:
@@ -271,13 +272,13 @@ def _samples(data: Result, drawn: Sequence[Result]) -> Kind:
         "The data, and what the models generate",
         f"{len(drawn[0]['points'])} test rows beside as many samples of each frozen model (seed 0). "
         f"Shown are column {across} (across) and column {up} (up), counted from 0{chosen}.",
-        (limits(rows[:, 0]), limits(rows[:, 1]), f"column {across}"),
+        (limits(rows[:, 0], _ROOM), limits(rows[:, 1], _ROOM), f"column {across}"),
         lambda picture, colour, ax: _cloud(picture["points"], colour, ax),
     )
 
 
 def _fit(data: Result, drawn: Sequence[Result]) -> Kind:
-    around = limits(_array(drawn[0]["y"]))
+    around = limits(_array(drawn[0]["y"]), _ROOM)
 
     def draw(picture: Result, colour: str, ax: Axes) -> None:
         ax.plot(around, around, ":", color=DATA)
