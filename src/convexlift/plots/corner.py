@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from convexlift.plots.drawing import DATA, MODEL, axes_of, histogram, limits, points, tick
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from convexlift.plots.drawing import DATA, MODEL, Axes, axes_of, histogram, limits, points, tick
 
 MOST_COLUMNS = 6  # of a corner plot
 _PITCH, _SHARE = 128, 0.92  # points from frame to frame, and the share of it that a frame takes

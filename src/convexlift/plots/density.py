@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from convexlift.checks import check_samples
 from convexlift.plots.corner import MOST_COLUMNS, corner, least_normal
-from convexlift.plots.drawing import DATA, MODEL, axes_of, histogram, limits, points, tell_outside, tick
+from convexlift.plots.drawing import DATA, MODEL, Axes, axes_of, histogram, limits, points, tell_outside, tick
 from convexlift.tasks import LogConcaveDensity
 from convexlift.tasks.region import region_outlines
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 POINTS, _CORNER_POINTS = 600, 400
 _GRID = 400
@@ -52,63 +50,57 @@ def plot_density(
         >>> plot_density(density, torch.randn(50, 2), names=["x", "y"]).get_xlabel()
         'x'
     """
-    rows, names = prepared(density, rows, names)
-    if density.dim != 2:
-        return (curve if density.dim == 1 else draws_beside)(density, rows, names, ax)
+    return beside(density, rows, names, ax, partial(_regions, density))
+
+
+def _regions(density: LogConcaveDensity, rows: Tensor, ax: Axes) -> Tensor:
     outlines = [outline.cpu() for outline in region_outlines(density)]
-    shown = thinned(rows, POINTS)
-    ax = axes_of(ax, 500, 500)
     if len(rows):
-        points(ax, shown, DATA, "data")
+        points(ax, rows, DATA, "data")
     for place, outline in enumerate(outlines):
         label = None if place else "regions of 50, 90 and 99 % of the model"
         ax.plot(*outline.T, color=MODEL, label=label)
-    return framed(ax, names, shown, outlines[-1])
+    return outlines[-1]
 
 
-def prepared(model: Any, rows: Tensor | None, names: Sequence[str] | None) -> tuple[Tensor, list[str]]:
-    """The rows in the model's dtype, none for None, and a name for each of its columns."""
+def beside(
+    model: Any,
+    rows: Tensor | None,
+    names: Sequence[str] | None,
+    ax: Axes | None,
+    plane: Callable[[Tensor, Axes], Tensor],
+) -> Axes:
+    """A model of one column as a curve over a histogram of rows, of three or more as a corner plot.
+
+    That of two is drawn by ``plane`` with the rows shown; it returns points that the frame should hold.
+    """
     rows = torch.empty(0, model.dim) if rows is None else check_samples(rows, model.dim, name="rows")
     names = [f"column {k}" for k in range(model.dim)] if names is None else list(names)
     if len(names) != model.dim:
         raise ValueError(f"expected {model.dim} names of columns; got {len(names)}")
-    return rows.to(next(model.parameters())), names
-
-
-def thinned(rows: Tensor, most: int) -> Tensor:
-    """At most so many of the rows, evenly chosen."""
-    return rows[:: max(1, len(rows) // most)][:most].cpu()
-
-
-def curve(model: Any, rows: Tensor, names: Sequence[str], ax: Axes | None) -> Axes:
-    """The density of a model of one column over a histogram of rows."""
-    within = limits((rows if len(rows) else model.sample(_CORNER_POINTS, seed=0)).cpu())
-    x = torch.linspace(*within, _GRID).to(rows)
-    p = model.log_prob(x[:, None]).exp().cpu()
-    ax = axes_of(ax, 640, 380)
-    if len(rows):
-        ax.stairs(*histogram(rows.cpu(), within), fill=True, color=DATA, alpha=0.28, label="data")
-    ax.plot(x.cpu(), p, color=MODEL, label="model")
-    ax.set(xlim=within, ylim=(0, ax.get_ylim()[1]), xlabel=names[0], ylabel="density")
-    return _finished(ax)
-
-
-def draws_beside(model: Any, rows: Tensor, names: Sequence[str], ax: Axes | None) -> Axes:
-    """A corner plot of rows and of the model's draws, of the columns farthest from normal."""
-    draws = model.sample(_CORNER_POINTS, seed=0).cpu()
-    kept = list(least_normal(rows if len(rows) else draws, MOST_COLUMNS))
-    return corner(thinned(rows, _CORNER_POINTS)[:, kept], draws[:, kept], [names[k] for k in kept], ax=ax)
-
-
-def framed(ax: Axes, names: Sequence[str], rows: Tensor, model: Tensor) -> Axes:
-    """The axes of two columns with a frame that holds the rows and the model's points, but for outliers."""
-    across, up = (limits(torch.cat([rows[:, k], model[:, k]])) for k in (0, 1))
-    ax.set(xlim=across, ylim=up, xlabel=names[0], ylabel=names[1])
-    tell_outside(ax, rows)
-    return _finished(ax)
-
-
-def _finished(ax: Axes) -> Axes:
+    rows = rows.to(next(model.parameters()))
+    if model.dim > 2:
+        draws = model.sample(_CORNER_POINTS, seed=0).cpu()
+        kept = list(least_normal(rows if len(rows) else draws, MOST_COLUMNS))
+        rows, names = _thinned(rows, _CORNER_POINTS)[:, kept], [names[k] for k in kept]
+        return corner(rows, draws[:, kept], names, ax=ax)
+    ax, shown = axes_of(ax, 500, 500) if model.dim == 2 else axes_of(ax, 640, 380), _thinned(rows, POINTS)
+    if model.dim == 2:
+        held = torch.cat([shown, plane(shown, ax)])
+        ax.set(xlim=limits(held[:, 0]), ylim=limits(held[:, 1]), xlabel=names[0], ylabel=names[1])
+        tell_outside(ax)
+    else:
+        within = limits((rows if len(rows) else model.sample(_CORNER_POINTS, seed=0)).cpu())
+        x = torch.linspace(*within, _GRID).to(rows)
+        if len(rows):
+            ax.stairs(*histogram(rows.cpu(), within), fill=True, color=DATA, alpha=0.28, label="data")
+        ax.plot(x.cpu(), model.log_prob(x[:, None]).exp().cpu(), color=MODEL, label="model")
+        ax.set(xlim=within, ylim=(0, ax.get_ylim()[1]), xlabel=names[0], ylabel="density")
     tick(ax)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, frameon=False)
     return ax
+
+
+def _thinned(rows: Tensor, most: int) -> Tensor:
+    """At most so many of the rows, evenly chosen."""
+    return rows[:: max(1, len(rows) // most)][:most].cpu()

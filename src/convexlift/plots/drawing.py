@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes as Axes
+else:
+    Axes = Any  # matplotlib is loaded when something is drawn
 
 Limits = tuple[float, float]
 
@@ -98,9 +100,10 @@ def points(ax: Axes, rows: ArrayLike, colour: str, label: str | None = None, siz
     ax.plot(x, y, "o", color=colour, alpha=0.6, markersize=size, markeredgewidth=0, label=label)
 
 
-def tell_outside(ax: Axes, rows: ArrayLike) -> None:
-    """Write into the frame's corner how many rows (N, 2) it leaves out, if any."""
-    x, y = np.reshape(np.asarray(rows, float), (-1, 2)).T
+def tell_outside(ax: Axes) -> None:
+    """Write into the frame's corner how many dots it leaves out, if any."""
+    dots = [np.array(line.get_xydata()) for line in ax.lines if line.get_marker() == "o"]
+    x, y = np.concatenate([np.empty((0, 2)), *dots]).T
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
     if count := ((x < left) | (x > right) | (y < low) | (y > high)).sum():
         ax.text(0.98, 0.03, f"{count} outside", transform=ax.transAxes, ha="right", color=DATA)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from convexlift.plots.density import POINTS, curve, draws_beside, framed, prepared, thinned
-from convexlift.plots.drawing import COLOURS, DATA, MODEL, axes_of, points
+from convexlift.plots.density import POINTS, beside
+from convexlift.plots.drawing import COLOURS, DATA, MODEL, Axes, points
 from convexlift.tasks import ConvexPotentialFlow
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 @torch.no_grad()
@@ -47,18 +44,18 @@ def plot_flow(
         >>> plot_flow(flow, torch.randn(50, 2)).get_legend_handles_labels()[1]
         ['grid of its latent space', 'data', 'samples of the model']
     """
-    rows, names = prepared(flow, rows, names)
-    if flow.dim != 2:
-        return (curve if flow.dim == 1 else draws_beside)(flow, rows, names, ax)
-    shown, samples = thinned(rows, POINTS), flow.sample(POINTS, seed=0).cpu()
+    return beside(flow, rows, names, ax, partial(_samples, flow))
+
+
+def _samples(flow: ConvexPotentialFlow, rows: Tensor, ax: Axes) -> Tensor:
+    samples = flow.sample(POINTS, seed=0)
     z = torch.stack(torch.meshgrid(torch.linspace(-3, 3, 13), torch.linspace(-3, 3, 121), indexing="ij"), -1)
-    lines = torch.cat([z, z.flip(-1)]).to(rows)  # upright ones, then level ones
+    lines = torch.cat([z, z.flip(-1)]).to(samples)  # upright ones, then level ones
     images = flow.inverse(lines.reshape(-1, 2)).x.reshape(lines.shape).cpu()
-    ax = axes_of(ax, 500, 500)
     for place, image in enumerate(images):
         label = None if place else "grid of its latent space"
         ax.plot(*image.T, color=COLOURS["edge"], linewidth=0.8, label=label)
     if len(rows):
-        points(ax, shown, DATA, "data")
-    points(ax, samples, MODEL, "samples of the model")
-    return framed(ax, names, torch.cat([shown, samples]), samples)
+        points(ax, rows, DATA, "data")
+    points(ax, samples.cpu(), MODEL, "samples of the model")
+    return samples.cpu()

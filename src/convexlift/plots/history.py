@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from convexlift.plots.drawing import MODEL, OTHER, axes_of, robust_range, tick
+from convexlift.plots.drawing import MODEL, OTHER, Axes, axes_of, robust_range, tick
 from convexlift.training import History
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 def plot_history(history: History, *, label: str = "loss", ax: Axes | None = None) -> Axes:

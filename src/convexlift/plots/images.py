@@ -54,26 +54,21 @@ def draw_images(
     with needed("draw_images needs"):
         from matplotlib.figure import Figure
     # A line of real images stands directly above their reconstructions, so that the two are compared.
-    lines = [
-        line
-        for pair in zip(real.split(columns), reconstructed.split(columns), strict=True)
-        for line in zip(("real", "reconstructed"), pair, strict=True)
-    ]
+    pairs = zip(real.split(columns), reconstructed.split(columns), strict=True)
+    lines = [line for pair in pairs for line in zip(("real", "reconstructed"), pair, strict=True)]
     lines += [(name, part) for name, images in drawn.items() for part in images.split(columns)]
-    width = min(columns, max(map(len, groups.values())))
-    figure = Figure(figsize=(1.7 + 0.6 * width, 0.6 * len(lines) + 0.2), dpi=150)
-    axes = figure.subplots(len(lines), width, squeeze=False)
-    figure.subplots_adjust(left=1.6 / (1.7 + 0.6 * width), right=0.99, top=0.98, bottom=0.02)
-    seen = ""
-    for row, (name, images) in enumerate(lines):
-        for column in range(width):
-            axes[row, column].set_axis_off()
-            if column < len(images):
-                pixels = images[column].detach().cpu().clamp(0, 1).numpy()
-                axes[row, column].imshow(pixels, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        if name != seen:  # several lines of samples are labelled once
-            axes[row, 0].text(
-                -0.15, 0.5, name, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=9
-            )
-        seen = name
+    width, (height, across) = min(columns, max(map(len, groups.values()))), real.shape[1:]
+    figure = Figure((1.7 + 0.6 * width, 0.6 * len(lines) + 0.2), dpi=150, layout="constrained")
+    figure.suppressComposite = True  # every image stays one of its own
+    ax = figure.add_subplot(xlim=(0, width), ylim=(len(lines), 0), frame_on=False)
+    for row, (_, images) in enumerate(lines):
+        for column, pixels in enumerate(images.detach().cpu().clamp(0, 1).numpy()):
+            extent = (column + 0.04, column + 0.96, row + 0.96, row + 0.04)
+            ax.imshow(pixels, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", extent=extent)
+    ax.set_aspect(height / across)
+    ax.xaxis.set_visible(False)
+    names = [name for name, _ in lines]  # several lines of samples are labelled once
+    labels = [name if name != before else "" for name, before in zip(names, ["", *names], strict=False)]
+    ax.set_yticks([row + 0.5 for row in range(len(lines))], labels)
+    ax.tick_params(length=0)
     figure.savefig(path)

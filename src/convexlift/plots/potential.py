@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from convexlift.architectures import Potential
-from convexlift.plots.drawing import DATA, MODEL, axes_of, tick
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from convexlift.plots.drawing import DATA, MODEL, Axes, axes_of, tick
 
 _GRID, _EVERY, _LEVELS = 121, 10, 12
 

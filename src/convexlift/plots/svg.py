@@ -8,12 +8,9 @@ from collections.abc import Callable
 from hashlib import sha256
 from html import escape
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from convexlift.plots.drawing import COLOURS, STYLE_SHEET, needed
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from convexlift.plots.drawing import COLOURS, STYLE_SHEET, Axes, needed
 
 _LOOK = {
     "svg.fonttype": "none",  # text stays text

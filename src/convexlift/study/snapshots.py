@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from convexlift.data import Rows
 from convexlift.plots.corner import MOST_COLUMNS, least_normal
 from convexlift.problems import Problem
 from convexlift.study.scoring import is_multivariate
@@ -37,19 +35,29 @@ def picture_of_model(problem: Problem, frozen: nn.Module) -> Picture | None:
         >>> drawn["kind"], len(drawn["points"])
         ('samples', 400)
     """
-    if problem.build is not None or problem.task not in _OF_MODEL:
+    if problem.build is not None:
         return None
     try:
-        return _OF_MODEL[problem.task](problem, frozen)
+        return _model(problem, frozen)
     except RuntimeError as error:
         return {"kind": "failed", "message": str(error)}
 
 
 def picture_of_data(problem: Problem) -> Picture | None:
     """The same of the test rows: the exact density or a histogram, rows of two columns, or the truth."""
-    if problem.build is not None or problem.task not in _OF_DATA:
+    test = cast(Any, problem.test)
+    if problem.build is not None or problem.task not in ("flow", "density", "regression"):
         return None
-    return _OF_DATA[problem.task](problem, cast(Any, problem.test))
+    if problem.task == "regression":
+        return {"kind": "fit", "y": _short(test[1][:POINTS])}
+    if problem.task == "density" and not is_multivariate(problem):
+        if problem.log_prob is not None:
+            return _curve(_grid(test), problem.log_prob(_grid(test)).exp())
+        share, edges = torch.histogram(test.double().flatten().cpu(), 40, density=True)
+        return _curve((edges[1:] + edges[:-1]) / 2, share)
+    kind = "samples" if problem.task == "flow" else "regions" if problem.dim == 2 else "corner"
+    columns = columns_to_show(problem, MOST_COLUMNS if problem.task == "density" else 2)
+    return {"kind": kind, "points": _rows(test[:POINTS], columns), "columns": list(columns)}
 
 
 def columns_to_show(problem: Problem, most: int = 2) -> tuple[int, ...]:
@@ -66,54 +74,22 @@ def columns_to_show(problem: Problem, most: int = 2) -> tuple[int, ...]:
     return least_normal(cast(Tensor, problem.test), most)
 
 
-def _flow_samples(problem: Problem, flow: Any) -> Picture:
-    return {"kind": "samples", "points": _columns(flow.sample(POINTS, seed=0), columns_to_show(problem))}
-
-
-def _fit(problem: Problem, regression: Any) -> Picture:
-    return {"kind": "fit", "y": _short(regression.predict(_on(regression, problem.test)[0][:POINTS]))}
-
-
-def _density(problem: Problem, density: Any) -> Picture:
+def _model(problem: Problem, model: Any) -> Picture | None:
+    if problem.task == "flow":
+        points = _rows(model.sample(POINTS, seed=0), columns_to_show(problem))
+        return {"kind": "samples", "points": points}
+    if problem.task == "regression":
+        return {"kind": "fit", "y": _short(model.predict(_like(model, problem.test[0][:POINTS])))}
+    if problem.task != "density":
+        return None
     if not is_multivariate(problem):
         x = _grid(cast(Tensor, problem.test))
-        return {"kind": "density", "x": _short(x[:, 0]), "y": _short(density.log_prob(_on(density, x)).exp())}
+        return _curve(x, model.log_prob(_like(model, x)).exp())
     if problem.dim == 2:
-        return {
-            "kind": "regions",
-            "outlines": [_columns(curve, (0, 1)) for curve in region_outlines(density)],
-        }
-    found = density.draw(POINTS, seed=0)
-    points = _columns(found.x, columns_to_show(problem, MOST_COLUMNS))
+        return {"kind": "regions", "outlines": [_rows(outline) for outline in region_outlines(model)]}
+    found = model.draw(POINTS, seed=0)
+    points = _rows(found.x, columns_to_show(problem, MOST_COLUMNS))
     return {"kind": "corner", "points": points, "r_hat": float(f"{float(found.r_hat.max()):.4g}")}
-
-
-def _rows(problem: Problem, test: Tensor, kind: str = "samples", most: int = 2) -> Picture:
-    columns = columns_to_show(problem, most)
-    return {"kind": kind, "points": _columns(test[:POINTS], columns), "columns": list(columns)}
-
-
-def _exact_density(problem: Problem, test: Tensor) -> Picture:
-    if is_multivariate(problem):
-        return _rows(problem, test, "regions" if problem.dim == 2 else "corner", MOST_COLUMNS)
-    if problem.log_prob is not None:
-        x = _grid(test)
-        return {"kind": "density", "x": _short(x[:, 0]), "y": _short(problem.log_prob(x).exp())}
-    share, edges = torch.histogram(test.double().flatten().cpu(), 40, density=True)
-    return {"kind": "density", "x": _short((edges[1:] + edges[:-1]) / 2), "y": _short(share)}
-
-
-# What is drawn, by task.
-_OF_MODEL: Mapping[str, Callable[[Problem, Any], Picture]] = {
-    "flow": _flow_samples,
-    "density": _density,
-    "regression": _fit,
-}
-_OF_DATA: Mapping[str, Callable[[Problem, Any], Picture]] = {
-    "flow": _rows,
-    "density": _exact_density,
-    "regression": lambda _, test: {"kind": "fit", "y": _short(test[1][:POINTS])},
-}
 
 
 def _grid(test: Tensor) -> Tensor:
@@ -122,12 +98,15 @@ def _grid(test: Tensor) -> Tensor:
     return torch.linspace(low - spare, high + spare, _GRID, dtype=test.dtype)[:, None]
 
 
-def _on(model: Any, rows: Rows) -> Any:
-    like = next(model.parameters())
-    return tuple(part.to(like) for part in rows) if isinstance(rows, tuple) else rows.to(like)
+def _like(model: Any, rows: Tensor) -> Tensor:
+    return rows.to(next(model.parameters()))
 
 
-def _columns(rows: Tensor, columns: tuple[int, ...]) -> list[list[float | None]]:
+def _curve(x: Tensor, density: Tensor) -> Picture:
+    return {"kind": "density", "x": _short(x.flatten()), "y": _short(density)}
+
+
+def _rows(rows: Tensor, columns: tuple[int, ...] = (0, 1)) -> list[list[float | None]]:
     return [_short(row) for row in rows[:, list(columns)]]
 
 

@@ -14,7 +14,7 @@ from convexlift.study.ranking import (
     tied_with_best,
 )
 from convexlift.study.report.numbers import (
-    decimals_of,
+    decimals,
     fixed,
     interval_text,
     listed,
@@ -29,18 +29,18 @@ def verdicts(result: Result) -> list[tuple[str, str]]:
     """Questions a reader asks of a comparison, each with a plain sentence or two as the answer."""
     if not ranking(result):
         return [("Which arm reached the lowest loss?", "None: every arm failed.")]
-    answers = [
-        ("Which arm reached the lowest loss, each at its own best rate?", _lowest(result)),
-        ("Is that so at half the budget and at equal training time?", _other_budgets(result)),
-        ("Did every arm have its best rate?", _edges(result)),
-        ("Did the lift help?", _lift_helps(result)),
-        ("What does it cost?", _cost(result)),
-        ("And at one common rate?", _common_rate(result)),
-        ("Was the lift random in effect?", _noise(result)),
-        ("How well are the densities normalised?", _normalised(result)),
-        ("What do the baselines reach?", _baselines(result)),
-    ]
-    return [(question, answer) for question, answer in answers if answer]
+    answers = {
+        "Which arm reached the lowest loss, each at its own best rate?": _lowest,
+        "Is that so at half the budget and at equal training time?": _other_budgets,
+        "Did every arm have its best rate?": _edges,
+        "Did the lift help?": _lift_helps,
+        "What does it cost?": _cost,
+        "And at one common rate?": _common_rate,
+        "Was the lift random in effect?": _noise,
+        "How well are the densities normalised?": _normalised,
+        "What do the baselines reach?": _baselines,
+    }
+    return [(question, told) for question, answer in answers.items() if (told := answer(result))]
 
 
 def _above(found: Result, unit: str) -> str:
@@ -48,11 +48,10 @@ def _above(found: Result, unit: str) -> str:
     bounds = interval(found)
     if bounds is None:
         return f"{short(found['mean'], 3)}{unit} above it (no interval)"
-    decimals = decimals_of(bounds)
-    rows = interval(found, "rows_ci95")
-    also = f", {range_text(rows, decimals)} over test rows" if rows else ""
-    over = f"95 % interval {range_text(bounds, decimals)} over {found.get('n')} seeds{also}"
-    return f"{fixed(found['mean'], decimals)}{unit} above it ({over})"
+    places, rows = decimals((bounds[1] - bounds[0]) / 2), interval(found, "rows_ci95")
+    also = f", {range_text(rows, places)} over test rows" if rows else ""
+    over = f"95 % interval {range_text(bounds, places)} over {found.get('n')} seeds{also}"
+    return f"{fixed(found['mean'], places)}{unit} above it ({over})"
 
 
 def _lowest(result: Result) -> str:
@@ -83,8 +82,7 @@ def _lowest_ranked(result: Result) -> str:
 
 
 def _other_budgets(result: Result) -> str:
-    best = ranking(result)[0]
-    told, same = [], []
+    best, told, same, half = ranking(result)[0], [], [], ranking(result, "half_budget")
     for key, name in (("half_budget", "half the steps"), ("equal_seconds", "equal training time")):
         order = ranking(result, key)
         if order and best not in order:
@@ -96,7 +94,6 @@ def _other_budgets(result: Result) -> str:
             told.append(f"At {name} {order[0]} has the lowest mean ({how}).")
     if same:
         told.insert(0, f"{best} has the lowest mean at {listed(same)} too.")
-    half = ranking(result, "half_budget")
     if half and half[0] != best and len(tied_with_best(result)) == 1:
         told.append("The ranking depends on the budget, so no arm can be said to end lower.")
     return " ".join(told)
@@ -115,37 +112,33 @@ def _edges(result: Result) -> str:
 
 
 def _lift_helps(result: Result) -> str:
-    order, unit = ranking(result), unit_of(result)
-    if "lift" not in order:
-        return ""
-    better, worse, equal = [], [], []
-    for name in order:
-        found = None if name == "lift" else difference(result, name, "lift")
-        if found is None:
-            continue
-        if not is_clear(found):
-            equal.append(name)
-        elif found["mean"] > 0:
-            better.append(f"{name} by {interval_text(found)}")
-        else:
-            worse.append(f"{name} by {interval_text(reversed_difference(found))}")
-    parts = [f"{how} {listed(names)}{unit}" for how, names in (("below", better), ("above", worse)) if names]
-    parts += [f"tied with {listed(equal)}"] if equal else []
+    order = ranking(result)
+    told: dict[str, list[str]] = {"below": [], "above": [], "tied with": []}
+    for name in order if "lift" in order else ():
+        found = difference(result, name, "lift") if name != "lift" else None
+        if found and not is_clear(found):
+            told["tied with"].append(name)
+        elif found and found["mean"] > 0:
+            told["below"].append(f"{name} by {interval_text(found)}")
+        elif found:
+            told["above"].append(f"{name} by {interval_text(reversed_difference(found))}")
+    units = {"below": unit_of(result), "above": unit_of(result), "tied with": ""}
+    parts = [f"{how} {listed(names)}{units[how]}" for how, names in told.items() if names]
     if not parts:
         return ""
-    if not better and not worse:
-        return f"Not clearly: it is {parts[0]}."
-    word = "No" if not better else "In part" if worse or equal else "Yes"
+    if not told["below"]:
+        word = "No" if told["above"] else "Not clearly"
+    else:
+        word = "Yes" if len(parts) == 1 else "In part"
     return f"{word}: it is {'; '.join(parts)}."
 
 
 def _cost(result: Result) -> str:
-    order = ranking(result)
-    arms = {name: result["arms"][name] for name in order}
-    times = {name: time for name, arm in arms.items() if (time := finite(arm.get("ms_per_step")))}
+    order, arms = ranking(result), result["arms"]
+    times = {name: time for name in order if (time := finite(arms[name].get("ms_per_step")))}
     if not times:
         return ""
-    base = "softplus" if "softplus" in times else min(times, key=lambda name: times[name])
+    base = "softplus" if "softplus" in times else min(times, key=times.__getitem__)
     told = []
     for name in dict.fromkeys(name for name in (base, "lift", order[0]) if name in times):
         ratio = "" if name == base else f" ({times[name] / times[base]:.2f} times {base})"
@@ -177,24 +170,19 @@ def _noise(result: Result) -> str:
     for name, arm in result["arms"].items():
         noise = arm.get("emission_noise") or {}
         phases = {at: value for at in ("start", "middle") if (value := finite(noise.get(at))) is not None}
-        if not phases:
-            continue
-        levels = listed([f"{short(100 * value)} % at the {at}" for at, value in phases.items()])
-        silent = [at for at, value in phases.items() if value < DETERMINISTIC_BELOW]
-        if not silent:
+        levels = [f"{short(100 * value)} % at the {at}" for at, value in phases.items()]
+        varies = f"Its weights vary from batch to batch by {listed(levels)}" if levels else ""
+        random = [at for at, value in phases.items() if value >= DETERMINISTIC_BELOW]
+        if phases and not random:
             told.append(
-                f"{name}: yes. Its weights vary from batch to batch by {levels} (median over weights)."
+                f"{name}: no. Its emission noise ({listed(levels)}) is below 0.1 %: deterministic in effect, "
+                "so whatever it gains does not come from the batch."
             )
-        elif len(silent) == len(phases):
-            told.append(
-                f"{name}: no. Its emission noise ({levels}) is below 0.1 %: deterministic in effect, so "
-                "whatever it gains does not come from the batch."
-            )
-        else:
-            told.append(
-                f"{name}: only at the {'middle' if silent == ['start'] else 'start'}. Its weights vary from "
-                f"batch to batch by {levels}; below 0.1 % it is deterministic in effect."
-            )
+        elif len(random) < len(phases):
+            below = "below 0.1 % it is deterministic in effect"
+            told.append(f"{name}: only at the {random[0]}. {varies}; {below}.")
+        elif phases:
+            told.append(f"{name}: yes. {varies} (median over weights).")
     return " ".join(told)
 
 
@@ -215,24 +203,18 @@ def _normalised(result: Result) -> str:
     worst, name = max(errors)
     kind = "a standard error" if by_seed("log_z_share") else "a bound"
     told = f"log Z is known to ± {short(worst)} nats at worst ({name}; {kind})."
-    if shares:
-        least, name = min(shares)
-        told += (
-            f" The draws of training ended worth at least {short(100 * least)} % of their number ({name})."
-        )
-    return told
+    least, name = min(shares, default=(0.0, ""))
+    ended = f" The draws of training ended worth at least {short(100 * least)} % of their number ({name})."
+    return told + ended if shares else told
 
 
 def _baselines(result: Result) -> str:
     unit, best = unit_of(result), ranking(result)[0]
-    mean = result["arms"][best]["test"]["mean"]
-    told = []
-    for name, fact in (result.get("facts") or {}).items():
-        value = finite(fact)
-        if value is None:
-            continue
-        label = name.replace("_", " ")
-        gap = f"{best} is {short(abs(value - mean), 3)} {'below' if mean < value else 'above'} it"
-        beside = "" if "entropy" in name else f" ({gap})"
-        told.append(f"{label[0].upper()}{label[1:]}: {short(value, 4)}{unit}{beside}")
+    mean, told = result["arms"][best]["test"]["mean"], []
+    facts = {name: finite(fact) for name, fact in (result.get("facts") or {}).items()}
+    for name, value in facts.items():
+        if value is not None:
+            way = "below" if mean < value else "above"
+            gap = "" if "entropy" in name else f" ({best} is {short(abs(value - mean), 3)} {way} it)"
+            told.append(f"{name[0].upper()}{name[1:].replace('_', ' ')}: {short(value, 4)}{unit}{gap}")
     return f"{'; '.join(told)}." if told else ""

@@ -8,18 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
 
 from convexlift.plots.drawing import COLOURS, DATA, Limits, axes_of, tick, tick_text
 from convexlift.plots.svg import as_svg
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _KNOWN = ("lift", "softplus", "projected", "softplus-fan-in", "squared", "lift-reference")
 _LINES = ("-", "--", ":", "-.", (0, (4, 2)), (0, (6, 2)), (0, (1, 3)), (0, (4, 1, 1, 1, 1, 1)))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.ticker import AsinhLocator
 
 from convexlift.mechanism import HISTOGRAM_EDGES
@@ -18,15 +19,13 @@ from convexlift.study.ranking import Result, complete, difference, finite, inter
 from convexlift.study.report.chart_parts import Line, Row, Style, chart, line_chart, panel, row_chart, tips
 from convexlift.study.report.numbers import interval_text, listed, score_text, short, unit_of
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 Look = Mapping[str, Style]
-Draw = Callable[[Any, str, "Axes"], object]
+Draw = Callable[[Any, str, Axes], object]
 Frame = tuple[Limits, Limits, str]
 
 _ERRORS = 2.0  # standard errors that a whisker reaches
 _SIGNIFICANT = 0.05
+_ROOM = 0.15  # beside the data, for models that reach farther
 _MEASURED = ("t", "trace", "trace_error", "p_value")
 
 
@@ -181,16 +180,15 @@ def _curves(result: Result, look: Look, against: str, title: str, x_label: str) 
             losses = np.ma.masked_invalid(_array([seed[:length] for seed in seeds]))
             mean, low, high = (of.filled(np.nan) for of in (losses.mean(0), losses.min(0), losses.max(0)))
             lines.append(Line(name, look[name], np.nan_to_num(_array(x[:length])), mean, low, high))
+    # The frame is for what follows the fall of the first tenth.
     tails = [line.high[line.x >= 0.1 * line.x[-1]] for line in lines]
-    tops = [np.nanmax(tail) for tail in tails if np.isfinite(tail).any()]
-    if not tops:
+    bulk = _array([value for part in (*tails, *(line.low for line in lines)) for value in part])
+    if not np.isfinite(bulk).any():
         return None
-    low = min(np.nanmin(line.low) for line in lines if np.isfinite(line.low).any())
-    high = robust_range(tops, 0.0)[1]  # a frame for what follows the fall of the first tenth
-    pad = 0.05 * (high - low) or abs(high) * 0.01 or 1.0
+    low, high = robust_range(bulk, 0.05)
     note = "Mean over seeds; the band runs from the best to the worst seed."
-    note += " The steep first part runs off the top." if any((y.y > high + pad).any() for y in lines) else ""
-    return _lines(title, note, lines, x_label, f"validation {_loss(result)}", (low - pad, high + pad))
+    note += " The steep first part runs off the top." if any((line.y > high).any() for line in lines) else ""
+    return _lines(title, note, lines, x_label, f"validation {_loss(result)}", (low, high))
 
 
 # Trained models.
@@ -257,13 +255,13 @@ def _density(data: Result, drawn: Sequence[Result]) -> Kind:
 
 
 def _peak(picture: Result) -> float:
-    return max((value for value in picture["y"] if finite(value) is not None), default=0.0)
+    return max(map(float, filter(finite, picture["y"])), default=0.0)
 
 
 def _cloud(rows: Any, colour: str, ax: Axes) -> None:
     """Points, and how many the frame leaves out."""
     points(ax, _array(rows), colour)
-    tell_outside(ax, _array(rows))
+    tell_outside(ax)
 
 
 def _samples(data: Result, drawn: Sequence[Result]) -> Kind:
@@ -274,13 +272,13 @@ def _samples(data: Result, drawn: Sequence[Result]) -> Kind:
         "The data, and what the models generate",
         f"{len(drawn[0]['points'])} test rows beside as many samples of each frozen model (seed 0). "
         f"Shown are column {across} (across) and column {up} (up), counted from 0{chosen}.",
-        (_roomy(rows[:, 0]), _roomy(rows[:, 1]), f"column {across}"),
+        (limits(rows[:, 0], _ROOM), limits(rows[:, 1], _ROOM), f"column {across}"),
         lambda picture, colour, ax: _cloud(picture["points"], colour, ax),
     )
 
 
 def _fit(data: Result, drawn: Sequence[Result]) -> Kind:
-    around = _roomy(_array(drawn[0]["y"]))
+    around = limits(_array(drawn[0]["y"]), _ROOM)
 
     def draw(picture: Result, colour: str, ax: Axes) -> None:
         ax.plot(around, around, ":", color=DATA)
@@ -476,13 +474,6 @@ def _power(value: float, _: object = None) -> str:
 def _array(values: Any) -> np.ndarray:
     """As floats, with NaN for None."""
     return np.array(values, float)
-
-
-def _roomy(values: np.ndarray) -> Limits:
-    there = values[np.isfinite(values)]
-    low, high = (float(there.min()), float(there.max())) if there.size else (0.0, 1.0)
-    spare = 0.15 * (high - low) or 1.0
-    return low - spare, high + spare
 
 
 def _notes(ax: Axes, text: str) -> None:

@@ -36,7 +36,7 @@ def score_text(score: Result | None) -> str:
     error = finite(score.get("sem"))
     if not error:
         return short(score["mean"], 5)
-    return f"{fixed(score['mean'], _decimals(error))} ± {fixed(error, _decimals(error))}"
+    return f"{fixed(score['mean'], decimals(error))} ± {fixed(error, decimals(error))}"
 
 
 def interval_text(found: Result) -> str:
@@ -48,8 +48,8 @@ def interval_text(found: Result) -> str:
     bounds = interval(found)
     if bounds is None:
         return f"{short(found['mean'], 3)} (no interval)"
-    decimals = decimals_of(bounds)
-    return f"{fixed(found['mean'], decimals)} ({range_text(bounds, decimals)})"
+    places = decimals((bounds[1] - bounds[0]) / 2)
+    return f"{fixed(found['mean'], places)} ({range_text(bounds, places)})"
 
 
 def duration(seconds: float) -> str:
@@ -72,21 +72,17 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def fixed(value: float, decimals: int) -> str:
-    return f"{value:,.{decimals}f}".replace("-", "−")
+def fixed(value: float, places: int) -> str:
+    return f"{value:,.{places}f}".replace("-", "−")
 
 
-def _decimals(error: float) -> int:
+def decimals(error: float) -> int:
     """Decimals that show two significant digits of an error."""
     return min(max(1 - math.floor(math.log10(error)), 0), 6) if error > 0 else 3
 
 
-def decimals_of(bounds: tuple[float, float]) -> int:
-    return _decimals((bounds[1] - bounds[0]) / 2)
-
-
-def range_text(bounds: tuple[float, float], decimals: int) -> str:
-    return f"{fixed(bounds[0], decimals)} to {fixed(bounds[1], decimals)}"
+def range_text(bounds: tuple[float, float], places: int) -> str:
+    return f"{fixed(bounds[0], places)} to {fixed(bounds[1], places)}"
 
 
 def unit_of(result: Result) -> str:
