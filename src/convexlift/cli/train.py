@@ -52,8 +52,7 @@ class Training(Reading):
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2000
     lr: Rate
     weight_decay: Annotated[
-        float,
-        typer.Option(help="Decoupled decay of the unconstrained matrices; more for few or noisy rows."),
+        float, typer.Option(help="Decoupled decay of the unconstrained matrices; more for few or noisy rows.")
     ] = 0.0
     averaging: Annotated[
         float,
@@ -79,17 +78,15 @@ class Training(Reading):
     def __call__(self) -> None:
         """Read, check, train, freeze, save; nothing is written before everything is checked."""
         self.check()
-        import torch
-
         from convexlift.checks import check_device
         from convexlift.data import hold_out
+        from convexlift.seeds import seeded
         from convexlift.tables import read_table
 
         check_device(self.device)
         table = read_table(self.data, **self.how)
         rows, names = table.rows, table.names
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             model = self.build(rows.shape[1])
         _preflight(model, rows, names, self.data)
         train, validation = hold_out(rows, self.validation_fraction, self.seed)
