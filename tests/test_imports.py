@@ -119,7 +119,7 @@ def test_a_module_imports_from_below_only(file: Path) -> None:
         ("problems", "from .problem import Problem\nfrom . import toys", []),
         ("problems", "from ..training import Simulator", ["training"]),
         ("tasks", "from .. import training", ["training"]),
-        ("study", "from convexlift.cli.files import read_table", ["cli.files"]),
+        ("study", "from convexlift.cli.outputs import read_table", ["cli.outputs"]),
         ("sklearn", "from convexlift.study.arms import ARMS", ["study.arms"]),
         ("sklearn", "from sklearn.base import BaseEstimator\nfrom convexlift import tasks", []),
         ("", "from convexlift.cli import main", ["cli"]),

@@ -39,7 +39,7 @@ from convexlift.architectures import Potential
 from convexlift.calculus.derivatives import preactivations
 from convexlift.mechanism import coupling, emission_noise
 from convexlift.problems import problem
-from convexlift.sources.features import DeepSets, pool
+from convexlift.sources.body import DeepSets, pool
 from convexlift.sources.readout import Factored
 from convexlift.study.arms import ALL_ARMS, Arm, build
 from convexlift.study.protocol import best_rate

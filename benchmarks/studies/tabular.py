@@ -28,7 +28,7 @@ from common import train as trained
 from tabular_regularisers import DroppedUnits, Prepared
 from timing import Result, arguments, markdown, parsed, write
 from torch import Tensor, nn
-from zuko_flows import Autoregressive, Gaussian
+from zuko_models import Autoregressive, Gaussian
 
 import convexlift as cl
 from convexlift.data import whole

@@ -17,6 +17,8 @@ from convexlift.seeds import generator_of
 # What a loss receives, and what `initialise`, `settle` and `freeze` receive.
 Rows = Tensor | tuple[Tensor, ...]
 SomeRows = TypeVar("SomeRows", bound=Rows)
+# Which rows make up a batch: two lists for `Unpaired`, None for fresh draws.
+Indices = list[int] | tuple[list[int], ...] | None
 
 
 @final
@@ -82,7 +84,7 @@ class Batch:
     data: Rows
     indices: tuple[Tensor, ...]
 
-    def rows(self) -> list[int] | tuple[list[int], ...] | None:
+    def rows(self) -> Indices:
         lists = tuple(i.tolist() for i in self.indices)
         return lists if len(lists) > 1 else lists[0] if lists else None
 

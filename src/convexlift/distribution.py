@@ -54,11 +54,7 @@ class FlowDistribution(Distribution):
     has_rsample = True
 
     def __init__(
-        self,
-        flow: ConvexPotentialFlow,
-        batch_shape: Sequence[int] = (),
-        *,
-        validate_args: bool | None = None,
+        self, flow: ConvexPotentialFlow, batch_shape: Sequence[int] = (), *, validate_args: bool | None = None
     ) -> None:
         self.transform = FlowTransform(flow)
         self.flow = flow

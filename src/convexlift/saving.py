@@ -14,6 +14,7 @@ from torch import nn
 
 from convexlift.architectures import ICNN, PICNN, Architecture, ConvICNN
 from convexlift.architectures.base import check_nonnegative_tensors
+from convexlift.checks import name_dtype
 from convexlift.files import write_whole
 from convexlift.tasks import ConditionalDensity, ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
 from convexlift.tasks.ensemble import Ensemble
@@ -70,7 +71,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     config = {
         "schema": SCHEMA,
         "convexlift": environment()["convexlift"],
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dtype": name_dtype(next(model.parameters()).dtype),
         "model": described,
     }
     if isinstance(model, LogConcaveDensity):

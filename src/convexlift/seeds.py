@@ -29,6 +29,23 @@ def generator_of(*parts: object) -> torch.Generator:
 
 
 @contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw from torch's global CPU generator as if just seeded, and leave it as it was; None changes nothing.
+
+    Example:
+        >>> with seeded(0):
+        ...     one = torch.randn(2)
+        >>> with seeded(0):
+        ...     torch.equal(one, torch.randn(2))
+        True
+    """
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def one_thread() -> Iterator[None]:
     """Compute with one thread for a while, so that the bits do not depend on how many there are.
 

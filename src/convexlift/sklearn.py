@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from convexlift import tasks
 from convexlift.architectures import ICNN
 from convexlift.data import Rows, hold_out, place
+from convexlift.seeds import seeded
 from convexlift.sources import Centred
 from convexlift.sources.named import source_named
 from convexlift.tasks.density import check_outliers
@@ -31,6 +32,8 @@ except ImportError as error:
 __all__ = ["ConvexPotentialFlow", "ConvexRegressor", "LogConcaveDensity"]
 
 Randomness = int | np.random.RandomState | None
+# What `fit` is told by the names of the parameters.
+_OF_FIT = ("steps", "batch_size", "weight_decay", "averaging", "schedule", "patience")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -75,21 +78,15 @@ class _Estimator(BaseEstimator):
         if not 0 <= share < 1:
             raise ValueError(f"validation_fraction must lie in [0, 1); got {share}")
         train, validation = hold_out(rows, share, seed) if share else (rows, None)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             task: Any = self._task(self._block)
         dtype = getattr(torch, self.dtype)
         history = fit(
             task,
             train,
             validation=validation,
-            steps=_plain(self.steps),
-            batch_size=_plain(self.batch_size),
+            **{name: _plain(getattr(self, name)) for name in _OF_FIT},
             lr=_plain(self.learning_rate),
-            weight_decay=_plain(self.weight_decay),
-            averaging=_plain(self.averaging),
-            schedule=_plain(self.schedule),
-            patience=_plain(self.patience),
             seed=seed,
             device=self.device,
             dtype=dtype,
@@ -128,8 +125,7 @@ class _Density(DensityMixin, _Estimator):
 
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
         """The log-density of each row in nats, (n_samples,)."""
-        rows = self._rows(X)
-        return self.model_.log_prob(rows).cpu().numpy()
+        return self.model_.log_prob(self._rows(X)).cpu().numpy()
 
     def score(self, X: ArrayLike, y: object = None) -> float:
         """The mean log-density of the rows in nats; y is not read."""
@@ -338,8 +334,7 @@ class ConvexRegressor(RegressorMixin, _Estimator):
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """The fitted function at each row, (n_samples,)."""
-        rows = self._rows(X)
-        return self.model_.predict(rows).cpu().numpy()
+        return self.model_.predict(self._rows(X)).cpu().numpy()
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         return tasks.ConvexRegression(Centred(block(), slopes=bool(self.slopes)))  # type: ignore[arg-type]

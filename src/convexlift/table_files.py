@@ -9,6 +9,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -285,10 +286,8 @@ class _Text:
 def _read_frame(file: Path, content: bytes, columns: str | None, dtype: torch.dtype) -> Table:
     pandas, kind = _pandas(file), file.suffix.lower()
     read = pandas.read_parquet if kind == ".parquet" else pandas.read_feather
-    try:
+    with _parsing(file, "file"):
         frame = read(io.BytesIO(content))
-    except Exception as error:  # damaged bytes can fail anywhere in the parsers
-        raise ValueError(f"{file} is not a readable {kind} file") from error
     names = [str(name) for name in frame.columns]
     if not frame.size:
         raise ValueError(f"{file} is empty: its shape is {frame.shape}")
@@ -311,25 +310,27 @@ def _unquoted(text: str) -> str:
     return re.sub('"[^"]*"', "", text) if '"' in text else text
 
 
-class _Choice(ValueError):
-    """The user must name one of the arrays of an archive."""
+@contextmanager
+def _parsing(file: Path, what: str) -> Iterator[None]:
+    """One error for damaged bytes, which can fail anywhere in the parsers."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{file} is not a readable {file.suffix.lower()} {what}") from error
 
 
 def _read_array(
     file: Path, content: bytes, key: str | None, columns: str | None, dtype: torch.dtype
 ) -> Table:
     kind = file.suffix.lower()
-    try:
+    with _parsing(file, "file of numbers"):
         array = np.load(io.BytesIO(content), allow_pickle=False)
         if isinstance(array, np.lib.npyio.NpzFile) != (kind == ".npz"):
             raise ValueError("a file of the other kind under this name")
-        if kind == ".npz":
-            key = _choose_array(file, list(array.files), key)
+    if kind == ".npz":
+        key = _choose_array(file, list(array.files), key)
+        with _parsing(file, "file of numbers"):
             array = array[key]
-    except _Choice:
-        raise
-    except Exception as error:  # damaged bytes can fail anywhere in the parsers
-        raise ValueError(f"{file} is not a readable {kind} file of numbers") from error
     place = file if key is None else f"{file}: array '{key}'"
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{place} is not numeric: its type is {array.dtype}")
@@ -347,12 +348,12 @@ def _read_array(
 
 def _choose_array(file: Path, names: list[str], key: str | None) -> str:
     if not names:
-        raise _Choice(f"{file} holds no arrays")
+        raise ValueError(f"{file} holds no arrays")
     listed = ", ".join(f"'{name}'" for name in names)
     if key is None and len(names) > 1:
-        raise _Choice(f"{file} holds the arrays {listed}: choose one with --key")
+        raise ValueError(f"{file} holds the arrays {listed}: choose one with --key")
     if key is not None and key not in names:
-        raise _Choice(f"{file} has no array '{key}'; it holds {listed}")
+        raise ValueError(f"{file} has no array '{key}'; it holds {listed}")
     return names[0] if key is None else key
 
 

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, final
 
 from torch import Tensor, nn
@@ -91,12 +90,7 @@ class TensorBoard:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _new_notes(self, recorder: Recorder) -> list[tuple[str, int, float]]:
@@ -110,20 +104,12 @@ class TensorBoard:
 def _constrained(module: nn.Module, frozen: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The constrained weights of a frozen model, by their names in it."""
     # A frozen part lies where its source lay; an architecture of ours says itself what it constrains.
-    names = [
-        (path, name)
-        for path, part in module.named_modules()
-        if isinstance(part, WeightSource)
-        for name in part.names
-    ]
-    names += [
-        (path, name) for path, part in frozen.named_modules() for name in getattr(part, "nonnegative", ())
-    ]
+    parts = [(path, part.names) for path, part in module.named_modules() if isinstance(part, WeightSource)]
+    parts += [(path, getattr(part, "nonnegative", ())) for path, part in frozen.named_modules()]
     held = dict(frozen.named_parameters())
-    for path, name in dict.fromkeys(names):
-        full = f"{path}.{name}" if path else name
-        if full in held:
-            yield full, held[full].detach()
+    for name in dict.fromkeys(f"{path}.{name}".removeprefix(".") for path, names in parts for name in names):
+        if name in held:
+            yield name, held[name].detach()
 
 
 def _await_turn(folder: Path) -> None:

@@ -40,7 +40,7 @@ def small() -> Problem:
 
 def test_the_gaussian_is_the_maximum_likelihood_fit(script: Any) -> None:
     rows = draws(500, 0).double()
-    model = script("zuko_flows").Gaussian(rows)
+    model = script("zuko_models").Gaussian(rows)
     d, covariance = 2, rows.T.cov(correction=0)
     # at the maximum the mean squared Mahalanobis distance of the fitted rows is d
     expected = -0.5 * (d * math.log(2 * math.pi) + torch.logdet(covariance) + d)
@@ -51,7 +51,7 @@ def test_the_gaussian_is_the_maximum_likelihood_fit(script: Any) -> None:
 @pytest.mark.parametrize("kind", ["nsf", "maf"])
 def test_a_zuko_flow_is_a_density_that_trains(script: Any, kind: str) -> None:
     pytest.importorskip("zuko")
-    make = script("zuko_flows").Autoregressive
+    make = script("zuko_models").Autoregressive
     flow = make(kind, 1, transforms=1, hidden=(8,), seed=0)
     x = torch.linspace(-12, 12, 4_001)
     with torch.no_grad():
@@ -72,10 +72,10 @@ def test_a_zuko_flow_is_a_density_that_trains(script: Any, kind: str) -> None:
 def test_the_jacobian_of_the_front_is_counted(script: Any, front: str) -> None:
     """A Gaussian of the standardised rows must be the Gaussian of the rows."""
     parts, rows = script("tabular_regularisers"), draws(400, 0)
-    gaussian = script("zuko_flows").Gaussian(parts.FRONTS[front](2).fit(rows)(rows))
+    gaussian = script("zuko_models").Gaussian(parts.FRONTS[front](2).fit(rows)(rows))
     prepared = parts.Prepared(gaussian, 2, front=front)
     prepared.front.fit(rows)
-    exact = script("zuko_flows").Gaussian(rows).log_prob(rows)
+    exact = script("zuko_models").Gaussian(rows).log_prob(rows)
     torch.testing.assert_close(prepared.log_prob(rows), exact, rtol=1e-4, atol=1e-4)
 
 

@@ -21,7 +21,7 @@ from convexlift.plots.drawing import axes_of, robust_range, tick, tick_text
 from convexlift.plots.svg import as_svg, svg_file
 from convexlift.study.arms import ARMS, MULTIPLIED, SCATTERED, WITHOUT
 from convexlift.study.ranking import difference
-from convexlift.study.report import charts, figures, glossary
+from convexlift.study.report import chart_parts, figures, glossary
 from convexlift.study.report import page as report
 from convexlift.study.report.answers import verdicts
 from convexlift.study.statistics import summary
@@ -713,7 +713,7 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_arm_looks_the_same_on_every_page() -> None:
-    alone, among = charts.styles(["lift"]), charts.styles(["mine", "squared", "lift", "softplus"])
+    alone, among = chart_parts.styles(["lift"]), chart_parts.styles(["mine", "squared", "lift", "softplus"])
     assert alone["lift"] == among["lift"]
     assert len(set(among.values())) == 4
 
@@ -735,17 +735,17 @@ def test_an_outlier_does_not_squash_the_chart_and_is_not_dropped() -> None:
     values = [1.0, 1.1, 1.2, 1.3, 500.0]
     assert robust_range(values)[1] < 2
     assert robust_range([5.0]) == pytest.approx((4.95, 5.05))
-    row = charts.Row("lift", charts.styles(["lift"])["lift"], 1.1, dots=values)
-    ax = charts.row_chart([row], "loss", robust_range(values))
+    row = chart_parts.Row("lift", chart_parts.styles(["lift"])["lift"], 1.1, dots=values)
+    ax = chart_parts.row_chart([row], "loss", robust_range(values))
     beyond = [line for line in ax.lines if line.get_marker() == ">"]
     assert [line.get_xdata()[0] for line in beyond] == [robust_range(values)[1]]
-    drawing = as_svg(lambda: charts.row_chart([row], "loss", robust_range(values)), "losses")
+    drawing = as_svg(lambda: chart_parts.row_chart([row], "loss", robust_range(values)), "losses")
     assert "lift: 500" in drawing
 
 
 def test_losses_beyond_a_chart_of_rates_are_arrow_heads_on_its_edge_and_crosses_above() -> None:
-    line = charts.Line("lift", charts.styles(["lift"])["lift"], [0.1, 0.2, 0.4], [1.0, 9.0, None])
-    ax = charts.line_chart([line], "learning rate", "loss", (0, 2), [0.1, 0.2, 0.4])
+    line = chart_parts.Line("lift", chart_parts.styles(["lift"])["lift"], [0.1, 0.2, 0.4], [1.0, 9.0, None])
+    ax = chart_parts.line_chart([line], "learning rate", "loss", (0, 2), [0.1, 0.2, 0.4])
     edge = {drawn.get_marker(): (list(drawn.get_xdata()), list(drawn.get_ydata())) for drawn in ax.lines[1:]}
     assert edge == {"^": ([0.2], [1.0]), "x": ([0.4], [1.04])}
     drawing = as_svg(lambda: ax, "losses")
@@ -754,8 +754,8 @@ def test_losses_beyond_a_chart_of_rates_are_arrow_heads_on_its_edge_and_crosses_
 
 
 def test_a_chart_of_its_own_carries_its_colours() -> None:
-    line = charts.Line("loss", charts.styles(["loss"])["loss"], [1.0, 2.0], [3.0, 1.0])
-    chart = svg_file(lambda: charts.line_chart([line], "step", "loss", (0, 4)), "loss by step")
+    line = chart_parts.Line("loss", chart_parts.styles(["loss"])["loss"], [1.0, 2.0], [3.0, 1.0])
+    chart = svg_file(lambda: chart_parts.line_chart([line], "step", "loss", (0, 4)), "loss by step")
     root = ElementTree.fromstring(chart)
     assert root.attrib["viewBox"] == "-12 -12 524 354"
     assert "--series-0" in chart

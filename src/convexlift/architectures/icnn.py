@@ -125,11 +125,8 @@ class ICNN(Architecture[Potential]):
         initial.check_calibration(x, self.dim)
         z: Tensor | None = None
         for level, bias in enumerate(self.biases):
-            incoming = []
-            if z is not None:
-                incoming.append((self.inner[level - 1], z))
-            if level < len(self.skips):
-                incoming.append((self.skips[level], x))
+            incoming = [] if z is None else [(self.inner[level - 1], z)]
+            incoming += [(self.skips[level], x)] if level < len(self.skips) else []
             u = torch.stack([inputs @ weight.T for weight, inputs in incoming]).sum(0)
             deviation = u.std(0).clamp_min(torch.finfo(u.dtype).tiny)
             for weight, _ in incoming:

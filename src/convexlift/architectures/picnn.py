@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convexlift.architectures.base import Architecture
 from convexlift.architectures.icnn import ICNN
-from convexlift.architectures.potential import Calculus, Potential
+from convexlift.architectures.potential import Bound, Calculus, Potential
 from convexlift.calculus import newton, partial
 from convexlift.calculus.newton import Solution
 from convexlift.calculus.partial import PartialLayers
@@ -182,7 +182,7 @@ class PICNN(Architecture["PartialPotential"]):
 
 @final
 @dataclass(frozen=True, eq=False)
-class PartialPotential:
+class PartialPotential(Bound):
     """A function f(x; c), convex in x: a ``PICNN`` with a set of tensors bound to it.
 
     It is what a weight source of a ``PICNN`` emits. ``given(c)`` is the potential in x at those contexts,
@@ -207,17 +207,6 @@ class PartialPotential:
     """
 
     architecture: PICNN
-    tensors: Mapping[str, Tensor]
-
-    @property
-    def dim(self) -> int:
-        """d, the dimension of the points."""
-        return self.architecture.dim
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating dtype of the tensors, and of points and contexts."""
-        return next(iter(self.tensors.values())).dtype
 
     def given(self, c: Tensor) -> ConditionedPotential:
         """The potential x -> f(x; c) at contexts (N, k), one for each point, or (1, k), one for all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
@@ -90,7 +90,25 @@ _PRODUCTS_FROM = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Potential:
+class Bound:
+    """An architecture with a set of tensors bound to it: the base of potentials."""
+
+    architecture: Architecture[Any]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def dim(self) -> int:
+        """d, the dimension of the points."""
+        return self.architecture.dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating dtype of the tensors, and of points and contexts."""
+        return next(iter(self.tensors.values())).dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Potential(Bound):
     """A convex function f: R^d -> R with its derivatives, all trainable by one ordinary backward.
 
     A potential is what a weight source emits. It is never stored on a module: it may hold tensors that
@@ -114,19 +132,6 @@ class Potential:
         >>> bool(f.inverse(y).converged.all())
         True
     """
-
-    architecture: Architecture[Any]
-    tensors: Mapping[str, Tensor]
-
-    @property
-    def dim(self) -> int:
-        """d, the dimension of the points."""
-        return self.architecture.dim
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating dtype of the tensors, and of the points."""
-        return next(iter(self.tensors.values())).dtype
 
     @property
     def alpha(self) -> Tensor | None:
@@ -269,9 +274,7 @@ class Potential:
         value = (found.x * y).sum(1) - self.value(found.x)
         with torch.no_grad():
             gap = (self.gradient(found.x) - y).square().sum(1) / (2 * alpha)
-        return Solution(
-            found.x, found.residual, found.iterations, found.converged, value, value.detach() + gap
-        )
+        return replace(found, value=value, upper=value.detach() + gap)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.value(x)

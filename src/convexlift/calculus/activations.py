@@ -67,20 +67,22 @@ class Activation:
         with torch.inference_mode(False), torch.enable_grad():
             self._check()
 
-    def jet(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """s(u), s'(u) and s''(u).
+    def bend(self, u: Tensor) -> Tensor:
+        """s''(u).
 
         Raises:
             ValueError: there is no second derivative.
         """
         if self.curvature is None:
-            raise ValueError(
-                f"{self.name} has no second derivative: ask for value or gradient only, "
-                "or use activation='softplus'"
-            )
+            wanted = "ask for value or gradient only, or use activation='softplus'"
+            raise ValueError(f"{self.name} has no second derivative: {wanted}")
+        return self.curvature(u)
+
+    def jet(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """s(u), s'(u) and s''(u); raises as ``bend`` does."""
         # Functions with a backward of their own know no forward mode, which may lie under other transforms.
         if self.joint is None or forward_ad._current_level >= 0:
-            return self.value(u), self.slope(u), self.curvature(u)
+            return self.value(u), self.slope(u), self.bend(u)
         return self.joint(u)
 
     def __copy__(self) -> Activation:

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from convexlift.calculus.activations import Activation
 from convexlift.calculus.cholesky import check_strongly_convex, factored_logdet, layers_in_float64
-from convexlift.calculus.derivatives import curvature, outer_products
+from convexlift.calculus.derivatives import outer_products
 from convexlift.checks import may_branch
 
 # Entries of all Jacobians of the rows worked on at a time.
@@ -212,10 +212,8 @@ def _reverse_sweep(layers: ConvLayers, slopes: Sequence[Tensor]) -> list[Tensor]
     """g_1 ... g_L, the derivatives of f in s(u_l), where g_L = w."""
     outers = [layers.outer.expand_as(slopes[-1])]
     for level in reversed(range(len(layers.inner))):
-        reverse = slopes[level + 1] * outers[-1]
-        outers.append(
-            _transposed(reverse, layers.inner[level], layers.strides[level + 1], slopes[level].shape)
-        )
+        weight, stride, shape = layers.inner[level], layers.strides[level + 1], slopes[level].shape
+        outers.append(_transposed(slopes[level + 1] * outers[-1], weight, stride, shape))
     return outers[::-1]
 
 
@@ -244,7 +242,7 @@ def _sweeps(
     """s'(u_l), g_l and c_l = g_l s''(u_l), layer by layer."""
     slopes = [s.slope(u) for u in us]
     outers = _reverse_sweep(layers, slopes)
-    return slopes, outers, [outer * curvature(s, u) for outer, u in zip(outers, us, strict=True)]
+    return slopes, outers, [outer * s.bend(u) for outer, u in zip(outers, us, strict=True)]
 
 
 def _jacobians(slopes: Sequence[Tensor], layers: ConvLayers) -> list[Tensor]:
@@ -254,9 +252,8 @@ def _jacobians(slopes: Sequence[Tensor], layers: ConvLayers) -> list[Tensor]:
     jacobians = [convolve(unit, layers.first, layers.strides[0]).unsqueeze(0)]
     for level, weight in enumerate(layers.inner, 1):
         scaled = jacobians[-1] * slopes[level - 1].unsqueeze(1)
-        jacobian = convolve(scaled.flatten(0, 1), weight, layers.strides[level]).unflatten(
-            0, scaled.shape[:2]
-        )
+        moved = convolve(scaled.flatten(0, 1), weight, layers.strides[level])
+        jacobian = moved.unflatten(0, scaled.shape[:2])
         skip = layers.skips[level]
         jacobians.append(
             jacobian if skip is None else jacobian + convolve(unit, skip, layers.reduction(level))
@@ -306,12 +303,7 @@ def _by_rows(function: Callable[[Tensor], Tensor], x: Tensor, layers: ConvLayers
         for bias, (height, width) in zip(layers.biases, sizes(layers.shape, layers.strides), strict=True)
     )
     count = max(1, _CHUNK_ENTRIES // (pixels * math.prod(layers.shape)))
-    tensors = (
-        layers.outer,
-        *layers.inner,
-        *layers.biases,
-        *(skip for skip in layers.skips if skip is not None),
-    )
-    if len(x) <= count or not may_branch(x, *tensors):
+    skips = [skip for skip in layers.skips if skip is not None]
+    if len(x) <= count or not may_branch(x, layers.outer, *layers.inner, *layers.biases, *skips):
         return function(x)
     return torch.cat([checkpoint(function, rows, use_reentrant=False) for rows in x.split(count)])

@@ -76,7 +76,7 @@ def hvp(x: Tensor, v: Tensor, layers: Layers, s: Activation) -> Tensor:
     """The Hessian at x times v by one tangent and one reverse sweep, shape (N, d)."""
     us = preactivations(x, layers, s)
     slopes = [s.slope(u) for u in us]
-    bends = [outer * curvature(s, u) for outer, u in zip(reverse_sweep(layers, slopes), us, strict=True)]
+    bends = [outer * s.bend(u) for outer, u in zip(reverse_sweep(layers, slopes), us, strict=True)]
     return products(v, layers, slopes, bends)
 
 
@@ -137,15 +137,6 @@ def linearise(x: Tensor, layers: Layers, s: Activation) -> tuple[Tensor, list[Te
         if level:
             outer = reverse @ layers.inner[level - 1]
     return gradient, [slope for _, slope, _ in jets], bends[::-1]
-
-
-def curvature(s: Activation, u: Tensor) -> Tensor:
-    """s''(u), or a ValueError for an activation without one."""
-    if s.curvature is None:
-        raise ValueError(
-            f"{s.name} has no second derivative: ask for value or gradient only, or use activation='softplus'"
-        )
-    return s.curvature(u)
 
 
 def base(x: Tensor, layers: Layers) -> Tensor:

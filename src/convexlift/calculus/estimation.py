@@ -103,7 +103,6 @@ class LogdetEstimate:
     standard_error: Tensor
 
 
-@final
 @dataclass(frozen=True, eq=False)
 class LinearSolution:
     """What conjugate gradients found, row by row.
@@ -261,12 +260,10 @@ def orthogonal_probes(
     like = torch.empty(0) if like is None else like
     groups = []
     for start in range(0, count, dim):
-        normal = torch.randn(
-            rows, dim, min(dim, count - start), generator=generator, dtype=like.dtype, device=like.device
-        )
-        groups.append(
-            torch.linalg.qr(normal)[0] if normal.shape[2] > 1 else normal / normal.norm(dim=1, keepdim=True)
-        )
+        size = rows, dim, min(dim, count - start)
+        normal = torch.randn(size, generator=generator, dtype=like.dtype, device=like.device)
+        alone = normal / normal.norm(dim=1, keepdim=True)
+        groups.append(torch.linalg.qr(normal)[0] if size[2] > 1 else alone)
     return (torch.cat(groups, 2) * dim**0.5).permute(2, 0, 1)
 
 

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from convexlift.calculus.estimation import conjugate_gradients
+from convexlift.calculus.estimation import LinearSolution, conjugate_gradients
 
 Field = Callable[[Tensor], Tensor]
 
@@ -21,7 +21,7 @@ _PRODUCTS = 200
 
 @final
 @dataclass(frozen=True, eq=False)
-class Solution:
+class Solution(LinearSolution):
     """What a batched solver found, row by row.
 
     Attributes:
@@ -33,10 +33,6 @@ class Solution:
         upper: for a conjugate, the upper bound value + |grad f(x) - y|^2 / (2 alpha), (N,).
     """
 
-    x: Tensor
-    residual: Tensor
-    iterations: int
-    converged: Tensor
     value: Tensor | None = None
     upper: Tensor | None = None
 

@@ -95,7 +95,7 @@ def hvp(x: Tensor, v: Tensor, partial: PartialLayers, s: Activation) -> Tensor:
     out = v @ derivatives.base(x, layers)
     change = None  # of g_l along v
     for level in reversed(range(len(us))):
-        bend = gates[level] * derivatives.curvature(s, us[level]) * tangents[level] * outers[level]
+        bend = gates[level] * s.bend(us[level]) * tangents[level] * outers[level]
         reverse = bend if change is None else bend + slopes[level] * change
         skip, scale = layers.skips[level], scales[level]
         if skip is not None and scale is not None:
@@ -107,18 +107,13 @@ def hvp(x: Tensor, v: Tensor, partial: PartialLayers, s: Activation) -> Tensor:
 
 def hessian(x: Tensor, partial: PartialLayers, s: Activation) -> Tensor:
     """alpha I + Q'Q + sum_l J_l' diag(g_l p_l s''(u_l)) J_l, every term positive semi-definite; (N, d, d)."""
-    us = _preactivations(x, partial, s)
-    slopes = _slopes(us, partial, s)
-    return _hessian(
-        x, partial, slopes, _bends(us, partial, derivatives.reverse_sweep(partial.layers, slopes), s)
-    )
+    slopes, _, bends = _sweeps(x, partial, s)
+    return _hessian(x, partial, slopes, bends)
 
 
 def laplacian(x: Tensor, partial: PartialLayers, s: Activation) -> Tensor:
     """The trace of the Hessian, shape (N,)."""
-    layers, us = partial.layers, _preactivations(x, partial, s)
-    slopes = _slopes(us, partial, s)
-    bends = _bends(us, partial, derivatives.reverse_sweep(layers, slopes), s)
+    layers, (slopes, _, bends) = partial.layers, _sweeps(x, partial, s)
     out = ((bends[0] @ layers.first.square()) * _first_scale(partial).square()).sum(1)
     out = out + derivatives.base(x, layers).trace()
     for jacobian, bend in zip(_jacobians(partial, slopes), bends[1:], strict=True):
@@ -136,10 +131,8 @@ def gradient_and_logdet(x: Tensor, partial: PartialLayers, s: Activation) -> tup
         FloatingPointError: a Hessian is not positive definite even in float64 (rows are named).
     """
     check_strongly_convex(partial.layers.alpha)
-    us = _preactivations(x, partial, s)
-    slopes = _slopes(us, partial, s)
-    outers = derivatives.reverse_sweep(partial.layers, slopes)
-    matrix = _hessian(x, partial, slopes, _bends(us, partial, outers, s))
+    slopes, outers, bends = _sweeps(x, partial, s)
+    matrix = _hessian(x, partial, slopes, bends)
     logdet = factored_logdet(
         matrix, lambda rows: hessian(x[rows].double(), layers_in_float64(pick(partial, rows)), s)
     )
@@ -167,10 +160,15 @@ def _slopes(us: list[Tensor], partial: PartialLayers, s: Activation) -> list[Ten
     return [gate * s.slope(u) for gate, u in zip(partial.gates, us, strict=True)]
 
 
-def _bends(us: list[Tensor], partial: PartialLayers, outers: list[Tensor], s: Activation) -> list[Tensor]:
-    """g_l p_l s''(u_l)."""
+def _sweeps(
+    x: Tensor, partial: PartialLayers, s: Activation
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """p_l s'(u_l), g_l and g_l p_l s''(u_l), layer by layer."""
+    us = _preactivations(x, partial, s)
+    slopes = _slopes(us, partial, s)
+    outers = derivatives.reverse_sweep(partial.layers, slopes)
     rows = zip(partial.gates, us, outers, strict=True)
-    return [outer * gate * derivatives.curvature(s, u) for gate, u, outer in rows]
+    return slopes, outers, [outer * gate * s.bend(u) for gate, u, outer in rows]
 
 
 def _first_scale(partial: PartialLayers) -> Tensor:

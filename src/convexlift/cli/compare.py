@@ -153,7 +153,7 @@ class Report:
     )
 
     def __call__(self) -> None:
-        from convexlift.cli.files import check_output_file
+        from convexlift.cli.outputs import check_output_file
         from convexlift.study.report.page import read_result, write_report
 
         results = [read_result(folder) for folder in self.folders]
@@ -165,21 +165,20 @@ class Report:
 
 def check_folder(folder: Path, problem: str, own: str | None, task: str | None = None) -> None:
     """Leave alone a folder that holds something else than a comparison on this problem."""
-    if (folder / "result.json").exists():
-        from convexlift.study.report.page import read_result
+    if not (folder / "result.json").exists():
+        return
+    from convexlift.study.report.page import read_result
 
-        try:
-            found = read_result(folder)
-            held, fitted = str(found["problem"]), str(found.get("task"))
-            other_task = "--task" in str((found.get("protocol") or {}).get("command"))
-        except ValueError as error:
-            raise FileExistsError(
-                f"{folder} holds the result of something else; choose another --out"
-            ) from error
-        if own is None and held != problem:
-            raise FileExistsError(f"{folder} holds a comparison on {held}; choose another --out")
-        if own is None and (fitted != task if task is not None else other_task):
-            raise FileExistsError(f"{folder} holds a comparison of the task {fitted}; choose another --out")
+    try:
+        found = read_result(folder)
+        held, fitted = str(found["problem"]), str(found.get("task"))
+        other_task = "--task" in str((found.get("protocol") or {}).get("command"))
+    except ValueError as error:
+        raise FileExistsError(f"{folder} holds the result of something else; choose another --out") from error
+    if own is None and held != problem:
+        raise FileExistsError(f"{folder} holds a comparison on {held}; choose another --out")
+    if own is None and (fitted != task if task is not None else other_task):
+        raise FileExistsError(f"{folder} holds a comparison of the task {fitted}; choose another --out")
 
 
 def items(text: str | None) -> list[str] | None:
@@ -269,39 +268,33 @@ def shown() -> Iterator[Callable[[Event], None]]:
             soft_wrap=True,
         )
         return
-    bar = Progress(
-        TextColumn("{task.description:<11}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("runs, about"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=console,
-    )
+    done = TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn()
+    left = TextColumn("runs, about"), TimeRemainingColumn(), TextColumn("left")
+    bar = Progress(*done, *left, console=console)
     task = bar.add_task("selection", total=None)
-    losses: dict[tuple[str, str, float], list[float]] = {}
+    losses: dict[str, dict[float, list[float]]] = {}
     with Live(Group(bar), console=console, refresh_per_second=4) as live:
 
         def show(event: Event) -> None:
+            if event.phase != bar.tasks[task].description:
+                losses.clear()
             bar.update(task, description=event.phase, completed=event.done, total=event.total)
             loss = math.inf if event.loss is None else event.loss
-            losses.setdefault((event.phase, event.arm, event.lr), []).append(loss)
-            live.update(Group(bar, _standing(losses, event.phase)))
+            losses.setdefault(event.arm, {}).setdefault(event.lr, []).append(loss)
+            live.update(Group(bar, _standing(losses)))
 
         yield show
 
 
-def _standing(losses: dict[tuple[str, str, float], list[float]], phase: str) -> Table:
-    """The best mean loss of every arm so far, in this phase."""
+def _standing(losses: dict[str, dict[float, list[float]]]) -> Table:
+    """The best mean loss of every arm so far, from its losses by rate."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2))
     for title in ("arm", "best so far", "at rate", "runs"):
         table.add_column(title, justify="left" if title == "arm" else "right")
-    for arm in dict.fromkeys(arm for at, arm, _ in losses if at == phase):
-        means = {lr: sum(v) / len(v) for (at, name, lr), v in losses.items() if (at, name) == (phase, arm)}
-        best = min(means, key=lambda lr: means[lr])
-        runs = sum(len(v) for (at, name, _), v in losses.items() if (at, name) == (phase, arm))
-        shown = f"{means[best]:.4f}" if math.isfinite(means[best]) else "diverged"
-        table.add_row(arm, shown, f"{best:g}", str(runs))
+    for arm, by_rate in losses.items():
+        mean, best = min((sum(found) / len(found), lr) for lr, found in by_rate.items())
+        runs = sum(map(len, by_rate.values()))
+        table.add_row(arm, f"{mean:.4f}" if math.isfinite(mean) else "diverged", f"{best:g}", str(runs))
     return table

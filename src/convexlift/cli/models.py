@@ -11,8 +11,8 @@ from typing import Annotated, Any, final
 import typer
 
 import convexlift as cl
-from convexlift.cli.files import check_output_file
 from convexlift.cli.options import Reading
+from convexlift.cli.outputs import check_output_file
 
 # Rows scored at a time, so that a large table fits.
 _CHUNK = 4096

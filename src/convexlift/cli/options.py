@@ -16,8 +16,7 @@ class Reading:
     """A table that the user names, and how to read it."""
 
     data: Annotated[
-        Path,
-        typer.Option(help="Table of rows: .csv, .npy, .npz, .parquet, ...", show_default=False),
+        Path, typer.Option(help="Table of rows: .csv, .npy, .npz, .parquet, ...", show_default=False)
     ]
     key: Annotated[str | None, typer.Option(help="Which array of an .npz file.")] = None
     columns: Annotated[

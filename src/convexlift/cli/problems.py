@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import convexlift as cl
 from convexlift.names import DOWNLOADS
 from convexlift.problems.catalogue import FROM_FILES, NAMES, problem
 
@@ -51,18 +50,19 @@ def show(
       convexlift data show power --data data/power
     """
     found = problem(name, data)
+
+    from convexlift.data import Data, Simulator, count_rows, whole
+
+    def size(part: Data) -> str:
+        return "fresh draws" if isinstance(part, Simulator) else f"{count_rows(whole(part)):,} rows"
+
     rows = [
         ("problem", found.description),
         ("task", f"{found.task}, {found.dim} dimension{'s' if found.dim > 1 else ''}"),
         ("metric", found.metric),
-        *(
-            (split, "fresh draws" if isinstance(part, cl.Simulator) else f"{_rows(part):,} rows")
-            for split, part in (
-                ("train", found.train),
-                ("validation", found.validation),
-                ("test", found.test),
-            )
-        ),
+        ("train", size(found.train)),
+        ("validation", size(found.validation)),
+        ("test", size(found.test)),
         *((fact.replace("_", " "), f"{value:.4f}") for fact, value in found.facts.items()),
         ("source", found.source),
         ("licence", found.licence),
@@ -119,7 +119,3 @@ def _shown() -> Iterator[Progress]:
             bars.update(tasks[doing], completed=done, total=total, description=f"{doing}, {size}")
 
         yield show
-
-
-def _rows(part: Any) -> int:
-    return len(part[0]) if isinstance(part, tuple) else len(part)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 import typer
 
 import convexlift as cl
-from convexlift.cli.files import check_output_folder
 from convexlift.cli.options import Reading, add_commands
+from convexlift.cli.outputs import check_output_folder
 from convexlift.files import write_whole
 from convexlift.names import OBJECTIVES, SCHEDULES, SOURCES, check_name
 
@@ -52,8 +52,7 @@ class Training(Reading):
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2000
     lr: Rate
     weight_decay: Annotated[
-        float,
-        typer.Option(help="Decoupled decay of the unconstrained matrices; more for few or noisy rows."),
+        float, typer.Option(help="Decoupled decay of the unconstrained matrices; more for few or noisy rows.")
     ] = 0.0
     averaging: Annotated[
         float,
@@ -79,27 +78,26 @@ class Training(Reading):
     def __call__(self) -> None:
         """Read, check, train, freeze, save; nothing is written before everything is checked."""
         self.check()
-        import torch
-
         from convexlift.checks import check_device
         from convexlift.data import hold_out
+        from convexlift.seeds import seeded
         from convexlift.table_files import read_table
 
         check_device(self.device)
         table = read_table(self.data, **self.how)
         rows, names = table.rows, table.names
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             model = self.build(rows.shape[1])
+        _preflight(model, rows, names, self.data)  # rows are numbered as in the file
         train, validation = hold_out(rows, self.validation_fraction, self.seed)
+        _preflight(model, train, names, self.data)
         told: dict[str, Any] = {}
 
         def conclude(history: cl.History) -> dict[str, Any]:
             told.update(self.conclude(model, history, train, validation, names))
             return told
 
-        with _in_words_of(self.data), ExitStack() as stack:
-            model.preflight(rows, names)
+        with ExitStack() as stack:
             callbacks = [stack.enter_context(board) for board in self.boards(train)]
             _check_run_folder(self.out, self.resume)
             history = cl.fit(
@@ -292,17 +290,14 @@ def train_command(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-@contextmanager
-def _in_words_of(data: Path) -> Iterator[None]:
-    """Tell of rows that a task cannot start from in words of the file and the command."""
+def _preflight(model: Any, rows: Tensor, names: Sequence[str], data: Path) -> None:
+    """Refuse rows that the task cannot start from, in words of the file and the command."""
     try:
-        yield
+        model.preflight(rows, names)
     except ValueError as error:
         text = str(error)
         if text.startswith("the table "):
             raise ValueError(f"{data}{text.removeprefix('the table')}") from None
-        if not re.match(r"column|samples|inputs", text):
-            raise
         advice = ": leave it out with --columns" if "is constant" in text else ""
         counted = " (counted from 0)" if re.search(r"column \d", text) else ""
         raise ValueError(f"{data}: {text}{advice}{counted}") from None

@@ -9,23 +9,16 @@ low and backward weights err high, and an estimate is given only when the two ag
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
-from convexlift.integration.diagnostics import importance_ess
+from convexlift.integration import langevin
+from convexlift.integration.chain_diagnostics import importance_ess
 from convexlift.integration.gaussian import Gaussian, refitted
-from convexlift.integration.langevin import (
-    ChainState,
-    Function,
-    ValueAndGradient,
-    draw,
-    first_step,
-    langevin_step,
-    start_state,
-)
+from convexlift.integration.langevin import ChainState, Function, ValueAndGradient
 
 SHARE = 0.1  # effective sample size over particles below which an estimate is refused
 _CONDITIONAL = 0.995  # conditional effective sample size that two neighbouring temperatures keep
@@ -148,9 +141,9 @@ def annealed_normaliser(
     if particles < 256:
         raise ValueError(f"expected at least 256 particles; got {particles}")
     proposal = Gaussian(proposal.mean.double(), proposal.factor.double())
-    function = _whitened(value, gradient, proposal)
+    function = _whitened(langevin.together(value, gradient), proposal)
     # In whitened coordinates q is standard normal; its constant and the Jacobian are added at the end.
-    constant = proposal.factor.diagonal().log().sum() + proposal.dim / 2 * math.log(2 * math.pi)
+    constant = _constant(proposal)
     path = _pilot(function, proposal, max(particles // 2, 8 * proposal.dim), max_temperatures, generator)
 
     noise = _noise(proposal, particles, generator)
@@ -173,15 +166,8 @@ def annealed_normaliser(
             f"proposal, {backward:.4g} +- {back_error:.2g} from draws of the target; the proposal misses "
             "mass, give a wider one"
         )
-    return AnnealedNormaliser(
-        log_z,
-        error,
-        ess,
-        backward,
-        particles,
-        torch.tensor(path.temperatures, dtype=torch.float64),
-        acceptance,
-    )
+    temperatures = torch.tensor(path.temperatures, dtype=torch.float64)
+    return AnnealedNormaliser(log_z, error, ess, backward, particles, temperatures, acceptance)
 
 
 @torch.no_grad()
@@ -207,22 +193,10 @@ def short_annealing(function: ValueAndGradient, proposal: Gaussian, seed: int) -
         True
     """
     generator = torch.Generator(proposal.mean.device).manual_seed(seed)
-    noise = torch.randn(
-        _PARTICLES,
-        proposal.dim,
-        generator=generator,
-        dtype=proposal.mean.dtype,
-        device=proposal.mean.device,
-    )
-
-    def whitened(y: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient = function(proposal.mean + y @ proposal.factor.T)
-        return value, gradient @ proposal.factor
-
-    state = start_state(whitened, noise)
-    log_weights = torch.zeros_like(state.value)
-    log_z = proposal.factor.diagonal().log().sum() + proposal.dim / 2 * math.log(2 * math.pi)
-    b, step = 0.0, first_step(proposal.dim)
+    whitened = _whitened(function, proposal)
+    state = langevin.start_state(whitened, _noise(proposal, _PARTICLES, generator))
+    log_weights, log_z = torch.zeros_like(state.value), _constant(proposal)
+    b, step = 0.0, langevin.first_step(proposal.dim)
     for k in range(1, _TEMPERATURES + 1):
         rise = (k / _TEMPERATURES) ** 3 - b
         b += rise
@@ -231,21 +205,25 @@ def short_annealing(function: ValueAndGradient, proposal: Gaussian, seed: int) -
         if not float(1 / weights.square().sum()) >= _PARTICLES / 2:
             log_z = log_z + torch.logsumexp(log_weights, 0) - math.log(_PARTICLES)
             log_weights = torch.zeros_like(log_weights)
-            chosen = _resampled(weights, generator)
-            state = ChainState(*(t[chosen] for t in vars(state).values()))
+            state = _resampled(state, weights, generator)
         state = _moved(whitened, state, b, step, None, generator)
         step *= math.exp(0.3 * (state.acceptance - _TARGET))
     return log_z + torch.logsumexp(log_weights, 0) - math.log(_PARTICLES)
 
 
-def _whitened(value: Function, gradient: Function, proposal: Gaussian) -> ValueAndGradient:
+def _whitened(function: ValueAndGradient, proposal: Gaussian) -> ValueAndGradient:
     """f and its gradient in coordinates y with x = mean + L y."""
 
-    def function(y: Tensor) -> tuple[Tensor, Tensor]:
-        x = proposal.mean + y @ proposal.factor.T
-        return value(x), gradient(x) @ proposal.factor
+    def whitened(y: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = function(proposal.mean + y @ proposal.factor.T)
+        return value, gradient @ proposal.factor
 
-    return function
+    return whitened
+
+
+def _constant(proposal: Gaussian) -> Tensor:
+    """The log-density of q at its mean, negative."""
+    return proposal.factor.diagonal().log().sum() + proposal.dim / 2 * math.log(2 * math.pi)
 
 
 def _noise(proposal: Gaussian, n: int, generator: torch.Generator | None) -> Tensor:
@@ -273,18 +251,12 @@ def _moved(
         seen.append(function(y))
         return _mixed(y, *seen[-1], temperature)
 
-    mixed = _mixed(state.x, state.value, state.gradient, temperature)
-    new = langevin_step(
-        tempered, ChainState(state.x, *mixed, state.log_accept, state.accepted), step, factor, generator
-    )
+    value, gradient = _mixed(state.x, state.value, state.gradient, temperature)
+    mixed = replace(state, value=value, gradient=gradient)
+    new = langevin.langevin_step(tempered, mixed, step, factor, generator)
     value, gradient = seen[-1]
-    return ChainState(
-        new.x,
-        torch.where(new.accepted, value, state.value),
-        torch.where(new.accepted[:, None], gradient, state.gradient),
-        new.log_accept,
-        new.accepted,
-    )
+    value = torch.where(new.accepted, value, state.value)
+    return replace(new, value=value, gradient=torch.where(new.accepted[:, None], gradient, state.gradient))
 
 
 def _mixed(y: Tensor, value: Tensor, gradient: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -293,7 +265,7 @@ def _mixed(y: Tensor, value: Tensor, gradient: Tensor, temperature: float) -> tu
 
 
 def _started(function: ValueAndGradient, y: Tensor) -> ChainState:
-    state = start_state(function, y)
+    state = langevin.start_state(function, y)
     bad = state.value.isnan() | (state.value == -torch.inf)
     if bool(bad.any()):
         raise ValueError(f"f is NaN or -inf at {int(bad.sum())} of {len(y)} points")
@@ -331,8 +303,7 @@ def _pilot(
                 f"them, 1 - b is still {1 - temperatures[-1]:.2g}; give a nearer one, for instance "
                 "adapted(value, gradient, proposal)"
             )
-        chosen = _resampled(weights, generator)
-        state = ChainState(*(t[chosen] for t in vars(state).values()))
+        state = _resampled(state, weights, generator)
         for move in range(1, _TUNING + 1):
             state = _moved(function, state, temperatures[-1], step, gaussian.factor, generator)
             step *= math.exp(2 * (state.acceptance - _TARGET) / math.sqrt(move))
@@ -359,12 +330,13 @@ def _rise(tilt: Tensor, most: float) -> float:
     return low or high
 
 
-def _resampled(weights: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Indices drawn by systematic resampling."""
+def _resampled(state: ChainState, weights: Tensor, generator: torch.Generator | None) -> ChainState:
+    """Chains drawn by systematic resampling."""
     n = len(weights)
     offset = torch.rand((), generator=generator, dtype=weights.dtype, device=weights.device)
     ladder = (torch.arange(n, dtype=weights.dtype, device=weights.device) + offset) / n
-    return torch.searchsorted(weights.cumsum(0), ladder).clamp_max(n - 1)
+    chosen = torch.searchsorted(weights.cumsum(0), ladder).clamp_max(n - 1)
+    return ChainState(*(t[chosen] for t in vars(state).values()))
 
 
 def _forward(
@@ -401,7 +373,7 @@ def _checked_backward(
     """log of the mean of 1 / w over draws of the target annealed backwards, and its standard error."""
     n = max(256, particles // 4)
     try:
-        drawn = draw(value, gradient, path.end, n, generator=generator)
+        drawn = langevin.draw(value, gradient, path.end, n, generator=generator)
     except RuntimeError as failure:
         raise UnreliableEstimate(
             f"the target could not be sampled to check the estimate: {failure}"

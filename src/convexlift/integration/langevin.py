@@ -16,7 +16,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from convexlift.integration.diagnostics import effective_sample_size, r_hat
+from convexlift.integration.chain_diagnostics import effective_sample_size, r_hat
 from convexlift.integration.gaussian import Gaussian, refitted
 
 Function = Callable[[Tensor], Tensor]
@@ -99,17 +99,6 @@ class Draws:
         return bool((self.r_hat < CONVERGED).all())
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Tuned:
-    """Chains after the warm-up, with what it settled on."""
-
-    state: ChainState
-    step: float
-    gaussian: Gaussian
-    steps: int
-
-
 def first_step(dim: int) -> float:
     """The step at which to start, optimal for a standard normal of high dimension d: 1.65 d^(-1/6).
 
@@ -185,13 +174,8 @@ def langevin_step(
     log_accept = log_accept.clamp_max(0).where(usable, -torch.inf)
     accepted = uniform.log() < log_accept
     taken = accepted[:, None]
-    return ChainState(
-        torch.where(taken, proposal, x),
-        torch.where(accepted, value, state.value),
-        torch.where(taken, gradient, state.gradient),
-        log_accept,
-        accepted,
-    )
+    value, gradient = torch.where(accepted, value, state.value), torch.where(taken, gradient, state.gradient)
+    return ChainState(torch.where(taken, proposal, x), value, gradient, log_accept, accepted)
 
 
 def _clipped(gradient: Tensor, factor: Tensor | None, step: float) -> Tensor:
@@ -240,25 +224,24 @@ def draw(
     if n < 1 or chains < 2:
         raise ValueError(f"draw needs n >= 1 and at least 2 chains; got n = {n}, chains = {chains}")
     function = together(value, gradient)
-    tuned = _warm_up(function, start, chains, generator)
-    factor = tuned.gaussian.factor
-    trial = _run(function, tuned.state, tuned.step, factor, 150, 1, generator)
-    _check_acceptance(trial.acceptance, 150, tuned.step)
+    state, step, gaussian, steps = _warm_up(function, start, chains, generator)
+    state, trial, acceptance = _run(function, state, step, gaussian.factor, 150, 1, generator)
+    _check_acceptance(acceptance, 150, step)
     # One and a half steps of autocorrelation are left between kept draws: thinner chains would waste work.
-    worth = float(effective_sample_size(trial.history.transpose(0, 1)).min())
-    thin = math.ceil(min(len(trial.history) * chains / max(worth, 1.0) / 1.5, _THINNEST))
+    worth = float(effective_sample_size(trial.transpose(0, 1)).min())
+    thin = math.ceil(min(len(trial) * chains / max(worth, 1.0) / 1.5, _THINNEST))
     length = max(math.ceil(n / chains), 100)
-    state, history, acceptance, steps = trial.state, [], 0.0, tuned.steps + 150
+    history, acceptance, steps = [], 0.0, steps + 150
     for rounds in range(1, _ROUNDS + 1):
-        run = _run(function, state, tuned.step, factor, length, thin, generator)
-        state, steps = run.state, steps + length * thin
-        history.append(run.history)
-        acceptance += (run.acceptance - acceptance) / rounds
+        state, seen, accepted = _run(function, state, step, gaussian.factor, length, thin, generator)
+        steps += length * thin
+        history.append(seen)
+        acceptance += (accepted - acceptance) / rounds
         paths = torch.cat(history)  # (T, C, d)
         agreement = r_hat(paths.transpose(0, 1))
         if bool((agreement < CONVERGED).all()):
             break
-    _check_acceptance(acceptance, steps, tuned.step)
+    _check_acceptance(acceptance, steps, step)
     kept = torch.linspace(0, len(paths) - 1, math.ceil(n / chains)).round().long()
     ess = effective_sample_size(paths.transpose(0, 1)).clamp_max(n)
     return Draws(paths[kept].flatten(0, 1)[:n], agreement, ess, acceptance, chains, steps)
@@ -287,15 +270,7 @@ def adapted(
     """
     if chains < 2:
         raise ValueError(f"adapted needs at least 2 chains; got {chains}")
-    return _warm_up(together(value, gradient), start, chains, generator).gaussian
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Run:
-    state: ChainState
-    history: Tensor
-    acceptance: float
+    return _warm_up(together(value, gradient), start, chains, generator)[2]
 
 
 def _run(
@@ -306,21 +281,24 @@ def _run(
     length: int,
     thin: int,
     generator: torch.Generator | None,
-) -> _Run:
-    """Run chains for length x thin steps; the history (length, C, d) holds every thin-th."""
+) -> tuple[ChainState, Tensor, float]:
+    """Run chains for length x thin steps: where they end, every thin-th (length, C, d), the acceptance."""
     history, acceptance = [], 0.0
     for _ in range(length):
         for _ in range(thin):
             state = langevin_step(function, state, step, factor, generator)
             acceptance += state.acceptance
         history.append(state.x)
-    return _Run(state, torch.stack(history), acceptance / (length * thin))
+    return state, torch.stack(history), acceptance / (length * thin)
 
 
 def _warm_up(
     function: ValueAndGradient, start: Gaussian, chains: int, generator: torch.Generator | None
-) -> _Tuned:
-    """Windows of steps, each preconditioned by the covariance of the one before, until it is stable."""
+) -> tuple[ChainState, float, Gaussian, int]:
+    """Windows of steps, each preconditioned by the covariance of the one before, until it is stable.
+
+    What it returns: the chains, the step size and the Gaussian settled on, and the number of steps.
+    """
     gaussian = Gaussian(start.mean.double(), start.factor.double())
     lowest = _descended(function, gaussian)
     offset = _SPREAD * (gaussian.sample(chains, generator) - gaussian.mean)
@@ -348,7 +326,7 @@ def _warm_up(
         state = langevin_step(function, state, averaging.step, gaussian.factor, generator)
         averaging.update(state.acceptance)
     _check_acceptance(averaging.recent, 100, averaging.settled)
-    return _Tuned(state, averaging.settled, gaussian, steps + 100)
+    return state, averaging.settled, gaussian, steps + 100
 
 
 def _descended(function: ValueAndGradient, gaussian: Gaussian) -> ChainState:

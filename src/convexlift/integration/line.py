@@ -15,6 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from convexlift.checks import name_dtype
 from convexlift.integration import rules
 
 Function = Callable[[Tensor], Tensor]
@@ -134,9 +135,8 @@ def quantile(normaliser: Normaliser, probability: Tensor) -> Tensor:
     cumulative = mass.cumsum(0)
     target = probability.to(mass.dtype) * cumulative[-1]
     cell = torch.searchsorted(cumulative, target).clamp(max=len(mass) - 1)
-    share = (
-        (target - (cumulative[cell] - mass[cell])) / mass[cell].clamp_min(torch.finfo(mass.dtype).tiny)
-    ).clamp(0, 1)
+    inside = target - (cumulative[cell] - mass[cell])
+    share = (inside / mass[cell].clamp_min(torch.finfo(mass.dtype).tiny)).clamp(0, 1)
     rise = values.diff()[cell]
     # Within the cell the density is exp(-rise s), s in [0, 1]; from its higher end nothing overflows.
     size = rise.abs()
@@ -276,10 +276,8 @@ def _support(
             break
         x, f = look(float(x[left]), float(x[right]))
         if not bool((x.diff() > 0).all()):
-            name = str(dtype).removeprefix("torch.")
-            raise FloatingPointError(
-                f"cannot integrate exp(-f): it is too narrow for {name} at x = {float(x[0]):.6g}"
-            )
+            too_narrow = f"it is too narrow for {name_dtype(dtype)} at x = {float(x[0]):.6g}"
+            raise FloatingPointError(f"cannot integrate exp(-f): {too_narrow}")
     low, low_inside = float(x[left]), float(x[left + 1])
     high_inside, high = float(x[right - 1]), float(x[right])
     for _ in range(2):  # a steep wall rises far above DROP within a cell: trim both ends
@@ -297,9 +295,8 @@ def _log_exponential(width: Tensor, start: Tensor, end: Tensor) -> Tensor:
     rise = (end - start).abs()
     small = rise < 1e-5
     safe = torch.where(small, torch.ones_like(rise), rise)
-    log_mean = torch.where(
-        small, rise * (rise / 24 - 0.5), (-torch.expm1(-safe) / safe).log()
-    )  # relative to the lower end
+    # Relative to the lower end.
+    log_mean = torch.where(small, rise * (rise / 24 - 0.5), (-torch.expm1(-safe) / safe).log())
     return width.log() - torch.minimum(start, end) + log_mean
 
 

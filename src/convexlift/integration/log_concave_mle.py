@@ -157,13 +157,9 @@ def log_concave_mle(x: Tensor, weights: Tensor | None = None) -> LogConcaveMLE:
         )
     log_range = float(np.log(half[-1]) + np.log(2))
     phi = phi - np.log(_integral(unit[knots], phi)) - log_range
-    return LogConcaveMLE(
-        torch.from_numpy(points[first[knots]]).to(x.device),
-        torch.from_numpy(phi).to(x.device),
-        float(share @ np.interp(unit, unit[knots], phi)),
-        iterations,
-        optimality,
-    )
+    likelihood = float(share @ np.interp(unit, unit[knots], phi))
+    places, values = (torch.from_numpy(a).to(x.device) for a in (points[first[knots]], phi))
+    return LogConcaveMLE(places, values, likelihood, iterations, optimality)
 
 
 def _distinct(x: Tensor, weights: Tensor | None) -> tuple[Array, Array]:
@@ -250,8 +246,7 @@ def _best_concave(x: Array, w: Array, knots: Index, phi: Array) -> tuple[Index, 
 
 def _bends(x: Array, phi: Array) -> Array:
     """How much the slope falls at each inner knot, (K - 2,)."""
-    fall: Array = -np.diff(np.diff(phi) / np.diff(x))
-    return fall
+    return -np.diff(np.diff(phi) / np.diff(x))
 
 
 def _newton(x: Array, w: Array, phi: Array) -> Array:
@@ -297,8 +292,7 @@ def _solve(bands: Array, gradient: Array) -> Array:
     scale = 1 / np.sqrt(bands[1])
     scaled = np.ones_like(bands)
     scaled[0, 1:] = bands[0, 1:] * scale[:-1] * scale[1:]
-    step: Array = scale * solveh_banded(scaled, scale * gradient, check_finite=False)
-    return step
+    return scale * solveh_banded(scaled, scale * gradient, check_finite=False)
 
 
 def _integral(x: Array, phi: Array) -> float:
@@ -314,8 +308,7 @@ def _hat_weights(x: Array, w: Array, knots: Index) -> Array:
 
 
 def _totals(index: Index, weights: Array, n: int) -> Array:
-    total: Array = np.bincount(index, weights, minlength=n).astype(np.float64)
-    return total
+    return np.bincount(index, weights, minlength=n).astype(np.float64)
 
 
 def _gains(x: Array, w: Array, knots: Index, phi: Array) -> Array:

@@ -125,10 +125,8 @@ def coupling(
     with observing(model):
         model.eval()
         at_mean = [_gradient(sources, loss, batch, held) for batch, _ in calls]
-        at_own = [
-            _gradient(sources, loss, batch, latents)
-            for (batch, _), latents in zip(calls, emitted, strict=True)
-        ]
+        pairs = zip(calls, emitted, strict=True)
+        at_own = [_gradient(sources, loss, batch, own) for (batch, _), own in pairs]
     batch, total = centred(torch.stack(at_mean)), centred(torch.stack(at_own))
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(calls), generator=generator) for _ in range(permutations)]

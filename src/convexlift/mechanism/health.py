@@ -94,12 +94,8 @@ def _layer(
     slope, _ = speed(source, name, weight)
     size = float(gradient.norm())
     reduced = float((source.scale(name) * slope * gradient).norm())
-    return LayerHealth(
-        gradient=size,
-        attenuation=reduced / size if size else float("nan"),
-        perron_ratio=_perron_ratio(weight),
-        correlation=correlation,
-    )
+    attenuation = reduced / size if size else float("nan")
+    return LayerHealth(size, attenuation, _perron_ratio(weight), correlation)
 
 
 def _perron_ratio(weight: Tensor) -> float | None:

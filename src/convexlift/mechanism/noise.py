@@ -43,9 +43,8 @@ def emission_noise(model: nn.Module, batches: Iterable[Any]) -> float:
     first = torch.zeros(())
     with evaluating(model):
         for batch in batches:
-            weights = torch.cat(
-                [w.flatten().double() for _, ws in emissions(model, batch) for w in ws.values()]
-            )
+            each = [w.flatten().double() for _, ws in emissions(model, batch) for w in ws.values()]
+            weights = torch.cat(each)
             first = weights if count == 0 else first
             # Deviations from the first emission: no cancellation when the noise is small.
             total, squares, count = total + (weights - first), squares + (weights - first).square(), count + 1

@@ -128,11 +128,7 @@ def coupling_notes(model: nn.Module, probes: Probes) -> dict[str, float]:
     if not is_lifted(model):
         return {}
     found = coupling(
-        model,
-        probes.loss,
-        probes.batches,
-        emit_from=probes.emit_from,
-        permutations=_COUPLING_PERMUTATIONS,
+        model, probes.loss, probes.batches, emit_from=probes.emit_from, permutations=_COUPLING_PERMUTATIONS
     )
     return {
         "coupling/trace": found.batch.trace,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from convexlift.names import OBJECTIVES
+from collections.abc import Callable
+
+from convexlift.names import OBJECTIVES, check_name
 from convexlift.objectives.chains import Chains
 from convexlift.objectives.contrast import NoiseContrastive
 from convexlift.objectives.importance import ImportanceSampling
@@ -36,21 +38,16 @@ def objective_named(name: str, dim: int) -> Objective:
     ...
     ValueError: unknown objective 'map'; known: mle, importance, ...
     """
-    match name:
-        case "mle":
-            return Quadrature(dim) if dim <= 2 else Chains(dim)
-        case "importance":
-            return ImportanceSampling(dim)
-        case "importance-flow":
-            return ImportanceSampling(dim, proposal="flow")
-        case "chains":
-            return Chains(dim)
-        case "score":
-            return ScoreMatching()
-        case "denoising":
-            return Denoising()
-        case "nce":
-            return NoiseContrastive(dim)
-        case "known":  # not to be chosen: a density in a file is left with it
-            return Known()
-    raise ValueError(f"unknown objective {name!r}; known: {', '.join(OBJECTIVES)}")
+    made: dict[str, Callable[[], Objective]] = {
+        "mle": lambda: Quadrature(dim) if dim <= 2 else Chains(dim),
+        "importance": lambda: ImportanceSampling(dim),
+        "importance-flow": lambda: ImportanceSampling(dim, proposal="flow"),
+        "chains": lambda: Chains(dim),
+        "score": ScoreMatching,
+        "denoising": Denoising,
+        "nce": lambda: NoiseContrastive(dim),
+        "known": Known,  # not to be chosen: a density in a file is left with it
+    }
+    if name not in made:
+        check_name("objective", name, OBJECTIVES)
+    return made[name]()

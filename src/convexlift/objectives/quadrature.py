@@ -56,10 +56,7 @@ class Quadrature(Objective):
         ]
         log_integral = line.log_integral if self.dim == 1 else plane.log_integral
         log_z, found = log_integral(
-            potential.value,
-            known if len(known) else None,
-            dtype=potential.dtype,
-            device=self.where.device,
+            potential.value, known if len(known) else None, dtype=potential.dtype, device=self.where.device
         )
         if self.training and found is not known:
             self.where.fill_(torch.nan)[: len(found)] = found

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convexlift.sources.features import DeepSets, Moments, pool
+from convexlift.seeds import seeded
+from convexlift.sources.body import DeepSets, Moments, pool
 from convexlift.sources.positivity import PositiveMap, positive_map
 from convexlift.sources.readout import Dense, Factored
 from convexlift.sources.source import WeightSource
@@ -139,9 +140,7 @@ class Lift(WeightSource):
         self.emitted = self.names + (free if targets == "all" else ())
         values = self._take_out(self.emitted)
         shapes = [value.shape for value in values]
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        with seeded(seed):
             self.phi: DeepSets | Moments = (
                 DeepSets(self._columns, body_hidden, features)
                 if summary == "deepsets"
@@ -235,7 +234,7 @@ class Lift(WeightSource):
     def settle(self, data: Tensor) -> None:
         """Store the exact summary of the training data; from now on the batch is not read."""
         if not self.settled:
-            self.stored.copy_(self._training_summary(data))
+            self.stored.copy_(self._standardised(self._pooled(data)))
             self.settled.fill_(True)
 
     def summary(self, batch: Tensor | None) -> Tensor:
@@ -286,16 +285,13 @@ class Lift(WeightSource):
             return self._frozen(self._weights_from(self.summary(None)))
         if data is None:
             raise ValueError(NEEDS_BATCH)
-        return self._frozen(self._weights_from(self._training_summary(data)))
+        return self._frozen(self._weights_from(self._standardised(self._pooled(data))))
 
     def _weights_from(self, summary: Tensor) -> dict[str, Tensor]:
         latents = self.latents(summary)
         constrained = len(self.names)
         values = [self.psi.value(theta) for theta in latents[:constrained]] + latents[constrained:]
         return dict(zip(self.emitted, values, strict=True))
-
-    def _training_summary(self, data: Tensor) -> Tensor:
-        return self._standardised(self._pooled(data))
 
     def _pooled(self, batch: Tensor) -> Tensor:
         total, count = pool(self.phi, self._rows(batch))

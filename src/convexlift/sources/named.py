@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import nn
 
+from convexlift.names import check_name
 from convexlift.sources.lift import Lift
 from convexlift.sources.projected import Projected
 from convexlift.sources.softplus import Softplus
@@ -35,6 +36,5 @@ def source_named(name: str) -> Source:
     ...
     ValueError: unknown source 'clamped'; known: squared, softplus, ...
     """
-    if name not in SOURCES:
-        raise ValueError(f"unknown source {name!r}; known: {', '.join(SOURCES)}")
+    check_name("source", name, SOURCES)
     return SOURCES[name]

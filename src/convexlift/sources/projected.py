@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +59,4 @@ class Projected(WeightSource):
 
     def attach(self, optimizer: torch.optim.Optimizer) -> RemovableHandle:
         """Project after every step of this optimiser; returns the hook's handle."""
-
-        def hook(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-            self.project()
-
-        return optimizer.register_step_post_hook(hook)
+        return optimizer.register_step_post_hook(lambda *_: self.project())

@@ -45,12 +45,8 @@ class Softplus(WeightSource):
         super().__init__(module, names)
         start = self._take_out(self.names)
         self._scales = {n: 1 / w.shape[-1] if fan_in else 1.0 for n, w in zip(self.names, start, strict=True)}
-        self.latents = nn.ParameterList(
-            [
-                nn.Parameter(SOFTPLUS.inverse(w / self.scale(n)))
-                for n, w in zip(self.names, start, strict=True)
-            ]
-        )
+        values = [SOFTPLUS.inverse(w / self.scale(n)) for n, w in zip(self.names, start, strict=True)]
+        self.latents = nn.ParameterList(map(nn.Parameter, values))
 
     def scale(self, name: str) -> float:
         return self._scales[name]

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, cast, final
 
-import torch
 from torch import Tensor, nn
 
 from convexlift.architectures import ICNN
@@ -16,7 +15,7 @@ from convexlift.mechanism import step_amplification
 from convexlift.mechanism.observing import parts
 from convexlift.names import CONTROLS, SOURCES, check_name
 from convexlift.problems import Problem
-from convexlift.seeds import seed_of
+from convexlift.seeds import seed_of, seeded
 from convexlift.sources import Lift, Softplus
 from convexlift.sources.named import Source, source_named
 
@@ -121,8 +120,7 @@ def build(problem: Problem, arm: str, seed: int, arms: Mapping[str, Arm] = ARMS)
     blocks = []
     for k in range(problem.blocks):
         net = _network(problem, seed_of(seed, "network", k))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(seed, "source", k))
+        with seeded(seed_of(seed, "source", k)):
             blocks.append(make(net))
     return _task(problem, blocks)
 

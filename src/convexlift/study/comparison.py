@@ -16,29 +16,15 @@ from convexlift.files import write_json
 from convexlift.names import DEFAULT_ARMS
 from convexlift.objectives import objective_named
 from convexlift.problems import Problem, gaussian_baseline, kernel_baseline
+from convexlift.study import summaries
 from convexlift.study.arms import FIXED_RATE_ARMS, check_arms
 from convexlift.study.cells import Cell, Named, Outcome, Setting, Subject, load, subject
 from convexlift.study.outcomes import COMMON_RATE, EVALUATION, SELECTION, Event, Outcomes, mean
-from convexlift.study.protocol import (
-    FIXED_RATE,
-    Budget,
-    best_rate,
-    budget_for,
-    extension,
-    on_edge,
-)
+from convexlift.study.protocol import FIXED_RATE, Budget, best_rate, budget_for, extension, on_edge
 from convexlift.study.scoring import is_multivariate
 from convexlift.study.snapshots import picture_of_data
 from convexlift.study.speed import step_times
 from convexlift.study.statistics import summary
-from convexlift.study.summaries import (
-    arm_figures,
-    equal_seconds,
-    fixed_rate_table,
-    pairs,
-    rate_figures,
-    selection_variances,
-)
 from convexlift.study.workers import Workers
 from convexlift.training.environment import environment
 
@@ -189,7 +175,8 @@ def run(
     workers.close()  # so that nothing of ours disturbs the clock
     finished = {cell.arm for cell in outcomes.by_cell if outcomes.finished([cell])}
     speed = step_times(setting, [name for name in {**full, **common} if name in finished])
-    equal = equal_seconds(outcomes, full, speed)
+    equal = summaries.equal_seconds(outcomes, full, speed)
+    variances = summaries.selection_variances(outcomes, full, validation)
     result = {
         "schema": 1,
         "problem": chosen.name,
@@ -208,16 +195,16 @@ def run(
         "arms": {
             name: {
                 "lr": best[name],
-                **arm_figures(outcomes, full[name], speed.get(name)),
+                **summaries.arm_figures(outcomes, full[name], speed.get(name)),
                 "half_budget": summary(outcomes.losses(half[name])),
                 "equal_seconds": equal[name],
-                "rates": rate_figures(outcomes, name, validation[name]),
+                "rates": summaries.rate_figures(outcomes, name, validation[name]),
                 "failed": outcomes.messages([*outcomes.selection(name), *full[name], *half[name]]),
             }
             for name in names
         },
-        "fixed_rate": fixed_rate_table(outcomes, common, speed) if common else None,
-        "pairs": pairs(outcomes, full, half, selection_variances(outcomes, full, validation)),
+        "fixed_rate": summaries.fixed_rate_table(outcomes, common, speed) if common else None,
+        "pairs": summaries.pairs(outcomes, full, half, variances),
         "environment": {
             **environment(),
             "threads_per_cell": 1,
@@ -314,14 +301,9 @@ def _protocol(chosen: Problem, setting: Setting, grid: Sequence[float]) -> dict[
 
 def _git_revision() -> str | None:
     """The commit of the library's own checkout, None where it is installed otherwise."""
-    home = Path(__file__).parent
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(home), "rev-parse", "--short=12", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True)
+        return done.stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None

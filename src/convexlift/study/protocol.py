@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from convexlift.names import check_name
+
 LEAST_RATE, LARGEST_RATE = 1e-4, 1.0
 FACTOR = 2.0
 FIXED_RATE = 1e-3
@@ -46,8 +48,7 @@ class Budget:
             raise ValueError(
                 f"learning rates must lie in (0, 1]; got {', '.join(f'{r:g}' for r in self.rates)}"
             )
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"unknown optimizer '{self.optimizer}'; known: {', '.join(OPTIMIZERS)}")
+        check_name("optimizer", self.optimizer, OPTIMIZERS)
         for field in ("steps", "batch_size", "selection_seeds", "evaluation_seeds"):
             least, given = 2 if field == "steps" else 1, getattr(self, field)
             if given < least:

@@ -107,16 +107,12 @@ def pairs(
     variances: Mapping[str, float],
 ) -> dict[str, dict[str, Any]]:
     """The lift (or the first arm, where no lift was trained) minus every other arm."""
-    names = list(full)
-    first = "lift" if "lift" in names else names[0]
+    first = "lift" if "lift" in full else next(iter(full))
     pairs = {}
-    for other in names:
-        if other == first:
-            continue
-        found = _difference(
-            outcomes, full[first], full[other], variances.get(first, 0) + variances.get(other, 0)
-        )
-        if found is None:
+    for other in full:
+        variance = variances.get(first, 0) + variances.get(other, 0)
+        found = _difference(outcomes, full[first], full[other], variance)
+        if other == first or found is None:
             continue
         found["rows_ci95"] = _rows(outcomes, full[first], full[other])
         if half is not None:
@@ -131,8 +127,7 @@ def _difference(
 ) -> dict[str, Any] | None:
     """The paired difference over the seeds that did not fail in either arm; None where there are none."""
     one, two = outcomes.losses(first), outcomes.losses(second)
-    found = common_difference(one, two, selection_variance=variance)
-    plain = common_difference(one, two)
+    found, plain = (common_difference(one, two, selection_variance=v) for v in (variance, 0.0))
     return found and plain and {**found, "seeds_ci95": plain["ci95"]}
 
 

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from convexlift.checks import check_draws, check_samples
+from convexlift.checks import check_draws, check_samples, name_dtype
 from convexlift.tasks.flow import ConvexPotentialFlow
 
 
@@ -62,7 +62,7 @@ class Ensemble(nn.Module):
             raise ValueError(
                 f"the members of an ensemble must have one dimension; got {', '.join(map(str, dims))}"
             )
-        dtypes = [str(member.dtype).removeprefix("torch.") for member in chosen]
+        dtypes = [name_dtype(member.dtype) for member in chosen]
         if len(set(dtypes)) > 1:
             raise ValueError(f"the members of an ensemble must have one dtype; got {', '.join(dtypes)}")
         self.dim = dims[0]
@@ -81,9 +81,8 @@ class Ensemble(nn.Module):
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x), (N,)."""
         check_samples(x, self.dim, self.dtype)
-        return torch.stack([flow.log_prob(x) for flow in self._flows]).logsumexp(0) - math.log(
-            len(self._flows)
-        )
+        each = torch.stack([flow.log_prob(x) for flow in self._flows])
+        return each.logsumexp(0) - math.log(len(each))
 
     @torch.no_grad()
     def sample(self, n: int, seed: int | None = None) -> Tensor:

@@ -347,9 +347,7 @@ class ConvexPotentialFlow(Task):
             else:
                 potential, batch = self._emit_and_map(norm, block, batch)
             step = partial(
-                potential.gradient_and_logdet,
-                method=self.logdet_method,
-                seed=None if self.training else seed,
+                potential.gradient_and_logdet, method=self.logdet_method, seed=None if self.training else seed
             )
             x, block_logdet = step(x) if self.chunk is None else _by_chunks(step, x, self.chunk)
             logdet = logdet + block_logdet

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
-from convexlift.integration.diagnostics import effective_sample_size
+from convexlift.integration.chain_diagnostics import effective_sample_size
 from convexlift.integration.langevin import Draws
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from convexlift.checks import check_finite, check_samples
+from convexlift.checks import check_finite, check_samples, name_dtype
 
 
 @final
@@ -50,7 +50,7 @@ class Standardiser(nn.Module):
             raise ValueError(f"need at least 2 rows to standardise {self.name}; got {len(data)}")
         share = _shares(data, weights)
         dtype = self.mean.dtype
-        limits, called = torch.finfo(dtype), str(dtype).removeprefix("torch.")
+        limits, called = torch.finfo(dtype), name_dtype(dtype)
         x = data.double()
         largest = x.abs().amax(0)
         # Relative to the largest entry nothing overflows on the way, however large the entries are.

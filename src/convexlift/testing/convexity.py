@@ -15,26 +15,14 @@ from convexlift.testing.results import CheckFailed, ConvexityResult, Function
 
 # Up to this dimension the search for a direction of negative curvature forms whole Hessians.
 _WHOLE_HESSIAN = 32
-
-
 # Power iterations for that direction above it.
 _POWER_STEPS = 30
-
-
 # Random chords tried at each scale, lines, and the points on each.
 _CHORDS = 1024
-
-
 _LINES = 8
-
-
 _LINE_POINTS = 513
-
-
 # Steps of the gradient search from the most promising starts, and how many of those there are at each scale.
 _STEPS = 60
-
-
 _FINALISTS = 16
 
 

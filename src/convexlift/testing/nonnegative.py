@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 
 from convexlift.testing.results import CheckFailed, NonnegativeResult
@@ -30,6 +30,7 @@ def check_nonnegative(
         TypeError: something else than a module, a potential or a dict of tensors.
 
     Example:
+        >>> import torch
         >>> net = torch.nn.Linear(3, 2)
         >>> with torch.no_grad():
         ...     _ = net.weight.fill_(1.0)[1, 2] = -0.25
@@ -48,7 +49,7 @@ def check_nonnegative(
         place = int(flat.argmin())
         value = float(flat[place])
         if worst is None or not value >= worst[0]:
-            worst = value, name, _unravel(place, tensor.shape)
+            worst = value, name, tuple(map(int, np.unravel_index(place, tensor.shape)))
             if math.isnan(value):
                 break
     if worst is None:
@@ -93,11 +94,3 @@ def _pick(
         if name not in tensors:
             raise ValueError(f"no tensor is named {name!r}; there are: {', '.join(tensors)}")
         yield prefix + name, tensors[name]
-
-
-def _unravel(place: int, shape: torch.Size) -> tuple[int, ...]:
-    index: list[int] = []
-    for size in reversed(shape):
-        place, remainder = divmod(place, size)
-        index.append(remainder)
-    return tuple(reversed(index))

@@ -15,21 +15,26 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from convexlift.data import Batch, Batches, Data, Rows, check_alike, describe, mean_loss, prepare, whole
+from convexlift.checks import name_dtype
+from convexlift.data import (
+    Batch,
+    Batches,
+    Data,
+    Indices,
+    Rows,
+    check_alike,
+    describe,
+    mean_loss,
+    prepare,
+    whole,
+)
 from convexlift.seeds import seed_of, seed_torch
+from convexlift.training import optimisation
 from convexlift.training.averaging import Average
 from convexlift.training.compilation import check_compiler, compiled
 from convexlift.training.environment import environment
 from convexlift.training.history import FitEvent, History, TrainingDiverged
-from convexlift.training.optimisation import (
-    OptimizerChoice,
-    Rates,
-    Schedule,
-    attach_weight_decay,
-    clip_gradients,
-    make_optimizer,
-    parameter_groups,
-)
+from convexlift.training.optimisation import OptimizerChoice, Schedule
 from convexlift.training.progress import interruptible, progress_bar
 from convexlift.training.run_folder import STATE, RunFolder, State
 from convexlift.training.settings import Settings, check_callbacks, check_count, check_module, place_and_kind
@@ -147,20 +152,8 @@ def fit(
         raise ValueError("resume=True needs run_dir")
     steps = _steps(steps, epochs, data, batch_size)
     every = max(1, steps // 25) if evaluate_every is None else evaluate_every
-    settings = Settings(
-        steps=steps,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        lr=lr,
-        schedule=schedule,
-        clip=clip,
-        patience=patience,
-        evaluate_every=every,
-        seed=seed,
-        compile=compile,
-        weight_decay=weight_decay,
-        averaging=averaging,
-    )
+    run_as = (steps, batch_size, optimizer, lr, schedule, clip, patience, every, seed, compile)
+    settings = Settings(*run_as, weight_decay=weight_decay, averaging=averaging)
 
     if compile:
         check_compiler(place)
@@ -246,10 +239,11 @@ class Run:
         module.train()
         self._seed("initialise")
         self._call("initialise", self.rows)
-        self.optimizer = make_optimizer(settings.optimizer, parameter_groups(module), settings.lr)
-        attach_weight_decay(self.optimizer, module, settings.weight_decay)
+        groups = optimisation.parameter_groups(module)
+        self.optimizer = optimisation.make_optimizer(settings.optimizer, groups, settings.lr)
+        optimisation.attach_weight_decay(self.optimizer, module, settings.weight_decay)
         self.average = Average(module, settings.averaging)
-        self.rates = Rates(self.optimizer, settings.schedule)
+        self.rates = optimisation.Rates(self.optimizer, settings.schedule)
         for part in module.modules():
             if hasattr(part, "attach"):
                 part.attach(self.optimizer)  # type: ignore[operator]
@@ -356,7 +350,7 @@ class Run:
             if not math.isfinite(value):
                 raise FloatingPointError(f"the loss is {value}")
             loss.backward()
-            norm = clip_gradients(self.optimizer, self.settings.clip)
+            norm = optimisation.clip_gradients(self.optimizer, self.settings.clip)
             if not math.isfinite(norm):
                 raise FloatingPointError(f"the loss is {value:g} but its gradient is not finite")
         except FloatingPointError as error:
@@ -494,7 +488,7 @@ def _scalar(loss: Any) -> float:
     return loss.item()
 
 
-def _named(rows: list[int] | tuple[list[int], ...] | None) -> str:
+def _named(rows: Indices) -> str:
     if not isinstance(rows, list):
         return ""
     listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
@@ -539,5 +533,5 @@ def _config(
         "validation": None if validation is None else describe(validation),
         **about,
         "device": device.type,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": name_dtype(dtype),
     }

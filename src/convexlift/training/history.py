@@ -8,6 +8,8 @@ from typing import Any, final
 
 from torch import nn
 
+from convexlift.data import Indices
+
 
 @final
 @dataclass
@@ -70,12 +72,7 @@ class TrainingDiverged(FloatingPointError):
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        step: int = 0,
-        rows: list[int] | tuple[list[int], ...] | None = None,
-        history: History | None = None,
+        self, message: str, *, step: int = 0, rows: Indices = None, history: History | None = None
     ) -> None:
         super().__init__(message)
         self.step = step

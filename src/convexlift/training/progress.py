@@ -19,13 +19,8 @@ def progress_bar(steps: int, shown: bool) -> Iterator[Show]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (
-        TextColumn("fit"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
+    figures = TextColumn("{task.fields[figures]}")
+    columns = (TextColumn("fit"), BarColumn(), MofNCompleteColumn(), figures, TimeRemainingColumn())
     hidden = not (shown and (console.is_terminal or console.is_jupyter))
     with Progress(*columns, console=console, refresh_per_second=4, disable=hidden) as bar:
         task = bar.add_task("fit", total=steps, figures="")

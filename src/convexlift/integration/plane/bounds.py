@@ -19,6 +19,7 @@ from convexlift.integration.plane.support import format_point
 
 _MAX_CELLS = 50_000
 _SHARE = 2e-4  # the most mass in one cell, for the levels
+_NOT_CONVEX = "cannot bound the integral of exp(-f): f is not convex, or its gradient is not that of f"
 
 
 def bound_cells(
@@ -84,9 +85,7 @@ def bound_cells(
     size = 1 + tangents.abs().sum(1) + cells[:, :2].abs().sum(1) * steepness
     noise = 1e3 * torch.finfo(f.dtype).eps * size  # from rounding f and rounding x
     if bool((below > above + noise).any()):
-        raise ValueError(
-            "cannot bound the integral of exp(-f): f is not convex, or its gradient is not that of f"
-        )
+        raise ValueError(_NOT_CONVEX)
     upper = torch.logaddexp(upper, tail)
     return cells, tangents, lower - rounding, upper + rounding
 
@@ -147,9 +146,7 @@ def _tail(value: Function, gradient: Function, box: Tensor, bottom: Tensor) -> T
     least = torch.minimum(f.min(), (f[:, :-1] + slope[:, :-1] * crossing).min())
     rise = least - bottom
     if not bool(rise > 0):
-        raise ValueError(
-            "cannot bound the integral of exp(-f): f is not convex, or its gradient is not that of f"
-        )
+        raise ValueError(_NOT_CONVEX)
     return log_tail(log_area(box[None])[0], rise) - bottom
 
 

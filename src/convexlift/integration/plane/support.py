@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from convexlift.checks import name_dtype
 from convexlift.integration.line import DROP, REACH, Function
 from convexlift.integration.plane.parallelograms import border
 
@@ -40,7 +41,7 @@ def find_support(
     covariance makes the frame in which the next rays are even. Repeated until the set is round in that frame.
     """
     eps = torch.finfo(dtype).eps
-    name = str(dtype).removeprefix("torch.")
+    name = name_dtype(dtype)
     angles = torch.arange(_RAYS, dtype=torch.float64, device=device) * (2 * math.pi / _RAYS)
     rays = torch.stack([angles.cos(), angles.sin()], dim=1)
     unit = torch.eye(2, dtype=torch.float64, device=device)

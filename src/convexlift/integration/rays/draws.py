@@ -62,12 +62,8 @@ def draw(
         return uniform.new_zeros(len(rows), n, dim)
     one, at_once = (_on_line, _TABLE * n) if dim == 1 else (_in_plane, max(_TABLE * n, _MASS_POINTS))
     size = max(1, MAX_POINTS // at_once)
-    return torch.cat(
-        [
-            one(family_of(some), u)
-            for some, u in zip(rows.split(size), uniform.split(size, dim=1), strict=True)
-        ]
-    )
+    parts = zip(rows.split(size), uniform.split(size, dim=1), strict=True)
+    return torch.cat([one(family_of(some), u) for some, u in parts])
 
 
 def _on_line(family: Family, uniform: Tensor) -> Tensor:

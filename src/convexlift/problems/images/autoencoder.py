@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from convexlift.checks import check_finite, name_dtype
 from convexlift.files import make_folder, write_whole
-from convexlift.seeds import one_thread
+from convexlift.seeds import one_thread, seeded
 
 CHUNK = 4_096  # images that are encoded or decoded at a time
 VERSION = 1  # of the training; a change of it makes every cached autoencoder anew
@@ -166,16 +166,11 @@ def cache_folder() -> Path:
         >>> cache_folder().name != ""
         True
     """
-    chosen = os.environ.get("CONVEXLIFT_CACHE")
-    if chosen:
+    if chosen := os.environ.get("CONVEXLIFT_CACHE"):
         return Path(chosen)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser("~/AppData/Local")
-    elif sys.platform == "darwin":
-        base = os.path.expanduser("~/Library/Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "convexlift"
+    known = {"win32": ("LOCALAPPDATA", "~/AppData/Local"), "darwin": ("", "~/Library/Caches")}
+    variable, usual = known.get(sys.platform, ("XDG_CACHE_HOME", "~/.cache"))
+    return Path(os.environ.get(variable) or os.path.expanduser(usual)) / "convexlift"
 
 
 def _layers(widths: tuple[int, ...]) -> nn.Sequential:
@@ -186,8 +181,7 @@ def _layers(widths: tuple[int, ...]) -> nn.Sequential:
 
 
 def _train(images: Tensor, latent_dim: int, seed: int, how: Recipe) -> Autoencoder:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         net = Autoencoder((images.shape[1], images.shape[2]), latent_dim, how.hidden)
     draws = torch.Generator().manual_seed(seed)
     flat, steps = images.flatten(1), how.epochs * (len(images) // how.batch_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, final
@@ -29,7 +28,7 @@ MNIST_FILES = {
     "test labels": "t10k-labels-idx1-ubyte",
 }
 
-Splits = tuple[np.ndarray, np.ndarray, np.ndarray]
+Images = list[np.ndarray]
 
 
 @final
@@ -94,18 +93,9 @@ def digits_latents(label: str | None = None, *, latent_dim: int = 16, seed: int 
         ValueError: unknown class '10' of digits-latents; known: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
     """
     bundled, _, order = shuffled_digits("digits-latents")
-    return _latents(
-        "digits-latents",
-        cast(Splits, tuple(np.split(bundled.images[order].astype(np.uint8), CUTS))),
-        cast(Splits, tuple(np.split(bundled.target[order], CUTS))),
-        label,
-        levels=16,
-        latent_dim=latent_dim,
-        seed=seed,
-        recipe=DIGITS_RECIPE,
-        source="scikit-learn's bundled digits, from UCI optical recognition of digits (Alpaydin 1998)",
-        licence="CC BY 4.0 (UCI); bundled with scikit-learn (BSD-3-Clause)",
-    )
+    pixels, names = bundled.images[order].astype(np.uint8), bundled.target[order]
+    parts = np.split(pixels, CUTS), np.split(names, CUTS)
+    return _latents("digits-latents", *parts, label, latent_dim, seed, DIGITS_RECIPE)
 
 
 def mnist_latents(
@@ -144,18 +134,8 @@ def mnist_latents(
             if len(images) != len(labels):
                 raise ValueError(f"{folder} has {len(images)} {part} images and {len(labels)} labels of them")
     cut = [len(rows) - min(MNIST_VALIDATION, len(rows) // 6)]
-    return _latents(
-        "mnist-latents",
-        (*cast(tuple[np.ndarray, np.ndarray], tuple(np.split(rows, cut))), test),
-        (*cast(tuple[np.ndarray, np.ndarray], tuple(np.split(names, cut))), named),
-        label,
-        levels=255,
-        latent_dim=latent_dim,
-        seed=seed,
-        recipe=MNIST_RECIPE,
-        source="MNIST (LeCun, Cortes and Burges 1998)",
-        licence="CC BY-SA 3.0",
-    )
+    parts = [*np.split(rows, cut), test], [*np.split(names, cut), named]
+    return _latents("mnist-latents", *parts, label, latent_dim, seed, MNIST_RECIPE)
 
 
 def latents_of(name: str, data: str | Path | None = None) -> Latents:
@@ -169,51 +149,45 @@ def latents_of(name: str, data: str | Path | None = None) -> Latents:
         ...
         ValueError: unknown image latents 'faces-latents'; known: digits-latents, mnist-latents
     """
-    base, colon, label = name.partition(":")
-    if base not in LATENTS:
-        raise ValueError(f"unknown image latents '{base}'; known: {', '.join(LATENTS)}")
-    return LATENTS[base](label if colon else None, data)
-
-
-def _digits(label: str | None, data: str | Path | None) -> Latents:
+    base, colon, after = name.partition(":")
+    label = after if colon else None
+    if base == "mnist-latents":
+        return mnist_latents(data, label)
+    if base != "digits-latents":
+        raise ValueError(f"unknown image latents '{base}'; known: digits-latents, mnist-latents")
     if data is not None:
         raise ValueError(f"problem 'digits-latents' reads no file; remove --data {data}")
     return digits_latents(label)
 
 
-LATENTS: dict[str, Callable[[str | None, str | Path | None], Latents]] = {
-    "digits-latents": _digits,
-    "mnist-latents": lambda label, data: mnist_latents(data, label),
+# By name: the largest grey value, source and licence of the images.
+_OF = {
+    "digits-latents": (
+        16,
+        "scikit-learn's bundled digits, from UCI optical recognition of digits (Alpaydin 1998)",
+        "CC BY 4.0 (UCI); bundled with scikit-learn (BSD-3-Clause)",
+    ),
+    "mnist-latents": (255, "MNIST (LeCun, Cortes and Burges 1998)", "CC BY-SA 3.0"),
 }
 
 
 def _latents(
-    name: str,
-    pixels: Splits,
-    labels: Splits,
-    label: str | None,
-    *,
-    levels: int,
-    latent_dim: int,
-    seed: int,
-    recipe: Recipe,
-    source: str,
-    licence: str,
+    name: str, pixels: Images, labels: Images, label: str | None, latent_dim: int, seed: int, recipe: Recipe
 ) -> Latents:
-    """The problem of pixels 0..levels, split into training, validation and test images."""
+    """The problem of grey images with their labels, each split into training, validation and test."""
+    levels, source, licence = _OF[name]
     classes = sorted(set(labels[0].tolist()))
     if label is not None and label not in map(str, classes):
         raise ValueError(f"unknown class '{label}' of {name}; known: {', '.join(map(str, classes))}")
     images = [torch.from_numpy(part.astype(np.float32) / levels) for part in pixels]
     autoencoder = cached_autoencoder(images[0], latent_dim, seed=seed, recipe=recipe)
     draws = torch.Generator().manual_seed(0)
+    shown = [slice(None) if label is None else torch.from_numpy(of == int(label)) for of in labels]
     codes = []
-    for part, of in zip(images, labels, strict=True):
+    for part, of_class in zip(images, shown, strict=True):
         # A pixel is an integer: uniform noise of one grey level gives the codes a density.
         noise = torch.rand(part.shape, generator=draws) - 0.5
-        found = autoencoder.encode(part + noise / levels).double()
-        codes.append(found if label is None else found[torch.from_numpy(of == int(label))])
-    shown = images[2] if label is None else images[2][torch.from_numpy(labels[2] == int(label))]
+        codes.append(autoencoder.encode(part + noise / levels).double()[of_class])
     what = name if label is None else f"{name}:{label}"
     mean, whiten = _whitening(codes[0], what)
     train, validation, test = (((part - mean) @ whiten).float() for part in codes)
@@ -233,7 +207,7 @@ def _latents(
         licence=licence,
         architecture=ARCHITECTURE,
     )
-    return Latents(problem, autoencoder, mean, whiten, shown)
+    return Latents(problem, autoencoder, mean, whiten, images[2][shown[2]])
 
 
 def _whitening(codes: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -122,22 +122,10 @@ def _simulate(n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor
     missing_pt = torch.linalg.vector_norm(missing, dim=1)
     pt, eta, phi = _polar(lepton)
     transverse = pt * missing_pt - (lepton[:, 1:3] * missing).sum(1)
-    features = torch.cat(
-        [
-            torch.stack([pt, eta, phi, missing_pt, torch.atan2(missing[:, 1], missing[:, 0])], dim=1),
-            ordered.flatten(1),
-            torch.stack(
-                [
-                    torch.sqrt(2 * transverse.clamp_min(0)),
-                    _mass(jets[2] + jets[3]),
-                    _mass(jets[1] + jets[2] + jets[3]),
-                    _mass(lepton + nu + jets[0]),
-                ],
-                dim=1,
-            ),
-        ],
-        dim=1,
-    )
+    leptonic = [pt, eta, phi, missing_pt, torch.atan2(missing[:, 1], missing[:, 0])]
+    masses = [torch.sqrt(2 * transverse.clamp_min(0)), _mass(jets[2] + jets[3])]
+    masses += [_mass(jets[1] + jets[2] + jets[3]), _mass(lepton + nu + jets[0])]
+    features = torch.cat([torch.stack(leptonic, 1), ordered.flatten(1), torch.stack(masses, 1)], dim=1)
     accepted = (
         (polar[:, :, 0] > 20).all(1) & (polar[:, :, 1].abs() < 2.5).all(1) & (pt > 20) & (eta.abs() < 2.5)
     )

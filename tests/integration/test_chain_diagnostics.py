@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convexlift.integration.diagnostics import effective_sample_size, importance_ess, r_hat
+from convexlift.integration.chain_diagnostics import effective_sample_size, importance_ess, r_hat
 
 
 def autoregressive(rho: float, chains: int, length: int, dim: int = 1, seed: int = 0) -> Tensor:

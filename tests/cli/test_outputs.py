@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convexlift.cli import files
+from convexlift.cli import outputs as files
 from convexlift.cli.main import main
 
 
