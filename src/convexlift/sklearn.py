@@ -125,7 +125,8 @@ class _Density(DensityMixin, _Estimator):
 
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
         """The log-density of each row in nats, (n_samples,)."""
-        return self.model_.log_prob(self._rows(X)).cpu().numpy()
+        rows = self._rows(X)
+        return self.model_.log_prob(rows).cpu().numpy()
 
     def score(self, X: ArrayLike, y: object = None) -> float:
         """The mean log-density of the rows in nats; y is not read."""
@@ -334,7 +335,8 @@ class ConvexRegressor(RegressorMixin, _Estimator):
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """The fitted function at each row, (n_samples,)."""
-        return self.model_.predict(self._rows(X)).cpu().numpy()
+        rows = self._rows(X)
+        return self.model_.predict(rows).cpu().numpy()
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         return tasks.ConvexRegression(Centred(block(), slopes=bool(self.slopes)))  # type: ignore[arg-type]
