@@ -44,5 +44,5 @@ def plot_history(history: History, *, label: str = "loss", ax: Axes | None = Non
         ax.plot(history.best_step, best, "o", label=f"best step: {history.best_step:,}", **ring)
     ax.set(ylim=robust_range([*history.validation, *history.loss]), xlabel="steps", ylabel=label)
     tick(ax)
-    ax.legend(loc="upper right", frameon=False)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, frameon=False)
     return ax
