@@ -152,15 +152,27 @@ def fit(
         raise ValueError("resume=True needs run_dir")
     steps = _steps(steps, epochs, data, batch_size)
     every = max(1, steps // 25) if evaluate_every is None else evaluate_every
-    run_as = (steps, batch_size, optimizer, lr, schedule, clip, patience, every, seed, compile)
-    settings = Settings(*run_as, weight_decay=weight_decay, averaging=averaging)
+    settings = Settings(
+        steps=steps,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        lr=lr,
+        schedule=schedule,
+        clip=clip,
+        patience=patience,
+        evaluate_every=every,
+        seed=seed,
+        compile=compile,
+        weight_decay=weight_decay,
+        averaging=averaging,
+    )
 
     if compile:
         check_compiler(place)
     folder = saved = None
-    config = _config(module, data, validation, settings, place, kind)
     if run_dir is not None:
         folder = RunFolder(run_dir)
+        config = _config(module, data, validation, settings, place, kind)  # reads all data, for their digest
         saved = folder.open(config, resume=resume)
 
     training = module.training
@@ -172,7 +184,9 @@ def fit(
         progress_bar(steps, progress) as show,
     ):
         run = Run(module, data, validation, settings, callbacks, folder, saved)
-        run.begin(config)
+        if folder is not None and saved is None:  # nothing is written before the module has initialised
+            folder.begin(config)
+            run.checkpoint()
         try:
             while run.going and not interrupted():
                 loss = run.train_step()
@@ -252,13 +266,6 @@ class Run:
         # What to go back to on divergence: the module at the last evaluation, or at the start.
         with self.average.in_place():
             self.good, self.good_step = snapshot(module), self.at.step
-        self.resumed = saved is not None
-
-    def begin(self, config: dict[str, Any]) -> None:
-        """Write down what the run is and where it starts, once the module has initialised."""
-        if self.folder is not None and not self.resumed:
-            self.folder.begin(config)
-            self.checkpoint()
 
     @property
     def history(self) -> History:
