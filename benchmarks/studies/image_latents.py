@@ -15,13 +15,13 @@ import argparse
 from pathlib import Path
 
 import common  # noqa: F401  (where timing.py is found)
-import torch
 from timing import Result, arguments, given, markdown, parsed, write
 from torch import Tensor
 
 import convexlift as cl
 from convexlift.plots.images import draw_images
 from convexlift.problems import gaussian_baseline, latents_of
+from convexlift.seeds import seeded
 from convexlift.study import ARMS
 
 HIDDEN = (64, 64, 64)
@@ -32,8 +32,7 @@ COMPARED = ("squared", "lift", "softplus", "projected")
 def trained(rows: Tensor, validation: Tensor, arm: str, options: argparse.Namespace) -> cl.LogConcaveDensity:
     """The frozen density of latents, best on validation rows."""
     net = cl.ICNN(rows.shape[1], hidden=HIDDEN, strong_convexity=0.1, seed=options.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+    with seeded(options.seed):
         density = cl.LogConcaveDensity(ARMS[arm](net))
     how = {"steps": options.steps, "batch_size": 256, "lr": options.rate, "seed": options.seed}
     cl.fit(density, rows, validation=validation, progress=False, **how)
