@@ -12,13 +12,14 @@ import convexlift
 from convexlift.cli import errors, models, problems, train
 from convexlift.cli.ablate import Ablate
 from convexlift.cli.compare import Compare, Report
+from convexlift.cli.demo import Demo
 from convexlift.cli.options import add_commands
 
 # Options that take a list: "--arms softplus lift" stands for "--arms softplus,lift".
 _LISTS = ("--arms", "--rates")
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-add_commands(app, Compare, Report, Ablate)
+add_commands(app, Demo, Compare, Report, Ablate)
 app.add_typer(train.app, name="train")
 add_commands(app, models.Evaluate, models.Sample, models.Transform)
 app.add_typer(problems.app, name="data")
@@ -34,7 +35,8 @@ def convexlift_command(
 
     \b
     Examples:
-      convexlift compare                                     five ways of training, on real data, in minutes
+      convexlift demo                                        what this is for, in two minutes and on one page
+      convexlift compare                                     five ways of training, tuned alike, in minutes
       convexlift train flow --data rows.csv --out runs/flow  a density of your own rows
       convexlift sample runs/flow -n 1000 --out new.csv      new rows from it
     """

@@ -14,7 +14,7 @@ LEAST_RATE, LARGEST_RATE = 1e-4, 1.0
 FACTOR = 2.0
 FIXED_RATE = 1e-3
 OPTIMIZERS = ("adam", "sgd")
-SELECTION_SEED = 1_000  # selection seeds are 1000, 1001, ...; evaluation seeds 0, 1, ...
+SELECTION_SEED = 1_000  # selection seeds are 1000, 1001, ...; evaluation seeds begin below
 
 
 @final
@@ -27,7 +27,8 @@ class Budget:
     between 1e-4 and 1. The chosen rate is run with each of the evaluation seeds, for `steps` steps and anew
     for half of them. `fixed_rate` adds the table at the one common rate 0.001. `architecture` overrides the
     problem's. `optimizer` is "adam" or "sgd" (momentum 0.9); `traced` runs also follow the coupling and the
-    stays on the shoulder, where they are scored.
+    stays on the shoulder, where they are scored. Evaluation seeds begin with `first_seed`, whose models are
+    drawn.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Budget:
     architecture: tuple[tuple[str, Any], ...] = ()
     optimizer: str = "adam"
     traced: bool = False
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.rates or not all(0 < rate <= LARGEST_RATE for rate in self.rates):
@@ -53,6 +55,11 @@ class Budget:
             least, given = 2 if field == "steps" else 1, getattr(self, field)
             if given < least:
                 raise ValueError(f"{field.replace('_', ' ')} must be at least {least}; got {given}")
+        if not 0 <= self.first_seed <= SELECTION_SEED - self.evaluation_seeds:
+            last = SELECTION_SEED - 1
+            raise ValueError(
+                f"evaluation seeds must lie between 0 and {last}; got {self.evaluation_seeds} from {self.first_seed}"
+            )
 
     @property
     def selection(self) -> range:
@@ -62,7 +69,7 @@ class Budget:
     @property
     def evaluation(self) -> range:
         """The seeds that are scored."""
-        return range(self.evaluation_seeds)
+        return range(self.first_seed, self.first_seed + self.evaluation_seeds)
 
 
 GRID = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128)

@@ -16,6 +16,7 @@ from convexlift.tasks.region import region_outlines
 Picture = dict[str, Any]
 
 POINTS = 400  # samples, or rows of a regression
+IMAGES = 16  # where rows stand for images
 _GRID = 161  # points of a density's curve
 
 
@@ -23,7 +24,8 @@ _GRID = 161  # points of a density's curve
 def picture_of_model(problem: Problem, frozen: nn.Module) -> Picture | None:
     """What a frozen model makes of a problem: its density on a grid, samples of two columns, or its fit.
 
-    A density has outlines of its credible regions in two dimensions, and more columns of its draws above.
+    A density has draws too in one dimension, outlines of its credible regions in two, and more columns of its
+    draws above; samples are images as well where rows stand for images.
 
     None for a task of the user's own; {"kind": "failed", "message": ...} where the model cannot be sampled.
 
@@ -57,7 +59,8 @@ def picture_of_data(problem: Problem) -> Picture | None:
         return _curve((edges[1:] + edges[:-1]) / 2, share)
     kind = "samples" if problem.task == "flow" else "regions" if problem.dim == 2 else "corner"
     columns = columns_to_show(problem, MOST_COLUMNS if problem.task == "density" else 2)
-    return {"kind": kind, "points": _rows(test[:POINTS], columns), "columns": list(columns)}
+    points = _rows(test[:POINTS], columns)
+    return {"kind": kind, "points": points, "columns": list(columns), **_images(problem, test)}
 
 
 def columns_to_show(problem: Problem, most: int = 2) -> tuple[int, ...]:
@@ -76,20 +79,28 @@ def columns_to_show(problem: Problem, most: int = 2) -> tuple[int, ...]:
 
 def _model(problem: Problem, model: Any) -> Picture | None:
     if problem.task == "flow":
-        points = _rows(model.sample(POINTS, seed=0), columns_to_show(problem))
-        return {"kind": "samples", "points": points}
+        draws = model.sample(POINTS, seed=0)
+        return {"kind": "samples", "points": _rows(draws, columns_to_show(problem)), **_images(problem, draws)}
     if problem.task == "regression":
         return {"kind": "fit", "y": _short(model.predict(_like(model, problem.test[0][:POINTS])))}
     if problem.task != "density":
         return None
     if not is_multivariate(problem):
         x = _grid(cast(Tensor, problem.test))
-        return _curve(x, model.log_prob(_like(model, x)).exp())
+        draws = _short(model.sample(POINTS, seed=0).flatten())
+        return {**_curve(x, model.log_prob(_like(model, x)).exp()), "draws": draws}
     if problem.dim == 2:
         return {"kind": "regions", "outlines": [_rows(outline) for outline in region_outlines(model)]}
     found = model.draw(POINTS, seed=0)
     points = _rows(found.x, columns_to_show(problem, MOST_COLUMNS))
     return {"kind": "corner", "points": points, "r_hat": float(f"{float(found.r_hat.max()):.4g}")}
+
+
+def _images(problem: Problem, rows: Tensor) -> Picture:
+    """The first rows as images, grey values from 0 to 255, where rows stand for images."""
+    if problem.images is None:
+        return {}
+    return {"images": (255 * problem.images(rows[:IMAGES])).round().int().tolist()}
 
 
 def _grid(test: Tensor) -> Tensor:

@@ -29,7 +29,6 @@ from convexlift.training.history import FitEvent, TrainingDiverged
 from convexlift.training.optimisation import Group
 
 EVALUATIONS = 20  # a run is frozen and validated this often
-PICTURED_SEED = 0  # the seed whose model is drawn beside the data
 MEASURES = ("shoulder", "at_zero", "fan_in_weight", "relative_speed", "step_amplification", "weights")
 
 
@@ -92,6 +91,7 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
     if not bool(losses.isfinite().all()):
         return _diverged(f"the loss of {int((~losses.isfinite()).sum())} test rows is not finite")
     offset = _exact_validation_loss(chosen)
+    pictured = cell.scored and cell.seed == budget.first_seed
     return {
         "status": "finished",
         "validation": cast(float, history.best_validation) - offset,
@@ -104,7 +104,7 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
         "ms_per_step": history.ms_per_step,
         "parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
         "source_factor": factor,
-        "picture": picture_of_model(chosen, frozen) if cell.scored and cell.seed == PICTURED_SEED else None,
+        "picture": picture_of_model(chosen, frozen) if pictured else None,
         "trace": trace.seen() if trace is not None else None,
         **watch.seen(float(losses.mean())),
     }

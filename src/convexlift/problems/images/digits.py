@@ -19,7 +19,7 @@ def digits21() -> Problem:
     """1,797 digits of 8 x 8 pixels, dequantised, on 21 whitened principal components.
 
     Pixels 0..16 plus fixed-seed U[0, 1) noise; rows split 1,197 / 240 / 360 by a fixed permutation; mean,
-    components and scales come from the training rows only. Raises an ImportError when scikit-learn is
+    components and scales come from the training rows only; `images` goes back. Raises an ImportError when scikit-learn is
     missing.
 
     Example:
@@ -31,7 +31,14 @@ def digits21() -> Problem:
     pixels = torch.from_numpy((bundled.data + noise)[order])
     train, validation, test = pixels.tensor_split(CUTS)
     mean, variances, axes = principal_components(train)
-    whiten = axes[:, :COMPONENTS] / variances[:COMPONENTS].sqrt()
+    kept, scales = axes[:, :COMPONENTS], variances[:COMPONENTS].sqrt()
+    whiten = kept / scales
+
+    def images(rows: Tensor) -> Tensor:
+        """The images that 21 components hold: what the others would add is left out."""
+        shown = (rows.detach().cpu().double() * scales) @ kept.T + mean - 0.5  # the mean of the noise
+        return (shown.unflatten(1, (8, 8)) / 16).clamp(0, 1).float()
+
     return Problem(
         name="digits21",
         task="flow",
@@ -43,6 +50,7 @@ def digits21() -> Problem:
         source="scikit-learn's bundled digits, from UCI optical recognition of digits (Alpaydin 1998)",
         licence="CC BY 4.0 (UCI); bundled with scikit-learn (BSD-3-Clause)",
         architecture=ARCHITECTURE,
+        images=images,
     )
 
 

@@ -26,7 +26,11 @@ Frame = tuple[Limits, Limits, str]
 _ERRORS = 2.0  # standard errors that a whisker reaches
 _SIGNIFICANT = 0.05
 _ROOM = 0.15  # beside the data, for models that reach farther
+_SEED = "the seed drawn"  # in notes, until it is known which that is
 _MEASURED = ("t", "trace", "trace_error", "p_value")
+
+
+_OF_DATA = Style(DATA, "-", "o", "●")
 
 
 class Figure(NamedTuple):
@@ -45,6 +49,7 @@ def figures(result: Result, look: Look) -> list[Figure]:
         _differences(result, look),
         _seeds(result, look),
         pictures(result, result.get("picture"), look),
+        images(result, result.get("picture"), look),
         _rates(result, look, "validation", "Mean over the selection seeds; the rates were chosen on this."),
         _rates(result, look, "test", "The same runs on the test rows; the rates were not chosen on this."),
         _curves(result, look, "steps", "Validation loss of the frozen model, by step", "steps"),
@@ -135,10 +140,17 @@ def _cost(result: Result, look: Look) -> Figure | None:
 
 
 def _lines(
-    title: str, note: str, lines: Sequence[Line], x_label: str, y_label: str, y_range: Limits, *rates: float
+    title: str,
+    note: str,
+    lines: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    y_range: Limits,
+    *rates: float,
+    rules: Mapping[str, float] | None = None,
 ) -> Figure:
     names = [line.name for line in lines]
-    draw = partial(line_chart, lines, x_label, y_label, y_range, rates)
+    draw = partial(line_chart, lines, x_label, y_label, y_range, rates, rules)
     return Figure(title, note, [chart(draw, f"{y_label} against {x_label}: {', '.join(names)}")], names)
 
 
@@ -171,31 +183,58 @@ def _loss(result: Result, split: str = "validation") -> str:
 
 
 def _curves(result: Result, look: Look, against: str, title: str, x_label: str) -> Figure | None:
+    lines = curve_lines(result, look, against)
+    within = curve_frame(lines)
+    return None if within is None else _curves_within(within, lines, title, x_label, f"validation {_loss(result)}")
+
+
+def both_curves(result: Result, look: Look, titles: tuple[str, str], rules: Mapping[str, float]) -> list[Figure]:
+    """The losses by step at the one rate and at the arms' own, on one scale, beside known levels."""
+    sections = [curve_lines(section, look, "steps") for section in (result["fixed_rate"], result)]
+    within = curve_frame([line for lines in sections for line in lines])
+    label = f"validation {_loss(result)}"
+    pairs = zip(titles, sections, strict=True)
+    return [_curves_within(within, lines, title, "steps", label, rules) for title, lines in pairs if within and lines]
+
+
+def curve_lines(section: Result, look: Look, against: str) -> list[Line]:
     """The means over seeds with their ranges, up to where every seed has been evaluated."""
     lines = []
-    for name, arm in result["arms"].items():
+    for name, arm in section["arms"].items():
         curves = arm.get("curves") or {}
         x, seeds = curves.get(against) or [], [seed for seed in curves.get("validation") or [] if seed]
         if seeds and (length := min(map(len, [x, *seeds]))) > 1:
             losses = np.ma.masked_invalid(_array([seed[:length] for seed in seeds]))
             mean, low, high = (of.filled(np.nan) for of in (losses.mean(0), losses.min(0), losses.max(0)))
             lines.append(Line(name, look[name], np.nan_to_num(_array(x[:length])), mean, low, high))
-    # The frame is for what follows the fall of the first tenth.
+    return lines
+
+
+def curve_frame(lines: Sequence[Line]) -> Limits | None:
+    """A frame for what follows the fall of the first tenth; None where there is nothing to frame."""
     tails = [line.high[line.x >= 0.1 * line.x[-1]] for line in lines]
     bulk = _array([value for part in (*tails, *(line.low for line in lines)) for value in part])
-    if not np.isfinite(bulk).any():
-        return None
-    low, high = robust_range(bulk, 0.05)
+    return robust_range(bulk, 0.05) if np.isfinite(bulk).any() else None
+
+
+def _curves_within(
+    y_range: Limits,
+    lines: Sequence[Line],
+    title: str,
+    x_label: str,
+    y_label: str,
+    rules: Mapping[str, float] | None = None,
+) -> Figure:
     note = "Mean over seeds; the band runs from the best to the worst seed."
-    note += " The steep first part runs off the top." if any((line.y > high).any() for line in lines) else ""
-    return _lines(title, note, lines, x_label, f"validation {_loss(result)}", (low, high))
+    note += " The steep first part runs off the top." if any((line.y > y_range[1]).any() for line in lines) else ""
+    return _lines(title, note, lines, x_label, y_label, y_range, rules=rules)
 
 
 # Trained models.
 
 
-def pictures(section: Result, data: Result | None, look: Look) -> Figure | None:
-    """The frozen models beside the data; none without pictures of them."""
+def pictures(section: Result, data: Result | None, look: Look, seed: int = 0) -> Figure | None:
+    """The frozen models of a seed beside the data; none without pictures of them."""
     known = {name: section["arms"][name].get("picture") for name in complete(section)}
     made = {name: picture for name, picture in known.items() if picture}
     drawn = [picture for picture in (data, *made.values()) if picture and picture["kind"] != "failed"]
@@ -206,10 +245,11 @@ def pictures(section: Result, data: Result | None, look: Look) -> Figure | None:
         return _corners(made, data or {}, look)
     kinds = {"density": _density, "samples": _samples, "fit": _fit, "regions": _regions}
     title, note, frame, draw = kinds[kind](data or {}, drawn)
+    note = note.replace(_SEED, f"seed {seed}")
     without = [name for name, picture in known.items() if not picture]
-    note += f" Without a finished run of seed 0: {listed(without)}." if without else ""
+    note += f" Without a finished run of seed {seed}: {listed(without)}." if without else ""
     if kind == "samples" and data:
-        look, made = {**look, "the data": Style(DATA, "-", "o", "●")}, {"the data": data, **made}
+        look, made = {**look, "the data": _OF_DATA}, {"the data": data, **made}
     return Figure(title, note, _panels(look, title, frame, draw, made), full=True)
 
 
@@ -242,13 +282,14 @@ def _density(data: Result, drawn: Sequence[Result]) -> Kind:
         if data:
             ax.fill_between(data["x"], _array(data["y"]), color=DATA, alpha=0.28, linewidth=0)
         ax.plot(picture["x"], _array(picture["y"]), color=colour)
+        ax.plot(picture.get("draws") or [], [0.015 * top] * len(picture.get("draws") or []), "|", color=colour, alpha=0.35)
         if _peak(picture) > top:
             _notes(ax, f"peak at {short(_peak(picture))}")
 
     return (
         "The models' densities and the data's",
-        "Line: the frozen model of seed 0. Shaded: the data, by its exact density where that is known, else "
-        "by a histogram of the test rows.",
+        f"Line: the frozen model of {_SEED}; ticks on the axis: draws from it. Shaded: the data, by its exact "
+        "density where that is known, else by a histogram of the test rows.",
         ((min(x), max(x)), (0.0, top), "x"),
         draw,
     )
@@ -270,11 +311,37 @@ def _samples(data: Result, drawn: Sequence[Result]) -> Kind:
     chosen = "" if (across, up) == (0, 1) else ", the two farthest from normal"
     return (
         "The data, and what the models generate",
-        f"{len(drawn[0]['points'])} test rows beside as many samples of each frozen model (seed 0). "
+        f"{len(drawn[0]['points'])} test rows beside as many samples of each frozen model ({_SEED}). "
         f"Shown are column {across} (across) and column {up} (up), counted from 0{chosen}.",
         (limits(rows[:, 0], _ROOM), limits(rows[:, 1], _ROOM), f"column {across}"),
         lambda picture, colour, ax: _cloud(picture["points"], colour, ax),
     )
+
+
+def images(section: Result, data: Result | None, look: Look, seed: int = 0) -> Figure | None:
+    """Rows that stand for images, the data's and every model's; none where they do not."""
+    known = {name: section["arms"][name].get("picture") or {} for name in complete(section)}
+    made = {"the data": data or {}, **known}
+    tiled = {name: _tiled(picture["images"]) for name, picture in made.items() if picture.get("images")}
+    if len(tiled) < 2:
+        return None
+    shown = {name: panel(name, {**look, "the data": _OF_DATA}[name], "images", partial(_image, tiles)) for name, tiles in tiled.items()}
+    note = f"The first test rows, and as many samples of each frozen model (seed {seed}), turned back into images."
+    return Figure("The same as images", note, list(shown.values()), full=True)
+
+
+def _tiled(pictures: Any) -> np.ndarray:
+    """Images (N, h, w) in a square of tiles, with a gap around each."""
+    grey = np.pad(_array(pictures), ((0, 0), (0, 1), (0, 1)))
+    side = math.isqrt(len(grey))
+    return np.vstack([np.hstack([*row]) for row in grey[: side * side].reshape(side, side, *grey.shape[1:])])
+
+
+def _image(tiles: np.ndarray, ax: Axes) -> None:
+    ink = np.zeros((*tiles.shape, 4))
+    ink[..., 3] = tiles / 255
+    ax.imshow(ink, interpolation="none", aspect="equal")
+    ax.set_axis_off()
 
 
 def _fit(data: Result, drawn: Sequence[Result]) -> Kind:
@@ -286,7 +353,7 @@ def _fit(data: Result, drawn: Sequence[Result]) -> Kind:
 
     return (
         "Fitted against true values",
-        f"{len(drawn[0]['y'])} test rows: the true value (across) and the frozen model's, of seed 0 (up). "
+        f"{len(drawn[0]['y'])} test rows: the true value (across) and the frozen model's, of {_SEED} (up). "
         "On the dashed diagonal the fit is exact.",
         (around, around, "true value"),
         draw,
@@ -305,7 +372,7 @@ def _regions(data: Result, drawn: Sequence[Result]) -> Kind:
 
     return (
         "Where the models' densities lie",
-        "Lines: the smallest regions that hold 50, 90 and 99 % of the mass of each frozen model (seed 0). "
+        f"Lines: the smallest regions that hold 50, 90 and 99 % of the mass of each frozen model ({_SEED}). "
         f"Points: {len(rows)} test rows, column 1 up.",
         (across, up, "column 0"),
         draw,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from convexlift.files import write_whole
+from convexlift.files import make_folder, write_whole
 from convexlift.study.ranking import Result, finite, tied_with_best
 from convexlift.study.report import glossary
 from convexlift.study.report.answers import verdicts
@@ -58,32 +59,26 @@ def write_report(results: Sequence[Result], path: str | os.PathLike[str]) -> Pat
     """
     if not results:
         raise ValueError("there is no comparison to report")
+    return write_page(page(results), path)
+
+
+def write_page(text: str, path: str | os.PathLike[str]) -> Path:
+    """Write a page in one piece, its folder made if need be; return the path."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, page(results).encode())
+    make_folder(target.parent)
+    write_whole(target, text.encode())
     return target
 
 
 def page(results: Sequence[Result]) -> str:
     """The HTML text of the report."""
-    try:
-        import jinja2
-
-        from convexlift.plots.drawing import STYLE_SHEET
-        from convexlift.plots.svg import themed
-        from convexlift.study.report import figures, tables
-        from convexlift.study.report.chart_parts import styles
-    except ImportError as error:
-        raise ImportError("a report needs jinja2 and matplotlib: pip install 'convexlift[report]'") from error
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    templates.filters |= {"themed": themed, "plain": _plain}
     names = [n for r in results for n in (*r["arms"], *((r.get("fixed_rate") or {}).get("arms") or {}))]
-    return templates.get_template("page.html").render(
+    with drawing_needed():
+        from convexlift.study.report import figures, tables
+    return render(
+        "page.html",
+        names,
         results=results,
-        look=styles(names),
-        style_sheet=STYLE_SHEET,
         glossary=glossary,
         standings=_standings(results),
         tables=tables,
@@ -92,6 +87,34 @@ def page(results: Sequence[Result]) -> str:
         verdicts=verdicts,
         short=short,
     )
+
+
+def render(template: str, names: Iterable[str], **values: Any) -> str:
+    """A page from its template, with the style sheet and the looks of series by name.
+
+    Raises:
+        ImportError: jinja2 or matplotlib is missing.
+    """
+    with drawing_needed():
+        import jinja2
+
+        from convexlift.plots.drawing import STYLE_SHEET
+        from convexlift.plots.svg import themed
+        from convexlift.study.report.chart_parts import styles
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    templates.filters |= {"themed": themed, "plain": _plain}
+    return templates.get_template(template).render(look=styles(names), style_sheet=STYLE_SHEET, **values)
+
+
+@contextmanager
+def drawing_needed() -> Iterator[None]:
+    """Name the extra where an import of what draws a page fails."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError("a report needs jinja2 and matplotlib: pip install 'convexlift[report]'") from error
 
 
 def _standings(results: Sequence[Result]) -> str:

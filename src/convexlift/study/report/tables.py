@@ -61,7 +61,7 @@ def overview_table(results: Sequence[Result]) -> Table:
 
 def _standing(result: Result, name: str, best: Sequence[str]) -> str:
     """An arm's loss, and how far it is from the lowest."""
-    loss = _test_cell(result["arms"][name], name in best)
+    loss = test_cell(result["arms"][name], name in best)
     if name not in ranking(result):
         return loss
     found = difference(result, name, best[0]) if name != best[0] else None
@@ -97,7 +97,7 @@ def arms_table(section: Result, caption: str) -> Table | None:
         return "–" if times in (None, 1.0) else f"× {short(times, 3)}"
 
     columns: Columns = (
-        ("test loss\n± s.e.", lambda name, arm: _test_cell(arm, name in best)),
+        ("test loss\n± s.e.", lambda name, arm: test_cell(arm, name in best)),
         (_SMALL.format(f"minus {base}", "95 % interval"), gap),
         ("half the\nsteps", lambda _, arm: _mean_only(arm.get("half_budget"))),
         ("equal\ntime", lambda _, arm: _mean_only(arm.get("equal_seconds"))),
@@ -113,7 +113,8 @@ def _arms(section: Result) -> dict[str, Any]:
     return {name: section["arms"][name] for name in complete(section)}
 
 
-def _test_cell(arm: Result, bold: bool) -> str:
+def test_cell(arm: Result, bold: bool) -> str:
+    """The mean test loss with its error, bold for the best, and the seeds that failed."""
     score = arm.get("test") or {}
     seeds = score.get("per_seed") or []
     missing = sum(1 for value in seeds if finite(value) is None)

@@ -1,0 +1,280 @@
+"""What a demonstration says, computed from its figures: who did best, by how much, how surely, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from convexlift.study.ranking import (
+    Result,
+    complete,
+    difference,
+    finite,
+    interval,
+    is_clear,
+    ranking,
+    reversed_difference,
+    tied_with_best,
+)
+from convexlift.study.report.numbers import decimals, fixed, listed, range_text, score_text, short, unit_of
+from convexlift.study.report.tables import Table, test_cell
+
+LIFTS, USUAL = ("lift", "lift-reference"), ("projected", "softplus")
+AHEAD, BEHIND, LEVEL, UNSURE = "ahead of", "behind", "level with", "not to be told from"
+
+
+class Standing(NamedTuple):
+    """How the better lift stands to the better of the usual two ways."""
+
+    how: str
+    lift: str
+    usual: str
+    found: Result | None
+
+
+def standing(section: Result) -> Standing | None:
+    """The better of each kind by its mean, and whether the difference is clear; None where a kind has none."""
+    order = ranking(section)
+    better = [next((name for name in order if name in kind), None) for kind in (LIFTS, USUAL)]
+    lift, usual = better
+    if lift is None or usual is None:
+        return None
+    found = difference(section, lift, usual)
+    if found is None or interval(found) is None:
+        how = UNSURE
+    elif is_clear(found):
+        how = AHEAD if found["mean"] < 0 else BEHIND
+    else:
+        how = LEVEL
+    return Standing(how, lift, usual, found)
+
+
+def sections(part: Result) -> dict[str, Result]:
+    """Both choices of rates, by how they are told."""
+    return {f"at the usual rate {part['fixed_rate']['lr']:g}": part["fixed_rate"], "at the library's rates": part}
+
+
+def headline(result: Result) -> str:
+    """The verdict in two sentences: where the lift is ahead, level or behind, at both choices of rates."""
+    told = []
+    for place in range(2):
+        found: dict[str, list[str]] = {}
+        for part in result["parts"]:
+            at, section = list(sections(part).items())[place]
+            stands = standing(section)
+            how = stands.how if stands else "without a finished run to set beside"
+            found.setdefault(how, []).append(part["problem"])
+        where = [f"{how} the better of the two usual ways on {listed(names)}" for how, names in found.items()]
+        told.append(f"{at[:1].upper()}{at[1:]} the better lift is {'; it is '.join(where)}.")
+    return " ".join(told)
+
+
+def answers(part: Result) -> list[tuple[str, str]]:
+    """Questions a reader asks of one problem, each with its answer."""
+    asked = [(f"Which way did best {at}?", best(section, unit_of(part))) for at, section in sections(part).items()]
+    told = [
+        *asked,
+        ("Did the lift help?", " ".join(helped(at, section, unit_of(part)) for at, section in sections(part).items())),
+        ("What mattered more, the rate or the way?", rate_or_way(part)),
+        ("Why?", why(part)),
+        ("Is every trained model convex?", convex(part)),
+        ("How far is that from the best known?", distance(part)),
+    ]
+    return [(question, answer) for question, answer in told if answer]
+
+
+def best(section: Result, unit: str) -> str:
+    """The lowest loss, what ties with it, and how far the next is."""
+    order, tied = ranking(section), tied_with_best(section)
+    lost = [name for name in section["arms"] if name not in order]
+    failed = f" Not ranked, for seeds that diverged or failed: {listed(lost)}." if lost else ""
+    if not order:
+        return f"None: no way finished all its runs.{failed}"
+    loss = f"{order[0]} has the lowest mean test loss, {score_text(section['arms'][order[0]]['test'])}{unit}"
+    if len(order) == 1:
+        return f"{loss}.{failed}"
+    gap = difference(section, order[1], order[0])
+    if gap is None or interval(gap) is None:
+        return f"{loss}; one seed gives no interval, so this is no verdict.{failed}"
+    next_best = f"the next, {order[1]}, is {_by(gap, unit)} above it"
+    if len(tied) > 1:
+        return f"A tie between {listed(tied)}: {loss}; {next_best}, which may be chance.{failed}"
+    return f"{loss}, and clearly so: {next_best}.{failed}"
+
+
+def helped(at: str, section: Result, unit: str) -> str:
+    """The better lift against the better of the usual two."""
+    stands = standing(section)
+    where = f"{at[:1].upper()}{at[1:]}"
+    if stands is None:
+        return f"{where} there is nothing to compare: a lift, or both usual ways, did not finish."
+    how, lift, usual, found = stands
+    if how == UNSURE or found is None:
+        return f"{where} that cannot be told: {lift} and {usual} have no interval between them."
+    if how == LEVEL:
+        return f"{where} not clearly: {lift} minus {usual}, the better of the usual ways, is {_by(found, unit)}."
+    if how == AHEAD:
+        return f"{where} yes: {lift} is {_by(reversed_difference(found), unit)} below {usual}, the better of the usual ways."
+    return f"{where} no: {lift} is {_by(found, unit)} above {usual}, the better of the usual ways."
+
+
+def rate_or_way(part: Result) -> str:
+    """What the library's rates gained, beside how far apart the ways are with them."""
+    before, after = ({name: section["arms"][name] for name in ranking(section)} for section in (part["fixed_rate"], part))
+    changed = [name for name in after if name in before and after[name]["lr"] != before[name]["lr"]]
+    if len(changed) < 2:
+        return ""
+    gains = [before[name]["test"]["mean"] - after[name]["test"]["mean"] for name in changed]
+    gain, losses = math.fsum(gains) / len(gains), [arm["test"]["mean"] for arm in after.values()]
+    spread, unit = max(losses) - min(losses), unit_of(part)
+    if gain <= 0:
+        return (
+            f"Neither helped by itself: with the library's rates the loss was on average {short(-gain)}{unit} higher "
+            f"than at {part['fixed_rate']['lr']:g}, and the ways lie {short(spread)}{unit} apart."
+        )
+    more = "The rate" if gain > spread else "The way"
+    return (
+        f"{more}: the library's rates took {short(gain)}{unit} off the loss on average over {listed(changed)}; "
+        f"with them the best and the worst way lie {short(spread)}{unit} apart."
+    )
+
+
+def why(part: Result) -> str:
+    """The mechanism, as far as this run's figures show it."""
+    (_, usual), (_, own) = sections(part).items()
+    first, second = standing(usual), standing(own)
+    if first is None or second is None or UNSURE in (first.how, second.how):
+        return ""
+    steps = finite(((usual["arms"][first.lift].get("step_amplification")) or {}).get("start"))
+    longer = (
+        f"one step of the optimiser moves a weight of {first.lift} up to {short(steps)} times as far as one "
+        f"that is trained directly, at the same rate"
+        if steps
+        else f"{first.lift} takes longer steps at the same rate"
+    )
+    if first.how == AHEAD and second.how != AHEAD:
+        then = "the lead is gone" if second.how == LEVEL else "they are ahead"
+        return f"Longer steps: {longer}. Where the usual ways are given rates that let them step as far, {then}."
+    if first.how == AHEAD:
+        return f"In part longer steps: {longer}. But the lead stays when the usual ways are given longer steps too."
+    if second.how == AHEAD:
+        return (
+            "Not longer steps at the small rate: there the lift has no lead. With the library's rates it has one "
+            "here, on few seeds of one problem: the full comparison, which tunes each way, is what to go by."
+        )
+    return (
+        f"There is no lead to explain, although {longer}: "
+        "the usual ways get as far with their own steps, at both choices of rates."
+    )
+
+
+def convex(part: Result) -> str:
+    """What the checks of all frozen models found."""
+    weights, curvatures = (_found(part, key) for key in ("smallest_weight", "smallest_curvature"))
+    if not weights:
+        return ""
+    if min(weights) >= 0 and min(curvatures) >= 0:
+        return (
+            f"Yes, all {len(weights)} frozen models: no weight that must be non-negative is below zero "
+            f"(the smallest is {short(min(weights))}), and a search for negative curvature found none."
+        )
+    bad = sum(w < 0 or c < 0 for w, c in zip(weights, curvatures, strict=True))
+    return (
+        f"No: {bad} of {len(weights)} frozen models failed a check (smallest weight {short(min(weights))}, smallest "
+        f"curvature {short(min(curvatures))}). This should not happen: please report it."
+    )
+
+
+def distance(part: Result) -> str:
+    """The best loss beside the exact one, or the Gaussian's."""
+    order = ranking(part)
+    if not order:
+        return ""
+    loss, unit = finite(part["arms"][order[0]]["test"]["mean"]) or 0.0, unit_of(part)
+    gaussian, exact = (finite(part["facts"].get(name)) for name in ("gaussian", "exact"))
+    told = []
+    if exact is not None:
+        variation = part["arms"][order[0]]["metrics"].get("total_variation")
+        shares = f"; total variation {score_text(variation)}" if variation else ""
+        told.append(f"{order[0]} ends {short(loss - exact)}{unit} above the exact density{shares}.")
+    if gaussian is not None:
+        way = "below" if loss < gaussian else "above"
+        told.append(f"A Gaussian fitted to the training rows has {short(gaussian, 4)}{unit}; {order[0]} is {short(abs(loss - gaussian), 3)} {way} it.")
+    return " ".join(told)
+
+
+def table(part: Result) -> Table:
+    """Every way at both choices of rates: frozen test loss, the check, and what it took."""
+    usual, rows = part["fixed_rate"], []
+    ties = tied_with_best(usual), tied_with_best(part)
+    for name in complete(part):
+        both = usual["arms"][name], part["arms"][name]
+        cells = [test_cell(arm, name in tied) for arm, tied in zip(both, ties, strict=True)]
+        gap = _from_known(part, both[1])
+        seconds = [second for arm in both if (second := finite(arm.get("seconds"))) is not None]
+        rows.append(
+            [
+                name,
+                cells[0],
+                f"{both[1]['lr']:g}",
+                cells[1],
+                gap,
+                _checked(both),
+                short(math.fsum(seconds) / len(seconds)) if seconds else "–",
+            ]
+        )
+    known = "above the\nexact density" if "exact" in part["facts"] else "below a\nGaussian"
+    head = ["trained by", f"test loss\nat {usual['lr']:g}", "library's\nrate", "test loss\nat that rate", known]
+    metric = str(part["metric"])
+    caption = f"{metric[:1].upper()}{metric[1:]} of the frozen models on test rows, mean ± standard error; lower is better"
+    return Table(caption, [*head, "frozen model\nis convex", "seconds\na run"], rows)
+
+
+def text_table(part: Result) -> str:
+    """The same as aligned text, without what a terminal has no room for."""
+    found = table(part)
+    keep = (0, 1, 2, 3, 5, 6)
+    rows = [[str(row[k]).replace("<b>", "").replace("</b>", "") for k in keep] for row in found.rows]
+    rows.insert(0, [found.head[k].replace("\n", " ") for k in keep])
+    columns = list(zip(*rows, strict=True))
+    widths = [f"<{max(map(len, columns[0]))}", *(f">{max(map(len, column))}" for column in columns[1:])]
+    lines = ["  ".join(map(format, row, widths)) for row in rows]
+    return f"{part['problem']}: {part['metric']} of frozen models on test rows\n" + "\n".join(lines)
+
+
+def _by(found: Result, unit: str) -> str:
+    bounds = interval(found)
+    if bounds is None:
+        return f"{short(found['mean'], 3)}{unit}"
+    places = decimals((bounds[1] - bounds[0]) / 2)
+    over = f"95 % interval {range_text(bounds, places)} over {found.get('n')} seeds"
+    return f"{fixed(found['mean'], places)}{unit} ({over})"
+
+
+def _found(part: Result, key: str) -> list[float]:
+    """A metric of every frozen model of a problem."""
+    arms: list[Any] = [arm for section in (part["fixed_rate"], part) for arm in section["arms"].values()]
+    seen = [seed for arm in arms for seed in (arm["metrics"].get(key) or {}).get("per_seed") or []]
+    return [value for seed in seen if (value := finite(seed)) is not None]
+
+
+def _checked(arms: Sequence[Any]) -> str:
+    metrics = [arm.get("metrics") or {} for arm in arms]
+    seeds = [
+        min(pair)
+        for found in metrics
+        for pair in zip(
+            *((found.get(key) or {}).get("per_seed") or [] for key in ("smallest_weight", "smallest_curvature")),
+            strict=True,
+        )
+    ]
+    good = sum(value >= 0 for value in seeds)
+    return "–" if not seeds else f"yes, {good} of {good}" if good == len(seeds) else f"no: {good} of {len(seeds)}"
+
+
+def _from_known(part: Result, arm: Any) -> str:
+    loss, facts = finite((arm["test"] or {}).get("mean")), part["facts"]
+    if loss is None:
+        return "–"
+    return short(loss - facts["exact"]) if "exact" in facts else short(facts["gaussian"] - loss, 3)
