@@ -37,7 +37,9 @@ class Demo:
     out: Annotated[Path, typer.Option(help="Folder of the demonstration.")] = Path("runs/demo")
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Seeds; every way is trained with each.")] = 3
     seed: Annotated[int, typer.Option(min=0, max=900, help="The first of them.")] = 0
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. [default: one for each core]")] = None
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time. [default: one for each core]")] = (
+        None
+    )
     resume: Annotated[bool, typer.Option(help="Use the finished runs in the folder.")] = True
 
     def __call__(self) -> None:
@@ -47,7 +49,7 @@ class Demo:
         from convexlift.study.report.demo_page import write_demo
         from convexlift.study.report.demo_words import headline, text_table
 
-        asked = {"seeds": self.seeds, "seed": self.seed}
+        asked: dict[str, Any] = {"seeds": self.seeds, "seed": self.seed}
         with going_on_from(self.out), shown() as show:
             result = demonstrate(
                 self.out,
@@ -113,7 +115,9 @@ def shown() -> Iterator[Callable[[Progress], None]]:
         def render(self, task: Task) -> Text:
             return Text(f"about {duration(max(ends[0] - time.monotonic(), 1.0))} left")
 
-    with Bar(BarColumn(), MofNCompleteColumn(), Left(), TextColumn("{task.description}"), console=console) as bar:
+    with Bar(
+        BarColumn(), MofNCompleteColumn(), Left(), TextColumn("{task.description}"), console=console
+    ) as bar:
         task: Any = None
 
         def show(at: Progress) -> None:

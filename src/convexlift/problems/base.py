@@ -24,8 +24,8 @@ class Problem:
     and `test` are fixed. `architecture` holds the keyword arguments of the `ICNN` that every arm trains and
     `blocks` the number of them. Where `log_prob`, the exact log density, is given, the loss of a test row is
     the excess log p(x) - log q(x); its mean estimates the Kullback-Leibler divergence. `density_objective`
-    names what densities are trained by, one of `convexlift.objectives.OBJECTIVES`. Where rows stand for images,
-    `images` turns rows (N, dim) into grey values (N, h, w) in [0, 1].
+    names what densities are trained by, one of `convexlift.objectives.OBJECTIVES`. Where rows stand for
+    images, `images` turns rows (N, dim) into grey values (N, h, w) in [0, 1].
 
     Example:
         >>> from convexlift.problems import problem

@@ -1,13 +1,12 @@
-"""The demonstration: a toy density and real data, each way of training at the usual rate and at the library's."""
+"""The demonstration: a toy and real data, every way of training at the usual and at the library's rates."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -15,10 +14,10 @@ from torch import nn
 
 from convexlift.files import write_json
 from convexlift.mechanism.observing import parts
-from convexlift.problems import Problem, gaussian_baseline
+from convexlift.problems import gaussian_baseline
 from convexlift.study import summaries
 from convexlift.study.cells import Cell, Named, Setting, Subject, load, subject
-from convexlift.study.outcomes import Event, Outcomes
+from convexlift.study.outcomes import EVALUATION, Event, Outcomes
 from convexlift.study.protocol import FIXED_RATE, Budget
 from convexlift.study.snapshots import picture_of_data
 from convexlift.study.speed import step_times
@@ -41,8 +40,8 @@ BUDGETS: Mapping[str, Budget] = {
 }
 
 # A run takes longer than its steps: it is validated on the way, then checked, scored and drawn.
-_BESIDE_STEPS, _CHECKING = 1.5, 0.7
-_START = 4.0  # seconds until worker processes have loaded torch
+_BESIDE_STEPS, _CHECKING = 1.3, 0.8
+_START = 4.0  # seconds until the worker processes of a problem have loaded torch
 _STARTS, _SCALES = 64, (1.0, 10.0)  # of the search for curvature, which every model gets
 
 
@@ -94,25 +93,26 @@ def convexity(frozen: nn.Module) -> dict[str, float]:
 @final
 @dataclass
 class _Pace:
-    """How long what is left will take: from timed steps at first, corrected by the models that are trained."""
+    """How long what is left will take: from timed steps at first, corrected by the runs that are finished."""
 
-    jobs: int
     expected: dict[tuple[str, Cell], float]
-    began: float = field(default_factory=time.perf_counter)
-    spent: float = 0.0  # expected seconds of trained models
+    jobs: int = 1
     starts: int = 0
+    done: float = 0.0  # seconds that finished runs were expected to take
+    took: float = 0.0
 
-    def finished(self, cells: Iterable[tuple[str, Cell]]) -> None:
-        for cell in cells:
-            self.spent += self.expected.pop(cell, 0.0)
+    def __post_init__(self) -> None:
+        self.total = len(self.expected)
+        # The expectation weighs as much as a few runs.
+        self._weight = 3 * sum(self.expected.values()) / max(self.total, 1)
+
+    def finished(self, problem: str, cell: Cell, seconds: float) -> None:
+        self.done += self.expected.pop((problem, cell), 0.0)
+        self.took += seconds
 
     def left(self) -> float:
-        rest = sum(self.expected.values())
-        known = self.spent / (self.spent + rest) if rest else 1.0
-        actual = (time.perf_counter() - self.began) * self.jobs
-        slower = actual / self.spent if self.spent else 1.0
-        factor = (1 - known) + known * slower if known < 0.2 else slower
-        return rest / self.jobs * factor
+        slower = (self._weight + self.took) / (self._weight + self.done) if self._weight else 1.0
+        return slower * (sum(self.expected.values()) / self.jobs + self.starts * _START)
 
 
 def demonstrate(
@@ -157,59 +157,79 @@ def demonstrate(
         name: Setting(Checked(name), dataclasses.replace(budget, evaluation_seeds=seeds, first_seed=seed))
         for name, budget in budgets.items()
     }
-    speeds, cells = {}, {}
+    speeds, groups = {}, {}
     for name, setting in settings.items():
-        chosen, _ = load(setting.make)
+        groups[name] = _cells(setting, RATES[load(setting.make)[0].task])
         speeds[name] = step_times(setting, WAYS)
-        cells[name] = {
-            key: {way: [Cell(way, rate, k, setting.budget.steps) for k in setting.budget.evaluation] for way, rate in rates.items()}
-            for key, rates in (("usual", dict.fromkeys(WAYS, FIXED_RATE)), ("own", RATES[chosen.task]))
-        }
-    expected = {
-        (name, cell): _BESIDE_STEPS * cell.steps * speeds[name][cell.arm] / 1000 + _CHECKING
-        for name, groups in cells.items()
-        for group in groups.values()
-        for of_way in group.values()
-        for cell in of_way
-    }
-    told = progress or (lambda _: None)
-    results, pace, total = [], None, len(expected)
+    pace = _Pace(
+        {
+            (name, cell): _BESIDE_STEPS * cell.steps * speeds[name][cell.arm] / 1000 + _CHECKING
+            for name, both in groups.items()
+            for cell in _each(both)
+        },
+        starts=len(settings),
+    )
+    results = []
     for name, setting in settings.items():
         with Workers(setting, folder / "cells" / name, jobs=jobs, resume=resume) as workers:
-            pace = pace or _Pace(workers.jobs, expected)
-            results.append(_part(name, workers, cells[name], speeds[name], pace, total, told))
+            pace.jobs = workers.jobs
+            results.append(_part(name, workers, groups[name], speeds[name], pace, progress))
     result = {
         "schema": 1,
         "kind": KIND,
         "parts": results,
         "command": command,
-        "environment": {**environment(), "threads_per_run": 1, "jobs": pace.jobs if pace else None, "seed": seed},
+        "environment": {**environment(), "threads_per_run": 1, "jobs": pace.jobs, "seed": seed},
         "seconds": time.perf_counter() - began,
     }
     write_json(folder / "result.json", result)
     return result
 
 
+Groups = Mapping[str, Mapping[str, Sequence[Cell]]]
+
+
+def _cells(setting: Setting, rates: Mapping[str, float]) -> Groups:
+    """The runs of every way at the usual rate and at the library's."""
+    budget = setting.budget
+
+    def of(way: str, rate: float) -> list[Cell]:
+        return [Cell(way, rate, seed, budget.steps) for seed in budget.evaluation]
+
+    usual = {way: of(way, FIXED_RATE) for way in WAYS}
+    return {"usual": usual, "own": {way: of(way, rates[way]) for way in WAYS}}
+
+
+def _each(groups: Groups) -> list[Cell]:
+    """Every run once, seed by seed, so that an interrupted demonstration has some of each."""
+    runs = dict.fromkeys(cell for group in groups.values() for of_way in group.values() for cell in of_way)
+    return sorted(runs, key=lambda cell: cell.seed)
+
+
 def _part(
     name: str,
     workers: Workers,
-    cells: Mapping[str, Mapping[str, Sequence[Cell]]],
+    cells: Groups,
     speed: Mapping[str, float],
     pace: _Pace,
-    total: int,
-    told: Callable[[Progress], object],
+    progress: Callable[[Progress], object] | None,
 ) -> dict[str, Any]:
     """Train on one problem, and sum up as a comparison does."""
 
-    def show(event: Event | None = None) -> None:
-        if event is not None:
-            pace.finished([(name, Cell(event.arm, event.lr, event.seed, workers.setting.budget.steps))])
-        message = f"{name}: {event.message}" if event else f"{name}: starting"
-        told(Progress(total - len(pace.expected), total, message, pace.left()))
+    def tell(message: str) -> None:
+        if progress is not None:
+            done = pace.total - len(pace.expected)
+            progress(Progress(done, pace.total, f"{name}: {message}", pace.left()))
 
-    show()
+    def show(event: Event) -> None:
+        cell = next(reversed(outcomes.by_cell))
+        pace.finished(name, cell, outcomes.by_cell[cell].get("seconds", 0.0))
+        tell(event.message)
+
+    tell("starting")
+    pace.starts -= 1
     outcomes, budget = Outcomes(workers, show), workers.setting.budget
-    outcomes.run("evaluation", [c for group in cells.values() for of_way in group.values() for c in of_way])
+    outcomes.run(EVALUATION, _each(cells))
     if not any(outcomes.finished(of_way) for group in cells.values() for of_way in group.values()):
         raise RuntimeError(f"{name}: every run failed; the first: {outcomes.messages(outcomes.by_cell)[0]}")
     chosen = subject(workers.setting)[0]
@@ -226,7 +246,7 @@ def _part(
             "steps": budget.steps,
             "batch_size": budget.batch_size,
             "seeds": list(budget.evaluation),
-            "architecture": {**_architecture(chosen, budget), "blocks": chosen.blocks},
+            "architecture": {**chosen.architecture, "blocks": chosen.blocks},
             "optimizer": budget.optimizer,
             "schedule": "cosine, to 0",
         },
@@ -243,18 +263,9 @@ def _section(
         way: {
             "lr": of_way[0].lr,
             **summaries.arm_figures(outcomes, of_way, speed.get(way)),
-            "seconds": _mean_seconds(outcomes, of_way),
+            "seconds": of_way[0].steps * speed[way] / 1000,
             "failed": outcomes.messages(of_way),
         }
         for way, of_way in cells.items()
     }
     return {"arms": arms, "pairs": summaries.pairs(outcomes, cells, None, {})}
-
-
-def _mean_seconds(outcomes: Outcomes, cells: Sequence[Cell]) -> float | None:
-    seconds = [float(outcome["seconds"]) for outcome in outcomes.finished(cells)]
-    return math.fsum(seconds) / len(seconds) if seconds else None
-
-
-def _architecture(chosen: Problem, budget: Budget) -> dict[str, Any]:
-    return dict(budget.architecture) if budget.architecture else dict(chosen.architecture)

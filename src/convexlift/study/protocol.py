@@ -58,7 +58,8 @@ class Budget:
         if not 0 <= self.first_seed <= SELECTION_SEED - self.evaluation_seeds:
             last = SELECTION_SEED - 1
             raise ValueError(
-                f"evaluation seeds must lie between 0 and {last}; got {self.evaluation_seeds} from {self.first_seed}"
+                f"evaluation seeds must lie between 0 and {last}; "
+                f"got {self.evaluation_seeds} from {self.first_seed}"
             )
 
     @property

@@ -80,7 +80,11 @@ def columns_to_show(problem: Problem, most: int = 2) -> tuple[int, ...]:
 def _model(problem: Problem, model: Any) -> Picture | None:
     if problem.task == "flow":
         draws = model.sample(POINTS, seed=0)
-        return {"kind": "samples", "points": _rows(draws, columns_to_show(problem)), **_images(problem, draws)}
+        return {
+            "kind": "samples",
+            "points": _rows(draws, columns_to_show(problem)),
+            **_images(problem, draws),
+        }
     if problem.task == "regression":
         return {"kind": "fit", "y": _short(model.predict(_like(model, problem.test[0][:POINTS])))}
     if problem.task != "density":

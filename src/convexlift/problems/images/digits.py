@@ -19,8 +19,8 @@ def digits21() -> Problem:
     """1,797 digits of 8 x 8 pixels, dequantised, on 21 whitened principal components.
 
     Pixels 0..16 plus fixed-seed U[0, 1) noise; rows split 1,197 / 240 / 360 by a fixed permutation; mean,
-    components and scales come from the training rows only; `images` goes back. Raises an ImportError when scikit-learn is
-    missing.
+    components and scales come from the training rows only; `images` goes back. Raises an ImportError
+    when scikit-learn is missing.
 
     Example:
         >>> digits = digits21()

@@ -153,7 +153,9 @@ def line_chart(
     for name, level in (rules or {}).items():
         if y_range[0] <= level <= y_range[1]:
             ax.axhline(level, color=DATA, linestyle=":", linewidth=1)
-            ax.annotate(name, (1, level), (0, 3), ("axes fraction", "data"), "offset points", ha="right", color=DATA)
+            ax.annotate(
+                name, (1, level), (0, 3), ("axes fraction", "data"), "offset points", ha="right", color=DATA
+            )
     lost = bool(rates) and any(np.isnan(np.array(line.y, float)).any() for line in lines)
     ax.set_title(y_label, loc="left", color=DATA, pad=16 if lost else 6)
     ax.set_title("× diverged" if lost else "", loc="right", color=DATA, pad=16)

@@ -11,14 +11,14 @@ from convexlift.study.report.numbers import duration, short
 from convexlift.study.report.page import drawing_needed, render, write_page
 
 WAYS = {
-    "projected": "projected gradient, the usual way: an ordinary step, then every negative weight is set to 0",
+    "projected": "projected gradient, the usual way: a step, then every negative weight is set to 0",
     "softplus": "the other usual way: a weight is log(1 + e^v), and v is trained",
     "squared": "a weight is v² / 4, and v is trained; what `convexlift train` does unless told otherwise",
-    "lift": "a weight is softplus(b + R s), where s is a summary of the current batch that a small network computes; "
+    "lift": "a weight is softplus(b + R s), where s is a summary of the batch that a small network computes; "
     "b, R and that network are trained, and drop out when training is over",
-    "lift-reference": "the lift in the configuration of the article that proposed it (arXiv 2605.24274): every "
-    "parameter is computed so, by a network about a hundred times as large, from scattered weights of its own, at "
-    "the article's rate, 0.001",
+    "lift-reference": "the lift in the configuration of the article that proposed it (arXiv 2605.24274): it "
+    "computes every parameter so, is about a hundred times as large, starts from scattered weights of its "
+    "own, and is trained at the article's rate, 0.001",
 }
 
 
@@ -51,12 +51,20 @@ def demo_page(result: Result) -> str:
         rate=short(result["parts"][0]["fixed_rate"]["lr"], 1),
         seeds=seeds,
         facts=[
-            f"{len(names)} frozen models a seed and choice of rates",
+            f"{sum(_trained(part) for part in result['parts'])} models trained",
             f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}",
             f"made in {duration(seconds)}" if seconds else "",
             str(result["environment"].get("date", ""))[:10],
         ],
     )
+
+
+def _trained(part: Result) -> int:
+    """How many models a problem took: a way whose rates are equal was trained once a seed."""
+    rates = {
+        (name, arm["lr"]) for section in (part, part["fixed_rate"]) for name, arm in section["arms"].items()
+    }
+    return len(rates) * len(part["protocol"]["seeds"])
 
 
 def levels(part: Result) -> dict[str, float]:

@@ -20,8 +20,16 @@ from convexlift.study.ranking import (
 from convexlift.study.report.numbers import decimals, fixed, listed, range_text, score_text, short, unit_of
 from convexlift.study.report.tables import Table, test_cell
 
+CHECKS = ("smallest_weight", "smallest_curvature")
 LIFTS, USUAL = ("lift", "lift-reference"), ("projected", "softplus")
-AHEAD, BEHIND, LEVEL, UNSURE = "ahead of", "behind", "level with", "not to be told from"
+AHEAD, BEHIND, LEVEL, UNSURE, MISSING = "ahead", "behind", "level", "unsure", "missing"
+_HEADLINE = {
+    AHEAD: "the better lift beats both usual ways",
+    BEHIND: "the better lift is behind the better usual way",
+    LEVEL: "the better lift and the better usual way cannot be told apart",
+    UNSURE: "one seed gives no verdict",
+    MISSING: "too many runs failed for a verdict",
+}
 
 
 class Standing(NamedTuple):
@@ -32,9 +40,15 @@ class Standing(NamedTuple):
     usual: str
     found: Result | None
 
+    def gap(self, unit: str) -> str:
+        """How far apart the two are, in brackets; "" where one seed gives no interval."""
+        if self.how == UNSURE or self.found is None:
+            return ""
+        return f" ({self.lift} minus {self.usual}: {_by(self.found, unit)})"
+
 
 def standing(section: Result) -> Standing | None:
-    """The better of each kind by its mean, and whether the difference is clear; None where a kind has none."""
+    """The better of each kind by its mean, and whether they differ clearly; None where a kind has none."""
     order = ranking(section)
     better = [next((name for name in order if name in kind), None) for kind in (LIFTS, USUAL)]
     lift, usual = better
@@ -52,33 +66,39 @@ def standing(section: Result) -> Standing | None:
 
 def sections(part: Result) -> dict[str, Result]:
     """Both choices of rates, by how they are told."""
-    return {f"at the usual rate {part['fixed_rate']['lr']:g}": part["fixed_rate"], "at the library's rates": part}
+    return {
+        f"at the usual rate {part['fixed_rate']['lr']:g}": part["fixed_rate"],
+        "at the library's rates": part,
+    }
 
 
 def headline(result: Result) -> str:
-    """The verdict in two sentences: where the lift is ahead, level or behind, at both choices of rates."""
+    """The verdict, a sentence for each choice of rates: where a lift beats the usual two, by how much."""
     told = []
     for place in range(2):
         found: dict[str, list[str]] = {}
         for part in result["parts"]:
             at, section = list(sections(part).items())[place]
             stands = standing(section)
-            how = stands.how if stands else "without a finished run to set beside"
-            found.setdefault(how, []).append(part["problem"])
-        where = [f"{how} the better of the two usual ways on {listed(names)}" for how, names in found.items()]
-        told.append(f"{at[:1].upper()}{at[1:]} the better lift is {'; it is '.join(where)}.")
+            how, gap = (stands.how, stands.gap(unit_of(part))) if stands else (MISSING, "")
+            found.setdefault(how, []).append(f"{part['problem']}{gap}")
+        where = [f"{_HEADLINE[how]} on {listed(names)}" for how, names in found.items()]
+        told.append(f"{at[:1].upper()}{at[1:]} {'; '.join(where)}.")
     return " ".join(told)
 
 
 def answers(part: Result) -> list[tuple[str, str]]:
     """Questions a reader asks of one problem, each with its answer."""
-    asked = [(f"Which way did best {at}?", best(section, unit_of(part))) for at, section in sections(part).items()]
+    asked = [
+        (f"Which way did best {at}?", best(section, unit_of(part))) for at, section in sections(part).items()
+    ]
     told = [
         *asked,
-        ("Did the lift help?", " ".join(helped(at, section, unit_of(part)) for at, section in sections(part).items())),
+        (
+            "Did the lift help?",
+            " ".join(helped(at, section, unit_of(part)) for at, section in sections(part).items()),
+        ),
         ("What mattered more, the rate or the way?", rate_or_way(part)),
-        ("Why?", why(part)),
-        ("Is every trained model convex?", convex(part)),
         ("How far is that from the best known?", distance(part)),
     ]
     return [(question, answer) for question, answer in told if answer]
@@ -113,15 +133,18 @@ def helped(at: str, section: Result, unit: str) -> str:
     if how == UNSURE or found is None:
         return f"{where} that cannot be told: {lift} and {usual} have no interval between them."
     if how == LEVEL:
-        return f"{where} not clearly: {lift} minus {usual}, the better of the usual ways, is {_by(found, unit)}."
+        return f"{where} not clearly: {lift} minus {usual}, the better usual way, is {_by(found, unit)}."
     if how == AHEAD:
-        return f"{where} yes: {lift} is {_by(reversed_difference(found), unit)} below {usual}, the better of the usual ways."
-    return f"{where} no: {lift} is {_by(found, unit)} above {usual}, the better of the usual ways."
+        gap = _by(reversed_difference(found), unit)
+        return f"{where} yes: {lift} is {gap} below {usual}, the better usual way."
+    return f"{where} no: {lift} is {_by(found, unit)} above {usual}, the better usual way."
 
 
 def rate_or_way(part: Result) -> str:
     """What the library's rates gained, beside how far apart the ways are with them."""
-    before, after = ({name: section["arms"][name] for name in ranking(section)} for section in (part["fixed_rate"], part))
+    before, after = (
+        {name: section["arms"][name] for name in ranking(section)} for section in (part["fixed_rate"], part)
+    )
     changed = [name for name in after if name in before and after[name]["lr"] != before[name]["lr"]]
     if len(changed) < 2:
         return ""
@@ -130,13 +153,14 @@ def rate_or_way(part: Result) -> str:
     spread, unit = max(losses) - min(losses), unit_of(part)
     if gain <= 0:
         return (
-            f"Neither helped by itself: with the library's rates the loss was on average {short(-gain)}{unit} higher "
-            f"than at {part['fixed_rate']['lr']:g}, and the ways lie {short(spread)}{unit} apart."
+            f"The way: the library's rates did not help, the loss was on average {short(-gain)}{unit} higher "
+            f"than at {part['fixed_rate']['lr']:g}; with them the best and the worst way lie "
+            f"{short(spread)}{unit} apart."
         )
     more = "The rate" if gain > spread else "The way"
     return (
-        f"{more}: the library's rates took {short(gain)}{unit} off the loss on average over {listed(changed)}; "
-        f"with them the best and the worst way lie {short(spread)}{unit} apart."
+        f"{more}: the library's rates took {short(gain)}{unit} off the loss on average over "
+        f"{listed(changed)}; with them the best and the worst way lie {short(spread)}{unit} apart."
     )
 
 
@@ -155,23 +179,25 @@ def why(part: Result) -> str:
     )
     if first.how == AHEAD and second.how != AHEAD:
         then = "the lead is gone" if second.how == LEVEL else "they are ahead"
-        return f"Longer steps: {longer}. Where the usual ways are given rates that let them step as far, {then}."
+        return f"Longer steps: {longer}. Once the usual ways are given larger rates, {then}."
     if first.how == AHEAD:
-        return f"In part longer steps: {longer}. But the lead stays when the usual ways are given longer steps too."
+        return (
+            f"In part longer steps: {longer}. But the lead stays when the usual ways take longer steps too."
+        )
     if second.how == AHEAD:
         return (
-            "Not longer steps at the small rate: there the lift has no lead. With the library's rates it has one "
-            "here, on few seeds of one problem: the full comparison, which tunes each way, is what to go by."
+            "At the usual rate there is no lead to explain. With the library's rates there is one, on few "
+            "seeds of one problem, and a rate suits some ways more than others: go by the full comparison."
         )
     return (
         f"There is no lead to explain, although {longer}: "
-        "the usual ways get as far with their own steps, at both choices of rates."
+        "the usual ways get as far or farther with steps of their own, at both choices of rates."
     )
 
 
 def convex(part: Result) -> str:
     """What the checks of all frozen models found."""
-    weights, curvatures = (_found(part, key) for key in ("smallest_weight", "smallest_curvature"))
+    weights, curvatures = (_found(part, key) for key in CHECKS)
     if not weights:
         return ""
     if min(weights) >= 0 and min(curvatures) >= 0:
@@ -181,8 +207,8 @@ def convex(part: Result) -> str:
         )
     bad = sum(w < 0 or c < 0 for w, c in zip(weights, curvatures, strict=True))
     return (
-        f"No: {bad} of {len(weights)} frozen models failed a check (smallest weight {short(min(weights))}, smallest "
-        f"curvature {short(min(curvatures))}). This should not happen: please report it."
+        f"No: {bad} of {len(weights)} frozen models failed a check (smallest weight {short(min(weights))}, "
+        f"smallest curvature {short(min(curvatures))}). This should not happen: please report it."
     )
 
 
@@ -200,7 +226,11 @@ def distance(part: Result) -> str:
         told.append(f"{order[0]} ends {short(loss - exact)}{unit} above the exact density{shares}.")
     if gaussian is not None:
         way = "below" if loss < gaussian else "above"
-        told.append(f"A Gaussian fitted to the training rows has {short(gaussian, 4)}{unit}; {order[0]} is {short(abs(loss - gaussian), 3)} {way} it.")
+        gap = short(abs(loss - gaussian), 3)
+        told.append(
+            f"A Gaussian fitted to the training rows has {short(gaussian, 4)}{unit}; {order[0]} is {gap} "
+            f"{way} it."
+        )
     return " ".join(told)
 
 
@@ -225,9 +255,15 @@ def table(part: Result) -> Table:
             ]
         )
     known = "above the\nexact density" if "exact" in part["facts"] else "below a\nGaussian"
-    head = ["trained by", f"test loss\nat {usual['lr']:g}", "library's\nrate", "test loss\nat that rate", known]
+    head = [
+        "trained by",
+        f"test loss\nat {usual['lr']:g}",
+        "library's\nrate",
+        "test loss\nat that rate",
+        known,
+    ]
     metric = str(part["metric"])
-    caption = f"{metric[:1].upper()}{metric[1:]} of the frozen models on test rows, mean ± standard error; lower is better"
+    caption = f"{metric[:1].upper()}{metric[1:]} of frozen models on test rows, mean ± standard error"
     return Table(caption, [*head, "frozen model\nis convex", "seconds\na run"], rows)
 
 
@@ -265,12 +301,18 @@ def _checked(arms: Sequence[Any]) -> str:
         min(pair)
         for found in metrics
         for pair in zip(
-            *((found.get(key) or {}).get("per_seed") or [] for key in ("smallest_weight", "smallest_curvature")),
+            *((found.get(key) or {}).get("per_seed") or [] for key in CHECKS),
             strict=True,
         )
     ]
     good = sum(value >= 0 for value in seeds)
-    return "–" if not seeds else f"yes, {good} of {good}" if good == len(seeds) else f"no: {good} of {len(seeds)}"
+    return (
+        "–"
+        if not seeds
+        else f"yes, {good} of {good}"
+        if good == len(seeds)
+        else f"no: {good} of {len(seeds)}"
+    )
 
 
 def _from_known(part: Result, arm: Any) -> str:

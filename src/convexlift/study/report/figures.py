@@ -185,16 +185,26 @@ def _loss(result: Result, split: str = "validation") -> str:
 def _curves(result: Result, look: Look, against: str, title: str, x_label: str) -> Figure | None:
     lines = curve_lines(result, look, against)
     within = curve_frame(lines)
-    return None if within is None else _curves_within(within, lines, title, x_label, f"validation {_loss(result)}")
+    return (
+        None
+        if within is None
+        else _curves_within(within, lines, title, x_label, f"validation {_loss(result)}")
+    )
 
 
-def both_curves(result: Result, look: Look, titles: tuple[str, str], rules: Mapping[str, float]) -> list[Figure]:
+def both_curves(
+    result: Result, look: Look, titles: tuple[str, str], rules: Mapping[str, float]
+) -> list[Figure]:
     """The losses by step at the one rate and at the arms' own, on one scale, beside known levels."""
     sections = [curve_lines(section, look, "steps") for section in (result["fixed_rate"], result)]
     within = curve_frame([line for lines in sections for line in lines])
     label = f"validation {_loss(result)}"
     pairs = zip(titles, sections, strict=True)
-    return [_curves_within(within, lines, title, "steps", label, rules) for title, lines in pairs if within and lines]
+    return [
+        _curves_within(within, lines, title, "steps", label, rules)
+        for title, lines in pairs
+        if within and lines
+    ]
 
 
 def curve_lines(section: Result, look: Look, against: str) -> list[Line]:
@@ -226,7 +236,11 @@ def _curves_within(
     rules: Mapping[str, float] | None = None,
 ) -> Figure:
     note = "Mean over seeds; the band runs from the best to the worst seed."
-    note += " The steep first part runs off the top." if any((line.y > y_range[1]).any() for line in lines) else ""
+    note += (
+        " The steep first part runs off the top."
+        if any((line.y > y_range[1]).any() for line in lines)
+        else ""
+    )
     return _lines(title, note, lines, x_label, y_label, y_range, rules=rules)
 
 
@@ -282,14 +296,20 @@ def _density(data: Result, drawn: Sequence[Result]) -> Kind:
         if data:
             ax.fill_between(data["x"], _array(data["y"]), color=DATA, alpha=0.28, linewidth=0)
         ax.plot(picture["x"], _array(picture["y"]), color=colour)
-        ax.plot(picture.get("draws") or [], [0.015 * top] * len(picture.get("draws") or []), "|", color=colour, alpha=0.35)
+        ax.plot(
+            picture.get("draws") or [],
+            [0.015 * top] * len(picture.get("draws") or []),
+            "|",
+            color=colour,
+            alpha=0.35,
+        )
         if _peak(picture) > top:
             _notes(ax, f"peak at {short(_peak(picture))}")
 
     return (
         "The models' densities and the data's",
-        f"Line: the frozen model of {_SEED}; ticks on the axis: draws from it. Shaded: the data, by its exact "
-        "density where that is known, else by a histogram of the test rows.",
+        f"Line: the frozen model of {_SEED}; ticks on the axis: draws from it. Shaded: the data, by its "
+        "exact density where that is known, else by a histogram of the test rows.",
         ((min(x), max(x)), (0.0, top), "x"),
         draw,
     )
@@ -325,9 +345,12 @@ def images(section: Result, data: Result | None, look: Look, seed: int = 0) -> F
     tiled = {name: _tiled(picture["images"]) for name, picture in made.items() if picture.get("images")}
     if len(tiled) < 2:
         return None
-    shown = {name: panel(name, {**look, "the data": _OF_DATA}[name], "images", partial(_image, tiles)) for name, tiles in tiled.items()}
-    note = f"The first test rows, and as many samples of each frozen model (seed {seed}), turned back into images."
-    return Figure("The same as images", note, list(shown.values()), full=True)
+    shown = {
+        name: panel(name, {**look, "the data": _OF_DATA}[name], "images", partial(_image, tiles))
+        for name, tiles in tiled.items()
+    }
+    note = f"The first test rows, and samples of each frozen model (seed {seed}), turned back into images."
+    return Figure("Real images, and what the models generate", note, list(shown.values()), full=True)
 
 
 def _tiled(pictures: Any) -> np.ndarray:
