@@ -12,7 +12,7 @@ import pytest
 import convexlift
 
 HELP = ["", "--version", "--help", "train", "data", "data list"]
-HELP += [f"{command} --help" for command in ("compare", "report", "ablate", "train", "data")]
+HELP += [f"{command} --help" for command in ("demo", "compare", "report", "ablate", "train", "data")]
 HELP += [f"{command} --help" for command in ("evaluate", "sample", "transform")]
 HELP += [
     f"{command} --help" for command in ("train flow", "train density", "data list", "data show", "data fetch")
@@ -32,6 +32,7 @@ REFUSED = {
     "train flow --data rows.csv --out out --lr -1": "--lr must be positive",
     "train flow --data rows.csv --out out --validation-fraction 1": "--validation-fraction must lie between",
     "train density --data rows.csv --out out --objective map": "unknown objective 'map'; known: mle",
+    "demo --seeds 0": "Invalid value for '--seeds'",
     "compare digitz": "unknown problem 'digitz'; did you mean 'digits21'?",
     "compare gumbel --arms lfit": "unknown arm 'lfit'; known: projected",
     "compare gumbel --budget huge": "unknown budget 'huge'",

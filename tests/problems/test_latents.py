@@ -238,6 +238,16 @@ def test_digits_latents_are_whitened_by_training_rows():
     assert torch.equal(problem("digits-latents").test, rows.test)
 
 
+def test_rows_of_digits21_are_images_again():
+    digits = digits21()
+    assert digits.images is not None
+    shown, real = digits.images(digits.test), digits_latents().images
+    assert shown.shape == real.shape and 0 <= float(shown.min()) and float(shown.max()) <= 1
+    # Noise, and what 21 of 64 components leave out.
+    assert float((shown - real).square().mean().sqrt()) < 0.12
+    assert float((shown - real.roll(1, 0)).square().mean().sqrt()) > 0.3
+
+
 def test_test_images_stand_in_the_order_of_the_rows_and_of_digits21():
     found = digits_latents()
     clean = found.encode(found.images)

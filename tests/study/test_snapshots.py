@@ -26,6 +26,9 @@ def test_what_is_not_finite_is_none() -> None:
         def log_prob(self, x: torch.Tensor) -> torch.Tensor:
             return torch.full((len(x),), torch.inf)
 
+        def sample(self, n: int, seed: int) -> torch.Tensor:
+            return torch.zeros(n, 1)
+
     drawn = picture_of_model(problem("gumbel"), Overflowing(1, 1))
     assert drawn is not None and set(drawn["y"]) == {None}
 

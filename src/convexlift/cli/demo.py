@@ -46,7 +46,7 @@ class Demo:
         _check_folder(self.out)
         typer.echo("a minute and a half on two quiet cores; first a few steps are timed", err=True)
         from convexlift.study.demonstration import demonstrate
-        from convexlift.study.report.demo_page import write_demo
+        from convexlift.study.report.demo_page import COMMANDS, write_demo
         from convexlift.study.report.demo_words import headline, text_table
 
         asked: dict[str, Any] = {"seeds": self.seeds, "seed": self.seed}
@@ -62,18 +62,9 @@ class Demo:
         page = write_demo(result, self.out / "demo.html")
         for part in result["parts"]:
             typer.echo(f"{text_table(part)}\n")
-        typer.echo(f"{headline(result)}\n\npage: {page}\n\n{_advice()}")
-
-
-def _advice() -> str:
-    return (
-        "with a table of your own (rows are samples):\n"
-        "  convexlift train flow --data your.csv --out runs/mine\n"
-        "  convexlift evaluate runs/mine --data other.csv\n"
-        "  convexlift sample runs/mine -n 1000 --out new.csv\n"
-        "all ways tuned alike, in about four minutes:\n"
-        "  convexlift compare digits21"
-    )
+        typer.echo(f"{headline(result)}\n\npage: {page}\n")
+        for what, how in COMMANDS.items():
+            typer.echo(f"{what}:\n  {how}")
 
 
 def _check_folder(folder: Path) -> None:
@@ -111,6 +102,7 @@ def shown() -> Iterator[Callable[[Progress], None]]:
         return
     ends = [time.monotonic()]
 
+    @final
     class Left(ProgressColumn):
         def render(self, task: Task) -> Text:
             return Text(f"about {duration(max(ends[0] - time.monotonic(), 1.0))} left")

@@ -84,7 +84,7 @@ PAPER_ARCHITECTURE = (
 )
 BUDGETS: Mapping[str, Mapping[str, Budget]] = {
     "flow": {
-        "quick": Budget("quick", 400, 128, (0.008, 0.016, 0.032, 0.064), 2, 3, extensions=1),
+        "quick": Budget("quick", 300, 128, (0.016, 0.032, 0.064), 2, 3, extensions=1),
         "standard": Budget("standard", 1_000, 128, GRID[2:], 2, 5, extensions=99, fixed_rate=True),
         "full": Budget("full", 5_000, 256, GRID, 2, 5, extensions=99, fixed_rate=True),
     },

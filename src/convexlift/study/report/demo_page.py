@@ -7,9 +7,14 @@ from pathlib import Path
 
 from convexlift.study.ranking import Result, finite
 from convexlift.study.report import demo_words
+from convexlift.study.report.advice import own_table
 from convexlift.study.report.numbers import duration, short
 from convexlift.study.report.page import drawing_needed, render, write_page
 
+COMMANDS = {
+    **own_table(),
+    "compare the ways fairly, each at its own best rate, in a few minutes": "convexlift compare digits21",
+}
 WAYS = {
     "projected": "projected gradient, the usual way: a step, then every negative weight is set to 0",
     "softplus": "the other usual way: a weight is log(1 + e^v), and v is trained",
@@ -71,14 +76,3 @@ def levels(part: Result) -> dict[str, float]:
     """Known losses, to draw beside the curves."""
     names = {"gaussian": "a Gaussian's (test rows)", "exact": "the exact density's"}
     return {told: part["facts"][name] for name, told in names.items() if name in part["facts"]}
-
-
-COMMANDS = {
-    "Train on a table of your own (rows are samples, columns are numbers; .csv, .npy, .parquet)": (
-        "convexlift train flow --data your.csv --out runs/mine"
-    ),
-    "Score other rows, and draw new ones": (
-        "convexlift evaluate runs/mine --data other.csv\nconvexlift sample runs/mine -n 1000 --out new.csv"
-    ),
-    "Compare the ways fairly, each at its own best rate, in a few minutes": "convexlift compare digits21",
-}

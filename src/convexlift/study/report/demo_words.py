@@ -44,7 +44,7 @@ class Standing(NamedTuple):
         """How far apart the two are, in brackets; "" where one seed gives no interval."""
         if self.how == UNSURE or self.found is None:
             return ""
-        return f" ({self.lift} minus {self.usual}: {_by(self.found, unit)})"
+        return f" ({self.lift} minus {self.usual}: {_by(self.found, unit, '{}, {}')})"
 
 
 def standing(section: Result) -> Standing | None:
@@ -149,7 +149,7 @@ def rate_or_way(part: Result) -> str:
     if len(changed) < 2:
         return ""
     gains = [before[name]["test"]["mean"] - after[name]["test"]["mean"] for name in changed]
-    gain, losses = math.fsum(gains) / len(gains), [arm["test"]["mean"] for arm in after.values()]
+    gain, losses = math.fsum(gains) / len(gains), [after[name]["test"]["mean"] for name in changed]
     spread, unit = max(losses) - min(losses), unit_of(part)
     if gain <= 0:
         return (
@@ -160,7 +160,7 @@ def rate_or_way(part: Result) -> str:
     more = "The rate" if gain > spread else "The way"
     return (
         f"{more}: the library's rates took {short(gain)}{unit} off the loss on average over "
-        f"{listed(changed)}; with them the best and the worst way lie {short(spread)}{unit} apart."
+        f"{listed(changed)}; with them the best and the worst of these lie {short(spread)}{unit} apart."
     )
 
 
@@ -181,9 +181,7 @@ def why(part: Result) -> str:
         then = "the lead is gone" if second.how == LEVEL else "they are ahead"
         return f"Longer steps: {longer}. Once the usual ways are given larger rates, {then}."
     if first.how == AHEAD:
-        return (
-            f"In part longer steps: {longer}. But the lead stays when the usual ways take longer steps too."
-        )
+        return f"In part longer steps: {longer}. But the lead stays when the usual ways step farther too."
     if second.how == AHEAD:
         return (
             "At the usual rate there is no lead to explain. With the library's rates there is one, on few "
@@ -279,13 +277,14 @@ def text_table(part: Result) -> str:
     return f"{part['problem']}: {part['metric']} of frozen models on test rows\n" + "\n".join(lines)
 
 
-def _by(found: Result, unit: str) -> str:
+def _by(found: Result, unit: str, form: str = "{} ({})") -> str:
+    """A difference with its interval."""
     bounds = interval(found)
     if bounds is None:
         return f"{short(found['mean'], 3)}{unit}"
     places = decimals((bounds[1] - bounds[0]) / 2)
-    over = f"95 % interval {range_text(bounds, places)} over {found.get('n')} seeds"
-    return f"{fixed(found['mean'], places)}{unit} ({over})"
+    mean = fixed(round(found["mean"], places) + 0.0, places)  # no negative zero
+    return form.format(f"{mean}{unit}", f"95 % interval {range_text(bounds, places)} over {found['n']} seeds")
 
 
 def _found(part: Result, key: str) -> list[float]:

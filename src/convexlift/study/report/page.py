@@ -12,6 +12,7 @@ from typing import Any
 from convexlift.files import make_folder, write_whole
 from convexlift.study.ranking import Result, finite, tied_with_best
 from convexlift.study.report import glossary
+from convexlift.study.report.advice import after_comparison
 from convexlift.study.report.answers import verdicts
 from convexlift.study.report.numbers import duration, listed, short, spent
 
@@ -85,6 +86,7 @@ def page(results: Sequence[Result]) -> str:
         figures=figures,
         facts=_facts,
         verdicts=verdicts,
+        after_comparison=after_comparison,
         short=short,
     )
 
