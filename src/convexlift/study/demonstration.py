@@ -35,8 +35,8 @@ RATES: Mapping[str, Mapping[str, float]] = {
     "density": {**dict.fromkeys(WAYS, 0.064), "lift-reference": FIXED_RATE},
 }
 BUDGETS: Mapping[str, Budget] = {
-    "laplace": Budget("demo", 600, 256, (FIXED_RATE,), 1, 3, extensions=0),
-    "digits21": Budget("demo", 300, 128, (FIXED_RATE,), 1, 3, extensions=0),
+    "laplace": Budget("demo", 500, 256, (FIXED_RATE,), 1, 3, extensions=0),
+    "digits21": Budget("demo", 250, 128, (FIXED_RATE,), 1, 3, extensions=0),
 }
 
 # A run takes longer than its steps: it is validated on the way, then checked, scored and drawn.

@@ -18,7 +18,7 @@ COMMANDS = {
 WAYS = {
     "projected": "projected gradient, the usual way: a step, then every negative weight is set to 0",
     "softplus": "the other usual way: a weight is log(1 + e^v), and v is trained",
-    "squared": "a weight is v² / 4, and v is trained; what `convexlift train` does unless told otherwise",
+    "squared": "a weight is v² / 4, and v is trained; what convexlift train does unless told otherwise",
     "lift": "a weight is softplus(b + R s), where s is a summary of the batch that a small network computes; "
     "b, R and that network are trained, and drop out when training is over",
     "lift-reference": "the lift in the configuration of the article that proposed it (arXiv 2605.24274): it "

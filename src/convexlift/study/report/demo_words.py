@@ -14,7 +14,6 @@ from convexlift.study.ranking import (
     interval,
     is_clear,
     ranking,
-    reversed_difference,
     tied_with_best,
 )
 from convexlift.study.report.numbers import decimals, fixed, listed, range_text, score_text, short, unit_of
@@ -89,15 +88,9 @@ def headline(result: Result) -> str:
 
 def answers(part: Result) -> list[tuple[str, str]]:
     """Questions a reader asks of one problem, each with its answer."""
-    asked = [
-        (f"Which way did best {at}?", best(section, unit_of(part))) for at, section in sections(part).items()
-    ]
+    unit, both = unit_of(part), sections(part).items()
     told = [
-        *asked,
-        (
-            "Did the lift help?",
-            " ".join(helped(at, section, unit_of(part)) for at, section in sections(part).items()),
-        ),
+        *((f"Which way did best {at}?", best(section, unit)) for at, section in both),
         ("What mattered more, the rate or the way?", rate_or_way(part)),
         ("How far is that from the best known?", distance(part)),
     ]
@@ -121,23 +114,6 @@ def best(section: Result, unit: str) -> str:
     if len(tied) > 1:
         return f"A tie between {listed(tied)}: {loss}; {next_best}, which may be chance.{failed}"
     return f"{loss}, and clearly so: {next_best}.{failed}"
-
-
-def helped(at: str, section: Result, unit: str) -> str:
-    """The better lift against the better of the usual two."""
-    stands = standing(section)
-    where = f"{at[:1].upper()}{at[1:]}"
-    if stands is None:
-        return f"{where} there is nothing to compare: a lift, or both usual ways, did not finish."
-    how, lift, usual, found = stands
-    if how == UNSURE or found is None:
-        return f"{where} that cannot be told: {lift} and {usual} have no interval between them."
-    if how == LEVEL:
-        return f"{where} not clearly: {lift} minus {usual}, the better usual way, is {_by(found, unit)}."
-    if how == AHEAD:
-        gap = _by(reversed_difference(found), unit)
-        return f"{where} yes: {lift} is {gap} below {usual}, the better usual way."
-    return f"{where} no: {lift} is {_by(found, unit)} above {usual}, the better usual way."
 
 
 def rate_or_way(part: Result) -> str:

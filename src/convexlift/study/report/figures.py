@@ -349,7 +349,9 @@ def images(section: Result, data: Result | None, look: Look, seed: int = 0) -> F
         name: panel(name, {**look, "the data": _OF_DATA}[name], "images", partial(_image, tiles))
         for name, tiles in tiled.items()
     }
-    note = f"The first test rows, and samples of each frozen model (seed {seed}), turned back into images."
+    note = (
+        f"The first test rows, and samples of each frozen model (seed {seed}) from the same noise, as images."
+    )
     return Figure("Real images, and what the models generate", note, list(shown.values()), full=True)
 
 
