@@ -23,6 +23,7 @@ from convexlift.study.arms import ARMS, MULTIPLIED, SCATTERED, WITHOUT
 from convexlift.study.ranking import difference
 from convexlift.study.report import chart_parts, figures, glossary
 from convexlift.study.report import page as report
+from convexlift.study.report.advice import after_comparison
 from convexlift.study.report.answers import verdicts
 from convexlift.study.statistics import summary
 
@@ -759,3 +760,30 @@ def test_a_chart_of_its_own_carries_its_colours() -> None:
     root = ElementTree.fromstring(chart)
     assert root.attrib["viewBox"] == "-12 -12 524 354"
     assert "--series-0" in chart
+
+
+def test_the_page_ends_in_what_to_do_now() -> None:
+    text = html.unescape(report.page([made_up_result()]))
+    advice = text[text.index("What to do now") :]
+    assert "convexlift train flow --data your.csv --source lift --lr 0.016 --out runs/mine" in advice
+    assert "convexlift sample runs/mine -n 1000 --out new.csv" in advice
+    assert "convexlift compare --own MODULE:FUNCTION" in advice and "--budget standard" not in advice
+
+
+@pytest.mark.parametrize(
+    ("change", "there", "missing"),
+    [
+        ({"protocol": {"budget": "quick"}}, "convexlift compare made-up --budget standard", "nothing"),
+        ({"task": "regression"}, "convexlift compare --own", "convexlift train"),
+        ({"task": "density"}, "convexlift train density --data your.csv --source lift", "train flow"),
+        ({"arms": {}}, "convexlift train flow --data your.csv --out runs/mine", "--source"),
+    ],
+)
+def test_advice_fits_the_comparison(change: dict[str, Any], there: str, missing: str) -> None:
+    told = "\n".join(after_comparison([{**made_up_result(), **change}]).values())
+    assert there in told and missing not in told
+
+
+def test_advice_after_several_comparisons_names_no_winner() -> None:
+    told = "\n".join(after_comparison([made_up_result(), made_up_result("other")]).values())
+    assert "convexlift train flow --data your.csv --out runs/mine" in told and "--budget" not in told

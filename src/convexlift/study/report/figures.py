@@ -345,14 +345,10 @@ def images(section: Result, data: Result | None, look: Look, seed: int = 0) -> F
     tiled = {name: _tiled(picture["images"]) for name, picture in made.items() if picture.get("images")}
     if len(tiled) < 2:
         return None
-    shown = {
-        name: panel(name, {**look, "the data": _OF_DATA}[name], "images", partial(_image, tiles))
-        for name, tiles in tiled.items()
-    }
-    note = (
-        f"The first test rows, and samples of each frozen model (seed {seed}) from the same noise, as images."
-    )
-    return Figure("Real images, and what the models generate", note, list(shown.values()), full=True)
+    styles = {**look, "the data": _OF_DATA}
+    panels = [panel(name, styles[name], "images", partial(_image, tiles)) for name, tiles in tiled.items()]
+    note = f"The first test rows, and samples of each frozen model (seed {seed}), all from the same noise."
+    return Figure("Real images, and what the models generate", note, panels, full=True)
 
 
 def _tiled(pictures: Any) -> np.ndarray:
