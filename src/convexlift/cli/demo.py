@@ -1,4 +1,4 @@
-"""``convexlift demo``: what the library is for, shown in two minutes."""
+"""``convexlift demo``: what the library is for, shown in minutes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Demo:
 
     def __call__(self) -> None:
         _check_folder(self.out)
-        typer.echo("a minute and a half on two quiet cores; first a few steps are timed", err=True)
+        typer.echo("timing a few steps first, which tells how long the rest takes", err=True)
         from convexlift.study.demonstration import demonstrate
         from convexlift.study.report.demo_page import COMMANDS, write_demo
         from convexlift.study.report.demo_words import headline, text_table

@@ -35,7 +35,7 @@ def convexlift_command(
 
     \b
     Examples:
-      convexlift demo                                        what this is for, in two minutes and on one page
+      convexlift demo                                        what this is for, in minutes and on one page
       convexlift compare                                     five ways of training, tuned alike, in minutes
       convexlift train flow --data rows.csv --out runs/flow  a density of your own rows
       convexlift sample runs/flow -n 1000 --out new.csv      new rows from it
