@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar, cast, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convexlift.checks import check_finite, name_dtype
 from convexlift.seeds import generator_of
@@ -134,8 +134,10 @@ class Batches:
         return self._permutations[side][1][position * self.batch_size : (position + 1) * self.batch_size]
 
 
-def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype) -> Data:
+def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype | None) -> Data:
     """Return the data on a device and in a dtype if `fit` can train on them, else raise with what is wrong.
+
+    Without a dtype they keep their own.
 
     Raises:
         TypeError: neither a tensor, a tuple of tensors, `Unpaired` nor a `Simulator`; or not floating-point.
@@ -167,7 +169,7 @@ def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype) -> 
     for where, x, moved in zip(places, parts, _parts(whole(placed)), strict=True):
         if not bool(moved.isfinite().all()):
             check_finite(x, name=name + where)
-            check_finite(moved, name=f"{name} in {name_dtype(dtype)}{where}")
+            check_finite(moved, name=f"{name} in {name_dtype(moved.dtype)}{where}")
     return placed
 
 
@@ -183,8 +185,30 @@ def check_alike(data: Data, validation: Data) -> None:
             )
 
 
-def place(data: Data, device: torch.device, dtype: torch.dtype) -> Data:
-    """Return the data on a device, in a dtype; what a `Simulator` draws is moved as it comes."""
+def dtype_for(module: nn.Module, dtype: torch.dtype) -> torch.dtype | None:
+    """Return the dtype in which rows reach a module that computes in ``dtype``: None for their own.
+
+    That is so where a module ``standardises``, as the tasks do: it centres and scales rows in float64 and
+    casts what comes out, so that no digit is lost to a large offset.
+
+    Example:
+        >>> import convexlift as cl
+        >>> dtype_for(torch.nn.Linear(2, 1), torch.float32)
+        torch.float32
+        >>> dtype_for(cl.ConvexPotentialFlow([cl.ICNN(2)]), torch.float32) is None
+        True
+    """
+    return None if getattr(module, "standardises", False) else dtype
+
+
+def place_for(module: nn.Module, data: Data) -> Data:
+    """Return the data where a module is, and in the dtype in which it takes rows."""
+    like = next(p for p in module.parameters() if p.is_floating_point())
+    return place(data, like.device, dtype_for(module, like.dtype))
+
+
+def place(data: Data, device: torch.device, dtype: torch.dtype | None) -> Data:
+    """Return the data on a device, in a dtype or their own; what a `Simulator` draws is moved as it comes."""
 
     def moved(rows: Rows) -> Rows:
         return _each(rows, lambda x: x.to(device, dtype))
@@ -192,7 +216,7 @@ def place(data: Data, device: torch.device, dtype: torch.dtype) -> Data:
     if isinstance(data, Unpaired):
         return Unpaired(data.xs.to(device, dtype), data.xt.to(device, dtype))
     if isinstance(data, Simulator):
-        if all(x.device == device and x.dtype == dtype for x in _parts(data.fixed())):
+        if all(x.device == device and x.dtype == (dtype or x.dtype) for x in _parts(data.fixed())):
             return data
         return Simulator(lambda n, generator: moved(data.draw(n, generator)), seed=data.seed)
     return moved(data)
@@ -258,11 +282,17 @@ def chunks(data: Data, size: int) -> Iterator[tuple[Rows, int]]:
         yield take(rows, slice(start, start + size)), min(size, n - start)
 
 
-def mean_loss(loss: Callable[[Rows], Tensor], data: Data, size: int) -> float:
-    """Return the mean over all rows of a loss that is itself a mean over rows, ``size`` rows at a time."""
+def mean_loss(
+    loss: Callable[[Rows], Tensor], data: Data, size: int, weight_of: Callable[[Rows], float] | None = None
+) -> float:
+    """Return the mean over all rows of a loss that is itself a mean over rows, ``size`` rows at a time.
+
+    A piece counts for ``weight_of(piece)``, by default its rows; one that counts for nothing is passed over.
+    """
     with torch.no_grad():
-        parts = [(loss(piece).item() * n, n) for piece, n in chunks(data, size)]
-    return math.fsum(value for value, _ in parts) / sum(n for _, n in parts)
+        weighted = [(piece, n if weight_of is None else weight_of(piece)) for piece, n in chunks(data, size)]
+        parts = [(loss(piece).item() * weight, weight) for piece, weight in weighted if weight]
+    return math.fsum(value for value, _ in parts) / math.fsum(weight for _, weight in parts)
 
 
 def describe(data: Data) -> str:

@@ -51,7 +51,7 @@ def log_prob_program(flow: ConvexPotentialFlow) -> ExportedProgram:
     if is_lifted(flow) or any(parameter.requires_grad for parameter in flow.parameters()):
         raise ValueError("this flow is still in training: export flow.freeze(data)")
     # Rows of zeros, since a program keeps its example.
-    rows = flow.standardiser.mean.new_zeros(3, flow.dim)
+    rows = torch.zeros(3, flow.dim, dtype=flow._resolving(), device=flow.device)
     with torch.no_grad():
         return torch.export.export(_LogProb(flow), (rows,), dynamic_shapes={"x": {0: Dim("rows", min=0)}})
 

@@ -10,6 +10,7 @@ from collections.abc import Collection
 SOURCES = ("projected", "softplus", "softplus-fan-in", "squared", "lift", "lift-reference")
 OBJECTIVES = ("mle", "importance", "importance-flow", "chains", "score", "denoising", "nce")
 SCHEDULES = ("constant", "cosine")
+DTYPES = ("float32", "float64")
 
 # Arms of a comparison are sources, and two controls that no user would train by.
 DEFAULT_ARMS = ("projected", "softplus", "softplus-fan-in", "squared", "lift")

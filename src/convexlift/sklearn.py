@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convexlift import tasks
 from convexlift.architectures import ICNN
-from convexlift.data import Rows, hold_out, place
+from convexlift.data import Rows, hold_out, place_for
 from convexlift.seeds import seeded
 from convexlift.sources import Centred
 from convexlift.sources.named import source_named
@@ -80,7 +80,6 @@ class _Estimator(BaseEstimator):
         train, validation = hold_out(rows, share, seed) if share else (rows, None)
         with seeded(seed):
             task: Any = self._task(self._block)
-        dtype = getattr(torch, self.dtype)
         history = fit(
             task,
             train,
@@ -89,13 +88,13 @@ class _Estimator(BaseEstimator):
             lr=_plain(self.learning_rate),
             seed=seed,
             device=self.device,
-            dtype=dtype,
+            dtype=getattr(torch, self.dtype),
             progress=bool(self.verbose),
         )
         if history.stopped == "interrupted":
             raise KeyboardInterrupt  # or a grid search would go on with its next candidate
         self.history_ = history
-        frozen = task.freeze(place(train, torch.device(self.device), dtype))
+        frozen = task.freeze(place_for(task, train))
         self.model_ = frozen.to("cpu", torch.float64)
         return self
 
@@ -175,7 +174,7 @@ class ConvexPotentialFlow(_Density):
         patience: stop after this many evaluations, of 25 a run, without a better validation loss.
         random_state: of the split, the initial weights, the batches and the samples; the same number gives
             the same model.
-        dtype: "float32" or "float64", to train in.
+        dtype: "float32" or "float64", to train in; columns are centred and scaled in float64 before that.
         device: where to train; the fitted model is on the CPU, ``model_.to`` moves it.
         verbose: show a progress bar where stderr is a terminal.
 

@@ -417,8 +417,8 @@ def test_bad_input_is_refused() -> None:
             call(x, x)
         with pytest.raises(ValueError, match="^expected as many contexts as samples; got 9 and 10$"):
             call(x, c[1:])
-        with pytest.raises(TypeError, match="^expected float32 contexts; got float64$"):
-            call(x, c.double())
+        with pytest.raises(TypeError, match="^expected floating-point contexts; got int64$"):
+            call(x, c.long())
     bad_x, bad_c = x.clone(), c.clone()
     bad_x[4, 0], bad_c[3, 1] = math.nan, math.inf
     with pytest.raises(ValueError, match="^samples have NaN at row 4, column 0$"):

@@ -50,8 +50,8 @@ class Evaluate(Reading):
         from convexlift.table_files import read_table
 
         model = load_density(self.run)
-        table = read_table(self.data, **self.how)
-        rows = table.rows.to(model.dtype)
+        table = read_table(self.data, **self.how, dtype=torch.float64)
+        rows = table.rows
         if len(rows) < 2:
             raise ValueError(f"{self.data} has one row; a standard error needs at least two")
         with torch.no_grad():
@@ -105,9 +105,9 @@ class Transform(_Output, Reading):
         if not isinstance(model, cl.ConvexPotentialFlow):
             kind = type(model).__name__
             raise ValueError(f"{self.run} holds a {kind}; only a flow maps rows to latent points")
-        table = read_table(self.data, **self.how)
+        table = read_table(self.data, **self.how, dtype=torch.float64)
         with torch.no_grad():
-            chunks = table.rows.to(model.dtype).split(_CHUNK)
+            chunks = table.rows.split(_CHUNK)
             latent = torch.cat([model(chunk)[0] for chunk in chunks])
         _write(self.out, latent, [f"z{place}" for place in range(1, model.dim + 1)])
         typer.echo(f"{self.data}: {table}")

@@ -16,7 +16,7 @@ import convexlift as cl
 from convexlift.cli.options import Reading, add_commands
 from convexlift.cli.outputs import check_output_folder
 from convexlift.files import write_whole
-from convexlift.names import OBJECTIVES, SCHEDULES, SOURCES, check_name
+from convexlift.names import DTYPES, OBJECTIVES, SCHEDULES, SOURCES, check_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +67,12 @@ class Training(Reading):
     ] = 0.1
     seed: Annotated[int, typer.Option(help="Of split, initial weights and batches.")] = 0
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, ...")] = "cpu"
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help=f"To train in: {', '.join(DTYPES)}; columns are centred and scaled in float64 before."
+        ),
+    ] = "float32"
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False
     tensorboard: Annotated[
         Path | None,
@@ -78,13 +84,15 @@ class Training(Reading):
     def __call__(self) -> None:
         """Read, check, train, freeze, save; nothing is written before everything is checked."""
         self.check()
+        import torch
+
         from convexlift.checks import check_device
         from convexlift.data import hold_out
         from convexlift.seeds import seeded
         from convexlift.table_files import read_table
 
         check_device(self.device)
-        table = read_table(self.data, **self.how)
+        table = read_table(self.data, **self.how, dtype=torch.float64)
         rows, names = table.rows, table.names
         with seeded(self.seed):
             model = self.build(rows.shape[1])
@@ -107,6 +115,7 @@ class Training(Reading):
                 run_dir=self.out,
                 callbacks=callbacks,
                 conclude=conclude,
+                dtype=getattr(torch, self.dtype),
                 **{option: getattr(self, option) for option in _OF_FIT},
             )
         if history.stopped == "interrupted":
@@ -148,6 +157,7 @@ class Training(Reading):
         if not 0 <= self.averaging < 1:
             raise ValueError(f"--averaging must be at least 0 and below 1; got {self.averaging}")
         check_name("schedule", self.schedule, SCHEDULES)
+        check_name("dtype", self.dtype, DTYPES)
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
                 f"--validation-fraction must lie between 0 and 1; got {self.validation_fraction}"
@@ -337,6 +347,5 @@ def _density_chart(density: cl.LogConcaveDensity, rows: Tensor, names: Sequence[
     """A density beside its rows as the text of an ``.svg`` file."""
     from convexlift.plots.svg import svg_file
 
-    rows = rows.to(density.dtype)
     title = f"The density of {', '.join(names)}"
     return svg_file(lambda: cl.plots.plot_density(density, rows, names=names), title)

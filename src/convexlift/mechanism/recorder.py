@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from convexlift.data import Batches, Data, Rows, place, whole
+from convexlift.data import Batches, Data, Rows, place_for, whole
 from convexlift.mechanism.coupling import coupling
 from convexlift.mechanism.health import gradient_health
 from convexlift.mechanism.noise import emission_noise, step_amplification
@@ -249,10 +249,9 @@ class Recorder:
         loss: Any = getattr(model, "loss", None) if self.loss is None else self.loss
         if not callable(loss):
             raise ValueError(f"{type(model).__name__} has no loss of its own: pass loss=")
-        like = next(p for p in model.parameters() if p.is_floating_point())
 
         def placed(rows: Rows) -> Rows:
-            return place(rows, like.device, like.dtype)  # type: ignore[return-value]  # rows stay rows
+            return place_for(model, rows)  # type: ignore[return-value]  # rows stay rows
 
         return Probes(
             rows=placed(self.rows),

@@ -78,7 +78,7 @@ def beside(
     names = [f"column {k}" for k in range(model.dim)] if names is None else list(names)
     if len(names) != model.dim:
         raise ValueError(f"expected {model.dim} names of columns; got {len(names)}")
-    rows = rows.to(next(model.parameters()))
+    rows = rows.to(next(model.parameters()).device)
     if model.dim > 2:
         draws = model.sample(_CORNER_POINTS, seed=0).cpu()
         kept = list(least_normal(rows if len(rows) else draws, MOST_COLUMNS))
@@ -91,7 +91,7 @@ def beside(
         tell_outside(ax)
     else:
         within = limits((rows if len(rows) else model.sample(_CORNER_POINTS, seed=0)).cpu())
-        x = torch.linspace(*within, _GRID).to(rows)
+        x = torch.linspace(*within, _GRID, dtype=torch.float64, device=rows.device)
         if len(rows):
             ax.stairs(*histogram(rows.cpu(), within), fill=True, color=DATA, alpha=0.28, label="data")
         ax.plot(x.cpu(), model.log_prob(x[:, None]).exp().cpu(), color=MODEL, label="model")

@@ -52,5 +52,5 @@ def quick_losses(problem: Problem, frozen: nn.Module, rows: Rows) -> Tensor:
     if not bool(log_z.isfinite()):
         start = Gaussian(torch.zeros_like(t[0]), torch.eye(problem.dim).to(t))
         log_z = short_annealing(together(potential.value, potential.gradient), start, seed=0)
-    losses = potential.value(t) + log_z - density.standardiser.log_scale_jacobian
+    losses = potential.value(t).double() + log_z - density.standardiser.log_scale_jacobian
     return losses if problem.log_prob is None else losses + problem.log_prob(x)

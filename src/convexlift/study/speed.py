@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-from convexlift.data import place
+from convexlift.data import place_for
 from convexlift.seeds import one_thread
 from convexlift.study.arms import build
 from convexlift.study.cells import Setting, subject
@@ -43,8 +43,7 @@ def step_times(setting: Setting, arms: Iterable[str]) -> dict[str, float]:
         runs = {}
         for arm in dict.fromkeys(arms):
             task = build(chosen, arm, seed=0, arms=known).to(device)
-            dtype = next(p.dtype for p in task.parameters() if p.is_floating_point())
-            runs[arm] = Run(task, place(chosen.train, device, dtype), None, settings, (), None, None)
+            runs[arm] = Run(task, place_for(task, chosen.train), None, settings, (), None, None)
         for _ in range(steps):
             for run in runs.values():
                 run.train_step()

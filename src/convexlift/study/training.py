@@ -11,7 +11,7 @@ from typing import Any, cast, final
 
 import torch
 
-from convexlift.data import place, whole
+from convexlift.data import place_for, whole
 from convexlift.mechanism import emission_noise, shoulder, step_amplification, weight_histogram
 from convexlift.objectives import objective_named
 from convexlift.problems import Problem
@@ -49,9 +49,8 @@ def train_cell(setting: Setting, cell: Cell) -> Outcome:
 def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm]) -> Outcome:
     budget, device = setting.budget, torch.device(setting.device)
     task = cast(Any, build(chosen, cell.arm, cell.seed, arms).to(device))
-    dtype = next(p.dtype for p in task.parameters() if p.is_floating_point())
-    rows = cast(Any, place(whole(chosen.train), device, dtype))
-    test = cast(Any, place(chosen.test, device, dtype))
+    rows = cast(Any, place_for(task, whole(chosen.train)))
+    test = cast(Any, place_for(task, chosen.test))
     if hasattr(task, "initialise"):
         task.initialise(rows)
     watch = _Watch(chosen, budget.batch_size, cell, task, rows, test)
@@ -128,9 +127,8 @@ class _Watch:
         self.start: dict[str, Any] = {}
         self.middle: dict[str, Any] = {}
         if self.instrumented:
-            first = rows[0] if isinstance(rows, tuple) else rows
             seen = first_batches(chosen, batch_size, cell.seed)
-            self.batches = [place(batch, first.device, first.dtype) for batch in seen]
+            self.batches = [place_for(task, batch) for batch in seen]
             self.start = self._weights()
             self._note_noise(0.0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, final
@@ -56,16 +55,20 @@ class LogConcaveDensity(Task):
             "chains", "score", "denoising" or "nce".
 
     Training rows are a tensor (N, d), or a pair of it and observation weights (N,), non-negative: a row of
-    weight 2 counts as two rows. ``freeze`` finds log Z in one dimension; above, the first ``log_prob`` does.
+    weight 2 counts as two rows. Only the ratios of weights matter: they are divided by their mean over the
+    training rows in training, over the rows given in evaluation. ``freeze`` finds log Z in one dimension;
+    above, the first ``log_prob`` does.
 
     Shapes: samples (N, d); log-densities (N,); scores (N, d).
 
     Raises:
         ValueError: an unknown objective; from the methods, samples of another width or with NaN or infinite
             entries, an unfrozen lift without ``batch`` to emit from, or an f whose exp(-f) has no finite
-            integral (possible only with strong_convexity = 0); from ``initialise``, every weight is zero, an
-            entry lies so far out that no log-concave density has it, or nearly all of a column is one value.
-        TypeError: a block of another kind; from the methods, samples of another dtype.
+            integral (possible only with strong_convexity = 0), or weights that are negative or all zero; from
+            ``initialise``, an entry lies so far out that no log-concave density has it, or nearly all of a
+            column is one value.
+        TypeError: a block of another kind; from the methods, samples that are not floating-point.
+        FloatingPointError: from ``score``, it overflows in the user's units.
         UnreliableEstimate: a RuntimeError, from what needs Z above two dimensions: its estimate collapsed.
 
     Source: Walther, "Inference and modeling with log-concave distributions", Statistical Science 2009.
@@ -115,11 +118,11 @@ class LogConcaveDensity(Task):
         A lift emits from the batch itself, or from ``emit_from``.
         """
         x, weights = self._split(batch)
-        t = self.standardiser(x)
+        t = self.standardiser(x, self.dtype)
         source = t if emit_from is None else self._rows(emit_from, "emitting samples")
         potential = self.block.emit(source.detach())
         if weights is not None:
-            weights = weights / self.mean_weight
+            weights = self._relative(weights)
         frozen = self._is_frozen()
         if not frozen:  # a frozen density that is trained again: what it kept holds no longer
             self.log_z.fill_(torch.nan)
@@ -130,8 +133,8 @@ class LogConcaveDensity(Task):
             if not self._is_known() and not bool(self.quick_log_z.isfinite()):
                 self.normalise()
             loss = potential.value(t) + (self.log_z if self._is_known() else self.quick_log_z)
-            return (loss if weights is None else loss * weights).mean() - self._log_jacobian(weights)
-        return self.objective(potential, t, weights) - self._log_jacobian(weights)
+            return self._in_units((loss if weights is None else loss * weights).mean(), weights)
+        return self._in_units(self.objective(potential, t, weights), weights)
 
     def log_prob(self, x: Tensor, batch: Rows | None = None) -> Tensor:
         """log p(x), (N,). An unfrozen lift needs a ``batch`` to emit from.
@@ -140,11 +143,13 @@ class LogConcaveDensity(Task):
         on an unfrozen one every call does, and leaves log Z out of the gradient in the weights.
         """
         potential = self._potential(batch)
-        return self._constant(potential) - potential.value(self._rows(x))
+        log_prob = self._constant(potential) - potential.value(self._rows(x)).double()
+        return log_prob.to(self._resolving(x))
 
     def score(self, x: Tensor, batch: Rows | None = None) -> Tensor:
         """The gradient of log p at x, (N, d). It needs no Z."""
-        return -self.standardiser.pull_back(self._potential(batch).gradient(self._rows(x)))
+        gradient = self._potential(batch).gradient(self._rows(x))
+        return self.standardiser.pull_back(-gradient, self._resolving(x))
 
     def normaliser(
         self, batch: Rows | None = None, *, seed: int = 0, particles: int = 2048
@@ -194,7 +199,7 @@ class LogConcaveDensity(Task):
         chosen = int(torch.randint(2**62, ())) if seed is None else seed
         generator = torch.Generator(device).manual_seed(chosen)
         if n == 0:
-            return _independent(self.standardiser.mean.new_zeros(0, self.dim))
+            return _independent(self._restored(torch.zeros(0, self.dim, device=device)))
         if self.dim == 1:
             u = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
             found = _independent(line.quantile(self._line(potential), u)[:, None])
@@ -241,7 +246,7 @@ class LogConcaveDensity(Task):
                 raise ValueError("every weight is zero")
             x, weights = x[weights > 0], weights[weights > 0]
         self.check_entries(x)
-        start = self.standardiser.fit(x, weights)(start_rows(x))
+        start = self.standardiser.fit(x, weights)(start_rows(x), self.dtype)
         self.mean_weight.fill_(average)
         return start
 
@@ -261,25 +266,37 @@ class LogConcaveDensity(Task):
             frozen.quick_log_z.copy_(estimate)
 
     def _rows(self, data: Any, name: str | None = None) -> Tensor:
-        return self.standardiser(self._split(data, name)[0])
+        return self.standardiser(self._split(data, name)[0], self.dtype)
 
     def _split(self, batch: Any, name: str | None = None) -> tuple[Tensor, Tensor | None]:
         """Samples and weights (N,) of a batch, checked; the weights may be None."""
         if not isinstance(batch, tuple):
-            return check_rows(batch, self.dim, self.dtype, name or "samples"), None
+            return check_rows(batch, self.dim, name or "samples"), None
         x, weights = self._pair(batch, "samples, or a pair (samples, weights)", None, "weights", name)
         if bool((weights < 0).any()):
             row = int((weights < 0).nonzero()[0])
             raise ValueError(f"weights must not be negative; row {row} has {float(weights[row]):g}")
         return x, weights
 
-    def _restored(self, t: Tensor) -> Tensor:
-        """Points in data space from standardised ones in float64, computed there."""
-        return copy.deepcopy(self.standardiser).double().inverse(t).to(self.dtype)
+    def weight_of(self, batch: Rows) -> float:
+        x, weights = self._split(batch)
+        return float(len(x) if weights is None else weights.double().sum())
 
-    def _log_jacobian(self, weights: Tensor | None) -> Tensor:
+    def _relative(self, weights: Tensor) -> Tensor:
+        """The weights of a batch over their mean, in training that over the training rows."""
+        mean = (self.mean_weight if self.training else weights).double().mean()
+        if not self.training and float(mean) == 0:
+            raise ValueError("every weight is zero")
+        return (weights.double() / mean).to(self.dtype)
+
+    def _restored(self, t: Tensor) -> Tensor:
+        """Points in data space from standardised ones."""
+        return self.standardiser.inverse(t, self._resolving())
+
+    def _in_units(self, loss: Tensor, weights: Tensor | None) -> Tensor:
+        """The mean -log p of a batch in the user's units, from that of the standardised rows."""
         jacobian = self.standardiser.log_scale_jacobian
-        return jacobian if weights is None else weights.mean() * jacobian
+        return loss.double() - (jacobian if weights is None else weights.double().mean() * jacobian)
 
     def _is_frozen(self) -> bool:
         plain = architecture_of(self.block) is self.block
@@ -289,11 +306,11 @@ class LogConcaveDensity(Task):
         return bool(self.log_z.isfinite())
 
     def _constant(self, potential: Potential) -> Tensor:
-        """log p(x) + f(t), a scalar: the Jacobian without log Z."""
+        """log p(x) + f(t), a scalar in float64: the Jacobian without log Z."""
         if self._is_frozen():
             self.normalise()
             return self.standardiser.log_scale_jacobian - self.log_z
-        return self.standardiser.log_scale_jacobian - self._normaliser(potential).log_z.to(self.dtype)
+        return self.standardiser.log_scale_jacobian - self._normaliser(potential).log_z
 
     @torch.no_grad()
     def _regions(
@@ -309,7 +326,7 @@ class LogConcaveDensity(Task):
         constant = self._constant(potential).clone()
 
         def log_prob(points: Tensor) -> Tensor:
-            return constant - potential.value(self._rows(points))
+            return constant - potential.value(self._rows(points)).double()
 
         if self.dim <= 2:
             heights = self._heights(potential, levels)

@@ -76,7 +76,8 @@ def region_outlines(density: LogConcaveDensity, levels: Sequence[float] = LEVELS
     """
     if density.dim != 2:
         raise ValueError(f"outlines are drawn in two dimensions; the density has {density.dim}")
-    mode = density.mode()
+    found = density.mode()
+    mode = found.double()
     angle = torch.linspace(0, 2 * math.pi, _ANGLES + 1, dtype=torch.float64)
     t = torch.stack([angle.cos(), angle.sin()], 1).to(mode)
     # Rays that are evenly spread in whitened coordinates, where the density is round.
@@ -94,5 +95,5 @@ def region_outlines(density: LogConcaveDensity, levels: Sequence[float] = LEVELS
             middle = (low + high) / 2
             within = inside(middle)
             low, high = torch.where(within, middle, low), torch.where(within, high, middle)
-        outlines.append(mode + low[:, None] * rays)
+        outlines.append((mode + low[:, None] * rays).to(found))
     return outlines

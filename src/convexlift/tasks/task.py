@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import reduce
 from typing import Any, Self, TypeVar
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from convexlift.architectures import PartialPotential, Potential
 from convexlift.checks import check_finite, check_samples, may_branch
+from convexlift.data import count_rows
 from convexlift.sources import is_lifted
-from convexlift.tasks.standardise import Standardiser, Whitener
+from convexlift.tasks.standardise import Affine, Standardiser, Whitener
 
 P = TypeVar("P", Potential, PartialPotential)
 
@@ -28,6 +30,10 @@ _START_ROWS = 4096
 class Task(nn.Module):
     """The frame of a task: a loss on the potentials that blocks emit, of rows on one scale.
 
+    Rows may be of any floating dtype: they are centred and scaled in float64, and cast to the dtype of the
+    blocks after that. What comes back in the user's units has the widest dtype of the blocks, of the rows
+    given and of the rows fitted on: float32 rows and blocks give float32, float64 rows give float64.
+
     A subclass sets what is listed here and has a ``loss``. What is its own beside that (rows that are pairs,
     several blocks, what a frozen task keeps) it says in the methods that begin with an underscore.
 
@@ -40,11 +46,18 @@ class Task(nn.Module):
     dim: int
     block: Any
     standardiser: Standardiser | Whitener
+    #: rows reach the task as they are: it casts them itself, when they are on one scale
+    standardises = True
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating dtype of the task and of its rows."""
-        return self.standardiser.mean.dtype
+        """The floating dtype of the blocks, in which the task computes."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the task is."""
+        return self.standardiser.mean.device
 
     @property
     def settle_at(self) -> float | None:
@@ -55,6 +68,10 @@ class Task(nn.Module):
     def loss(self, batch: Any, emit_from: Any = None) -> Tensor:
         """The mean loss of a batch, a scalar. Lifts emit from the batch itself, or from ``emit_from``."""
         raise NotImplementedError
+
+    def weight_of(self, batch: Any) -> float:
+        """What a batch counts for in a mean of losses: its rows, or the sum of their weights."""
+        return float(count_rows(batch))
 
     @torch.no_grad()
     def preflight(self, rows: Tensor, names: Sequence[str] | None = None) -> None:
@@ -147,12 +164,12 @@ class Task(nn.Module):
 
     def _rows(self, data: Any, name: str | None = None) -> Tensor:
         """What the first block sees of a batch: its samples or inputs, checked and standardised."""
-        return self.standardiser(check_rows(data, self.dim, self.dtype, name or self.standardiser.name))
+        return self.standardiser(check_rows(data, self.dim, name or self.standardiser.name), self.dtype)
 
     def _fit(self, data: Any) -> Tensor:
         """Fit the standardisers; what the first block sees of the rows to start from."""
-        check_rows(data, self.dim, self.dtype, self.standardiser.name)
-        return self.standardiser.fit(data)(start_rows(data))
+        check_rows(data, self.dim, self.standardiser.name)
+        return self.standardiser.fit(data)(start_rows(data), self.dtype)
 
     def _start(self, x: Tensor) -> None:
         """Start the blocks from such rows."""
@@ -167,6 +184,11 @@ class Task(nn.Module):
 
     def _complete(self, frozen: Self, x: Tensor | None) -> None:
         """Set what a frozen task, otherwise a copy, has of its own."""
+
+    def _resolving(self, *rows: Tensor) -> torch.dtype:
+        """The dtype of what comes back in the user's units, beside such rows if there are any."""
+        fitted_on = [part.wide for part in self.children() if isinstance(part, Affine)]
+        return widest(self.dtype, *(x.dtype for x in (*rows, *fitted_on) if x is not None))
 
     def _require_weights(self, batch: object | None) -> None:
         """Refuse to evaluate unfrozen lifts unless a batch is there to emit from."""
@@ -190,10 +212,10 @@ class Task(nn.Module):
             got = f"a tuple of {len(data)}" if isinstance(data, tuple) else type(data).__name__
             raise TypeError(f"expected {form}; got {got}")
         x, y = data
-        check_rows(x, self.dim, self.dtype, called or self.standardiser.name)
+        check_rows(x, self.dim, called or self.standardiser.name)
         if width is None and isinstance(y, Tensor) and y.ndim == 1:
             y = y[:, None]
-        check_rows(y, width or 1, self.dtype, name)
+        check_rows(y, width or 1, name)
         if len(x) != len(y):
             raise ValueError(
                 f"expected as many {name} as {self.standardiser.name}; got {len(y)} and {len(x)}"
@@ -201,12 +223,21 @@ class Task(nn.Module):
         return x, y[:, 0] if width is None else y
 
 
-def check_rows(x: Tensor, dim: int, dtype: torch.dtype, name: str = "samples") -> Tensor:
-    """x if it is an (N, dim) tensor of that dtype with finite entries; see ``convexlift.checks``."""
-    check_samples(x, dim, dtype, name=name)
+def check_rows(x: Tensor, dim: int, name: str = "samples") -> Tensor:
+    """x if it is an (N, dim) floating-point tensor with finite entries; see ``convexlift.checks``."""
+    check_samples(x, dim, name=name)
     if not may_branch(x):
         return x  # entries cannot be looked at there
     return check_finite(x, name=name)
+
+
+def widest(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype to which all of these can be cast without loss.
+
+    >>> widest(torch.float32, torch.float64)
+    torch.float64
+    """
+    return reduce(torch.promote_types, dtypes)
 
 
 def in_float64(potential: P) -> P:

@@ -24,6 +24,7 @@ from convexlift.data import (
     Rows,
     check_alike,
     describe,
+    dtype_for,
     mean_loss,
     prepare,
     whole,
@@ -70,7 +71,9 @@ def fit(
 
     The module may have the hooks ``initialise(data)`` (called once, before the first step),
     ``set_progress(t)`` with t in [0, 1], ``settle(data)`` (called once, as soon as t >= ``module.settle_at``)
-    and ``freeze(data)``, which returns the model that is validated; without it a copy in eval mode is.
+    and ``freeze(data)``, which returns the model that is validated; without it a copy in eval mode is. Of a
+    weighted loss the validated model tells by ``weight_of(batch)`` what a batch counts for in its mean, by
+    default its rows.
     ``data`` is there all training rows in the form of one batch (for a `Simulator` 20,000 fixed draws). With
     ``validation`` the module ends at the state whose frozen model was best there; without, at the last state.
     Ctrl-C ends the run after the step in progress, at its last state.
@@ -106,7 +109,8 @@ def fit(
         evaluate_every: steps between evaluations; by default 25 evaluations a run.
         seed: of batches and of everything random in the module; the same seed gives the same run.
         device: where to train; the module is moved. By default where its parameters are.
-        dtype: floating dtype to train in; module and data are cast. By default the parameters' own.
+        dtype: floating dtype to train in; the module is cast, and so are the data, unless the module
+            ``standardises`` them itself, as the tasks do. By default the parameters' own.
         run_dir: folder for checkpoints, metrics and the result; see `RunFolder`.
         resume: go on from the last checkpoint in ``run_dir``, bit for bit; a folder without a run is begun.
         progress: show a progress bar where stderr is a terminal.
@@ -142,10 +146,14 @@ def fit(
     check_module(module)
     check_callbacks(callbacks)
     place, kind = place_and_kind(module, device, dtype)
-    data = prepare(data, "training data", place, kind)
+    rows_kind = dtype_for(module, kind)
+    data = prepare(data, "training data", place, rows_kind)
     if validation is not None:
-        validation = prepare(validation, "validation data", place, kind)
+        validation = prepare(validation, "validation data", place, rows_kind)
         check_alike(data, validation)
+        weight_of: Any = getattr(module, "weight_of", None)
+        if weight_of is not None and not weight_of(whole(validation)):
+            raise ValueError("every weight of the validation data is zero: nothing could be chosen by them")
     if patience is not None and validation is None:
         raise ValueError("patience needs validation data")
     if resume and run_dir is None:
@@ -379,7 +387,8 @@ class Run:
                 frozen = copy.deepcopy(self.module).eval()
             if self.validation is not None:
                 size = max(1024, self.settings.batch_size)
-                validation = mean_loss(frozen.loss, self.validation, size)
+                weight_of = getattr(frozen, "weight_of", None)
+                validation = mean_loss(frozen.loss, self.validation, size, weight_of)
         except FloatingPointError as error:
             raise FloatingPointError(f"the frozen model fails ({error})") from error
         if validation is not None and not math.isfinite(validation):
