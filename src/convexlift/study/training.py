@@ -90,16 +90,16 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
         return _diverged(f"the frozen model fails on test rows ({error})")
     if not bool(losses.isfinite().all()):
         return _diverged(f"the loss of {int((~losses.isfinite()).sum())} test rows is not finite")
-    offset = _exact_validation_loss(chosen)
+    offset, unit = _exact_validation_loss(chosen), getattr(task, "loss_unit", 1.0)
     return {
         "status": "finished",
-        "validation": cast(float, history.best_validation) - offset,
+        "validation": unit * cast(float, history.best_validation) - offset,
         "best_step": history.best_step,
         "test": float(losses.mean()),
         "rows": [float(f"{loss:.7g}") for loss in losses.tolist()],
         "metrics": metrics,
         "steps": history.steps,
-        "curve": [value - offset for value in history.validation],
+        "curve": [unit * value - offset for value in history.validation],
         "ms_per_step": history.ms_per_step,
         "parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
         "source_factor": factor,

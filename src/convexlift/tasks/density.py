@@ -23,6 +23,7 @@ from convexlift.integration.line import Normaliser
 from convexlift.integration.plane import normaliser as plane
 from convexlift.integration.plane.normaliser import PlaneNormaliser
 from convexlift.objectives import Objective, objective_named
+from convexlift.objectives.objective import mean, share
 from convexlift.tasks.region import CredibleRegion, region_of_draws
 from convexlift.tasks.standardise import Standardiser, Whitener
 from convexlift.tasks.task import Task, check_rows, in_float64, start_rows
@@ -121,8 +122,9 @@ class LogConcaveDensity(Task):
         t = self.standardiser(x, self.dtype)
         source = t if emit_from is None else self._rows(emit_from, "emitting samples")
         potential = self.block.emit(source.detach())
-        if weights is not None:
-            weights = self._relative(weights)
+        weights = None if weights is None else self._relative(weights)
+        jacobian = share(weights) * self.standardiser.log_scale_jacobian
+        weights = None if weights is None else weights.to(self.dtype)
         frozen = self._is_frozen()
         if not frozen:  # a frozen density that is trained again: what it kept holds no longer
             self.log_z.fill_(torch.nan)
@@ -133,8 +135,8 @@ class LogConcaveDensity(Task):
             if not self._is_known() and not bool(self.quick_log_z.isfinite()):
                 self.normalise()
             loss = potential.value(t) + (self.log_z if self._is_known() else self.quick_log_z)
-            return self._in_units((loss if weights is None else loss * weights).mean(), weights)
-        return self._in_units(self.objective(potential, t, weights), weights)
+            return mean(loss, weights).double() - jacobian
+        return self.objective(potential, t, weights).double() - jacobian
 
     def log_prob(self, x: Tensor, batch: Rows | None = None) -> Tensor:
         """log p(x), (N,). An unfrozen lift needs a ``batch`` to emit from.
@@ -283,20 +285,15 @@ class LogConcaveDensity(Task):
         return float(len(x) if weights is None else weights.double().sum())
 
     def _relative(self, weights: Tensor) -> Tensor:
-        """The weights of a batch over their mean, in training that over the training rows."""
-        mean = (self.mean_weight if self.training else weights).double().mean()
-        if not self.training and float(mean) == 0:
+        """The weights of a batch over their mean, in training that over the training rows; in float64."""
+        average = (self.mean_weight if self.training else weights).double().mean()
+        if not self.training and float(average) == 0:
             raise ValueError("every weight is zero")
-        return (weights.double() / mean).to(self.dtype)
+        return weights.double() / average
 
     def _restored(self, t: Tensor) -> Tensor:
         """Points in data space from standardised ones."""
         return self.standardiser.inverse(t, self._resolving())
-
-    def _in_units(self, loss: Tensor, weights: Tensor | None) -> Tensor:
-        """The mean -log p of a batch in the user's units, from that of the standardised rows."""
-        jacobian = self.standardiser.log_scale_jacobian
-        return loss.double() - (jacobian if weights is None else weights.double().mean() * jacobian)
 
     def _is_frozen(self) -> bool:
         plain = architecture_of(self.block) is self.block

@@ -76,6 +76,11 @@ class ConvexRegression(Task):
         """The buffers that belong to the weights of the moment, and are averaged where these are."""
         return [] if self.level is None else ["level"]
 
+    @property
+    def loss_unit(self) -> float:
+        """scale_y squared, by which a loss becomes the mean squared error in the user's units."""
+        return float(self.target_standardiser.scale.square())
+
     def loss(self, batch: tuple[Tensor, Tensor], emit_from: Rows | None = None) -> Tensor:
         """Mean squared error over the batch (x, y), in units of the variance of the training targets.
 

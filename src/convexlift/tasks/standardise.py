@@ -98,11 +98,11 @@ class Standardiser(Affine):
         scale = unit * deviation
         for column in range(self.dim):
             size, spread = float(largest[column]), float(scale[column])
+            if size > limits.max / 4:
+                raise ValueError(f"column {column} is too large for {called} (up to {size:.3g})")
             if deviation[column] <= 2 * limits.eps * largest[column] / unit[column]:
                 value = float(x[0, column])
                 raise ValueError(f"column {column} is constant (every value is {value:.6g}): remove it")
-            if size > limits.max / 4:
-                raise ValueError(f"column {column} is too large for {called} (up to {size:.3g})")
             if spread < limits.tiny:
                 raise ValueError(f"column {column} is too small for {called} (deviation {spread:.3g})")
         self.mean.copy_(unit * (first + centre))
