@@ -7,9 +7,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guard_methods
 from convexlift.checks import check_finite, check_samples, name_dtype
 
 
+@guard_methods
 @final
 class Standardiser(nn.Module):
     """x -> (x - mean) / scale, column by column; the identity until it is fitted.
@@ -90,6 +92,7 @@ class Standardiser(nn.Module):
         return -self.scale.log().sum()
 
 
+@guard_methods
 class Whitener(nn.Module):
     """x -> L^-1 (x - mean), L L' the covariance of training data; the identity until it is fitted.
 
@@ -172,6 +175,7 @@ class Whitener(nn.Module):
         return -self.factor.diagonal().log().sum()
 
 
+@guard_methods
 @final
 class ActNorm(nn.Module):
     """z = exp(log_scale) x + shift, column by column, learned from a start with zero mean and unit deviation.
