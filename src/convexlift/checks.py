@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,6 +59,49 @@ def check_finite(x: Tensor, *, name: str = "samples") -> Tensor:
     return x
 
 
+def plain(value: Any) -> Any:
+    """A number of NumPy's, or a NumPy array that is one, as Python's own; all else as it is.
+
+    >>> plain(np.float32(0.5)), plain(np.array(3)), plain(np.bool_(True)), plain("cosine")
+    (0.5, 3, True, 'cosine')
+    """
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    return value
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """Return the value as an int if it is a whole number of at least ``least``, else raise.
+
+    Raises:
+        TypeError: it is not a whole number; True and False are none.
+        ValueError: it is smaller.
+
+    >>> check_count("steps", np.int64(3))
+    3
+    >>> check_count("steps", 1.5)
+    Traceback (most recent call last):
+    ...
+    TypeError: steps must be an int; got 1.5
+    """
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        raise TypeError(f"{name} must be an int; got {value!r}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}; got {number}")
+    return int(number)
+
+
+def is_number(value: Any) -> bool:
+    """Whether the value is a real number, of Python or NumPy; True and False are none.
+
+    >>> is_number(np.float32(0.5)), is_number(True), is_number("0.5")
+    (True, False, False)
+    """
+    number = plain(value)
+    return isinstance(number, Real) and not isinstance(number, bool)
+
+
 def check_draws(n: Any) -> int:
     """Return ``n``, a number of samples to draw, if it is a whole one that is not negative, else raise.
 
@@ -90,7 +135,7 @@ def check_device(device: torch.device | str) -> torch.device:
     ValueError: device 'abacus' is unknown or not available
     """
     try:
-        return torch.empty(0, device=device).device
+        return torch.empty(0, dtype=torch.float32, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device '{device}' is unknown or not available") from error
 

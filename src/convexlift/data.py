@@ -6,13 +6,14 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar, cast, final
+from typing import Any, TypeVar, cast, final
 
 import torch
 from torch import Tensor, nn
 
+from convexlift.arrays import is_table, tensor_of
 from convexlift.checks import check_finite, name_dtype
-from convexlift.seeds import generator_of
+from convexlift.seeds import generator_of, generator_on
 
 # What a loss receives, and what `initialise`, `settle` and `freeze` receive.
 Rows = Tensor | tuple[Tensor, ...]
@@ -57,20 +58,21 @@ class Simulator:
             raise TypeError(f"a Simulator needs a function draw(n, generator); got {type(draw).__name__}")
         self._draw = draw
         self.seed = seed
-        self._fixed: dict[int, Rows] = {}
+        self._fixed: dict[tuple[int, int], Rows] = {}
 
     def draw(self, n: int, generator: torch.Generator) -> Rows:
         """Return n rows that depend on the generator's state only."""
-        rows = self._draw(n, generator)
+        rows = readable(self._draw(n, generator), "draw(n, generator)")
         if any(not isinstance(x, Tensor) or x.ndim == 0 or len(x) != n for x in _parts(rows)):
             raise ValueError(f"draw(n, generator) must return n rows; asked for {n}, got {_shapes(rows)}")
         return rows
 
     def fixed(self, n: int = 20_000) -> Rows:
         """Return the n rows that stand for this simulator's distribution: the same ones at every call."""
-        if n not in self._fixed:
-            self._fixed[n] = self.draw(n, generator_of(self.seed, "fixed"))
-        return self._fixed[n]
+        key = (self.seed, n)
+        if key not in self._fixed:
+            self._fixed[key] = self.draw(n, generator_of(self.seed, "fixed"))
+        return self._fixed[key]
 
 
 Data = Tensor | tuple[Tensor, ...] | Unpaired | Simulator
@@ -129,7 +131,7 @@ class Batches:
     def _indices(self, step: int, side: int, n: int) -> Tensor:
         epoch, position = divmod(step, max(1, n // self.batch_size))
         if self._permutations.get(side, (-1,))[0] != epoch:
-            order = torch.randperm(n, generator=generator_of(self.seed, "epoch", side, epoch))
+            order = torch.randperm(n, generator=generator_of(self.seed, "epoch", side, epoch), device="cpu")
             self._permutations[side] = (epoch, order)
         return self._permutations[side][1][position * self.batch_size : (position + 1) * self.batch_size]
 
@@ -143,6 +145,7 @@ def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype | No
         TypeError: neither a tensor, a tuple of tensors, `Unpaired` nor a `Simulator`; or not floating-point.
         ValueError: no rows, rows that do not align, entries that are NaN or infinite, or are once cast.
     """
+    data = readable(data, name)
     if not isinstance(data, Tensor | tuple | Unpaired | Simulator):
         raise TypeError(
             f"{name} must be a tensor, a tuple of row-aligned tensors, Unpaired or a Simulator; "
@@ -171,6 +174,20 @@ def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype | No
             check_finite(x, name=name + where)
             check_finite(moved, name=f"{name} in {name_dtype(moved.dtype)}{where}")
     return placed
+
+
+def readable(data: Any, name: str) -> Any:
+    """The data with tensors in place of arrays and data frames, and without the graphs of tensors.
+
+    Raises:
+        TypeError, ValueError: see ``tensor_of``.
+    """
+    if isinstance(data, Unpaired):
+        return Unpaired(readable(data.xs, name), readable(data.xt, name))
+    if isinstance(data, tuple):
+        return tuple(readable(part, name) for part in data)
+    numbers = is_table(data) or (isinstance(data, Tensor) and (data.is_floating_point() or data.is_complex()))
+    return tensor_of(data, name=name) if numbers else data
 
 
 def check_alike(data: Data, validation: Data) -> None:
@@ -240,7 +257,9 @@ def hold_out(rows: SomeRows, share: float, seed: int = 0) -> tuple[SomeRows, Som
     held = max(1, round(share * n))
     if n - held < 2:
         raise ValueError(f"{n} rows are too few: {n - held} would be left to train on")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    rows = readable(rows, "rows")
+    n = count_rows(rows)
+    order = torch.randperm(n, generator=generator_on(seed=seed), device="cpu")
     return take(rows, order[held:]), take(rows, order[:held])
 
 

@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, Transform, constraints
 
+from convexlift.ambient import guard_methods
 from convexlift.sources import is_lifted
 from convexlift.tasks import ConvexPotentialFlow
 from convexlift.tasks.task import evaluating
 
 
+@guard_methods
 @final
 class FlowDistribution(Distribution):
     """A convex potential flow as a ``torch.distributions`` distribution on R^d.
@@ -93,6 +95,7 @@ class FlowDistribution(Distribution):
         )
 
 
+@guard_methods
 @final
 class FlowTransform(Transform):
     """The map of a convex potential flow, x -> z = T(x), as a ``torch.distributions`` transform.

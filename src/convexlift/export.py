@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from convexlift.ambient import guarded
 from convexlift.sources import is_lifted
 from convexlift.tasks import ConvexPotentialFlow
 from convexlift.tasks.flow import log_prob_by_cholesky
@@ -15,6 +16,7 @@ from convexlift.tasks.flow import log_prob_by_cholesky
 __all__ = ["log_prob_program"]
 
 
+@guarded
 def log_prob_program(flow: ConvexPotentialFlow) -> ExportedProgram:
     """The log-density of a frozen flow as a ``torch.export`` program of any number of rows.
 

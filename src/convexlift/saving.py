@@ -12,10 +12,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
+from convexlift.ambient import guarded
 from convexlift.architectures import ICNN, PICNN, Architecture, ConvICNN
 from convexlift.architectures.base import check_nonnegative_tensors
 from convexlift.checks import name_dtype
 from convexlift.files import write_whole
+from convexlift.seeds import seeded
 from convexlift.tasks import ConditionalDensity, ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
 from convexlift.tasks.ensemble import Ensemble
 from convexlift.training.environment import environment
@@ -39,6 +41,7 @@ KINDS: dict[str, type[nn.Module]] = {
 }
 
 
+@guarded
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a frozen model to one safetensors file, atomically; an existing file is replaced.
 
@@ -85,6 +88,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     write_whole(path, to_bytes(tensors, {"convexlift": json.dumps(config)}))
 
 
+@guarded
 def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Any:
     """The model in a file that ``save`` wrote: in eval mode, without gradients, in the dtype it was saved in.
 
@@ -115,7 +119,7 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
     config = _read_config(file, metadata)
     try:
         described = _from_schema_1(config) if config["schema"] == 1 else config["model"]
-        with torch.random.fork_rng(devices=[]):
+        with seeded(0), torch.random.fork_rng(devices=[], enabled=_has_foreign_kinds()):
             model = _built(described).to(getattr(torch, config["dtype"]))
         model.load_state_dict(tensors)
         _check_weights(model)
@@ -206,6 +210,11 @@ def _read_config(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
             f"{file} has schema {schema}; this version of convexlift reads up to {SCHEMA}: update convexlift"
         )
     return {**config, "schema": schema}
+
+
+def _has_foreign_kinds() -> bool:
+    """Whether a class is registered whose constructor may draw from torch's global generator."""
+    return any(kind.__module__.partition(".")[0] != "convexlift" for kind in KINDS.values())
 
 
 def _check_weights(model: nn.Module) -> None:

@@ -12,7 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from convexlift import tasks
+from convexlift.ambient import new_networks_in
 from convexlift.architectures import ICNN
+from convexlift.arrays import refuse, tensor_of
+from convexlift.checks import plain
 from convexlift.data import Rows, hold_out, place_for
 from convexlift.seeds import seeded
 from convexlift.sources import Centred
@@ -64,6 +67,8 @@ class _Estimator(BaseEstimator):
     def _validated(self, X: ArrayLike, *y: ArrayLike, **checks: Any) -> Any:
         """X, or X and y, as scikit-learn checks them before training."""
         # Two rows to standardise by, and one to validate on.
+        for values in (X, *y):
+            refuse(values)  # scikit-learn reads what a mask hides
         least = 3 if self.validation_fraction else 2
         return validate_data(self, X, *y, dtype=np.float64, ensure_min_samples=least, **checks)
 
@@ -78,14 +83,14 @@ class _Estimator(BaseEstimator):
         if not 0 <= share < 1:
             raise ValueError(f"validation_fraction must lie in [0, 1); got {share}")
         train, validation = hold_out(rows, share, seed) if share else (rows, None)
-        with seeded(seed):
+        with seeded(seed), new_networks_in(torch.float32):
             task: Any = self._task(self._block)
         history = fit(
             task,
             train,
             validation=validation,
-            **{name: _plain(getattr(self, name)) for name in _OF_FIT},
-            lr=_plain(self.learning_rate),
+            **{name: plain(getattr(self, name)) for name in _OF_FIT},
+            lr=plain(self.learning_rate),
             seed=seed,
             device=self.device,
             dtype=getattr(torch, self.dtype),
@@ -103,7 +108,7 @@ class _Estimator(BaseEstimator):
             ICNN(
                 self.n_features_in_,
                 self.hidden,
-                sharpness=_plain(self.sharpness),
+                sharpness=plain(self.sharpness),
                 strong_convexity=self.strong_convexity,
             )
         )
@@ -111,6 +116,7 @@ class _Estimator(BaseEstimator):
     def _rows(self, X: ArrayLike) -> Tensor:
         """Rows to evaluate the fitted model on, where it is: its owner may have moved it."""
         check_is_fitted(self, "model_")
+        refuse(X)
         rows = _tensor(validate_data(self, X, dtype=np.float64, reset=False))
         return rows.to(self.model_.standardiser.mean)
 
@@ -139,7 +145,7 @@ class _Density(DensityMixin, _Estimator):
         """
         check_is_fitted(self, "model_")
         seed = _seed(self.random_state if random_state is None else random_state)
-        return self.model_.sample(_plain(n_samples), seed=seed).cpu().numpy()
+        return self.model_.sample(plain(n_samples), seed=seed).cpu().numpy()
 
 
 @final
@@ -262,6 +268,7 @@ class LogConcaveDensity(_Density):
 
         Rows of weight zero are left out.
         """
+        refuse(sample_weight, name="sample weights")
         X = self._validated(X)
         rows = _tensor(X)
         if sample_weight is None:
@@ -342,13 +349,8 @@ class ConvexRegressor(RegressorMixin, _Estimator):
 
 
 def _tensor(array: ArrayLike) -> Tensor:
-    return torch.tensor(array, dtype=torch.float64)  # a copy: the array may be read-only
+    return tensor_of(array).double()
 
 
 def _seed(random_state: Randomness) -> int:
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-
-
-def _plain(value: Any) -> Any:
-    """A number of a grid or of a scipy distribution as Python's own."""
-    return value.item() if isinstance(value, np.generic) else value

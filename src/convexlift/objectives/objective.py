@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 from torch import Tensor, nn
 
+from convexlift.ambient import guard_methods
 from convexlift.architectures import Potential
 
 # Of what is random in evaluation. An unlikely one: with the seed that a user drew the rows from, the noise
@@ -20,6 +21,10 @@ class Objective(nn.Module):
     of mean one over the training rows, or None. In training mode it may draw from torch's global generator
     and move its buffers; in eval mode it is a fixed function of its arguments.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        guard_methods(cls)
 
     #: whether the loss is a negative log-likelihood: then a standardiser's Jacobian counts
     likelihood = False

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guarded
 from convexlift.checks import check_samples
 from convexlift.plots.corner import MOST_COLUMNS, corner, least_normal
 from convexlift.plots.drawing import DATA, MODEL, Axes, axes_of, histogram, limits, points, tell_outside, tick
@@ -19,6 +20,7 @@ POINTS, _CORNER_POINTS = 600, 400
 _GRID = 400
 
 
+@guarded
 @torch.no_grad()
 def plot_density(
     density: LogConcaveDensity,
@@ -74,7 +76,8 @@ def beside(
 
     That of two is drawn by ``plane`` with the rows shown; it returns points that the frame should hold.
     """
-    rows = torch.empty(0, model.dim) if rows is None else check_samples(rows, model.dim, name="rows")
+    none = torch.empty(0, model.dim, dtype=torch.float32, device="cpu")
+    rows = none if rows is None else check_samples(rows, model.dim, name="rows")
     names = [f"column {k}" for k in range(model.dim)] if names is None else list(names)
     if len(names) != model.dim:
         raise ValueError(f"expected {model.dim} names of columns; got {len(names)}")

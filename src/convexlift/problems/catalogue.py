@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convexlift.ambient import guarded
+
 if TYPE_CHECKING:
     from convexlift.problems.base import Problem
 
@@ -29,6 +31,7 @@ FROM_FILES = (*_PUBLISHED, "mnist-latents")
 NAMES = ("digits21", *FROM_FILES, "digits-latents", "collider", *_NAMED)
 
 
+@guarded
 def problem(name: str, data: str | Path | None = None) -> Problem:
     """The problem of that name; `data` is the file or folder that those of `FROM_FILES` read.
 

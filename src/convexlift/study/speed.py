@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
+from convexlift.ambient import guarded
 from convexlift.data import place_for
 from convexlift.seeds import one_thread
 from convexlift.study.arms import build
@@ -19,6 +20,7 @@ WARM_UP, ROUNDS = 5, 31
 _RATE = 1e-4
 
 
+@guarded(training=True)
 def step_times(setting: Setting, arms: Iterable[str]) -> dict[str, float]:
     """Median milliseconds of one training step of each arm, taken in turn (A B C A B C ...) with one thread.
 

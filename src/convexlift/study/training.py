@@ -11,11 +11,12 @@ from typing import Any, cast, final
 
 import torch
 
+from convexlift.ambient import guarded
 from convexlift.data import place_for, whole
 from convexlift.mechanism import emission_noise, shoulder, step_amplification, weight_histogram
 from convexlift.objectives import objective_named
 from convexlift.problems import Problem
-from convexlift.seeds import one_thread, seed_torch
+from convexlift.seeds import one_thread, reseed
 from convexlift.sources import Lift, is_lifted
 from convexlift.study.arms import Arm, build, first_batches, source_factor
 from convexlift.study.cells import Cell, Outcome, Setting, subject
@@ -33,6 +34,7 @@ PICTURED_SEED = 0  # the seed whose model is drawn beside the data
 MEASURES = ("shoulder", "at_zero", "fan_in_weight", "relative_speed", "step_amplification", "weights")
 
 
+@guarded(training=True)
 def train_cell(setting: Setting, cell: Cell) -> Outcome:
     """Train, freeze and score one cell in this process, with one thread.
 
@@ -41,7 +43,7 @@ def train_cell(setting: Setting, cell: Cell) -> Outcome:
     chosen, arms, _ = subject(setting)
     started, device = time.perf_counter(), torch.device(setting.device)
     with one_thread(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seed_torch(device, cell.seed, "initialise")  # as `fit` does
+        reseed(device, cell.seed, "initialise")  # as `fit` does
         outcome = _train(setting, cell, chosen, arms)
     return {"cell": dataclasses.asdict(cell), **outcome, "seconds": time.perf_counter() - started}
 

@@ -12,6 +12,7 @@ from convexlift.architectures import Architecture, PartialPotential
 from convexlift.architectures.base import architecture_of
 from convexlift.checks import check_draws
 from convexlift.integration.rays.rule import ray_rule
+from convexlift.seeds import generator_on
 from convexlift.tasks import conditional_integrals as contexts
 from convexlift.tasks.standardise import Standardiser
 from convexlift.tasks.task import Task, check_rows, in_float64, start_rows
@@ -178,7 +179,7 @@ class ConditionalDensity(Task):
         """
         n = check_draws(n)
         potential, e, rows = self._at_contexts(c, batch)
-        generator = None if seed is None else torch.Generator(e.device).manual_seed(seed)
+        generator = generator_on(e.device, seed)
         if n == 0 or not len(c):
             return e.new_zeros(len(c), n, self.dim, dtype=self._resolving(c))
         draws = contexts.draw(potential, e, rows, n, generator)

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guarded
 from convexlift.architectures import Potential
 from convexlift.architectures.base import architecture_of
 from convexlift.calculus.newton import invert_gradient
@@ -24,6 +25,7 @@ from convexlift.integration.plane import normaliser as plane
 from convexlift.integration.plane.normaliser import PlaneNormaliser
 from convexlift.objectives import Objective, objective_named
 from convexlift.objectives.objective import mean, share
+from convexlift.seeds import fresh_seed, generator_on
 from convexlift.tasks.region import CredibleRegion, region_of_draws
 from convexlift.tasks.standardise import Standardiser, Whitener
 from convexlift.tasks.task import Task, check_rows, in_float64, start_rows
@@ -198,8 +200,7 @@ class LogConcaveDensity(Task):
         n = check_draws(n)
         potential = self._potential(batch)
         device = self.log_z.device
-        chosen = int(torch.randint(2**62, ())) if seed is None else seed
-        generator = torch.Generator(device).manual_seed(chosen)
+        generator = generator_on(device, fresh_seed() if seed is None else seed)
         if n == 0:
             return _independent(self._restored(torch.zeros(0, self.dim, device=device)))
         if self.dim == 1:
@@ -339,7 +340,7 @@ class LogConcaveDensity(Task):
         if self.dim == 2:
             found = self._plane(potential)
             return plane.level(found, found.values.new_tensor(probabilities)).tolist()
-        middles = (torch.arange(_REGION_POINTS, dtype=torch.float64) + 0.5) / _REGION_POINTS
+        middles = (torch.arange(_REGION_POINTS, dtype=torch.float64, device="cpu") + 0.5) / _REGION_POINTS
         t = line.quantile(self._line(potential), middles.to(self.log_z.device))
         values = in_float64(potential).value(t[:, None])
         return [float(values.quantile(probability)) for probability in probabilities]
@@ -351,7 +352,7 @@ class LogConcaveDensity(Task):
             return self._line(potential)
         if self.dim == 2:
             return self._plane(potential)
-        generator = torch.Generator(self.log_z.device).manual_seed(seed)
+        generator = generator_on(self.log_z.device, seed)
         with torch.no_grad():
             f = in_float64(potential)
             proposal = self._proposal(f, generator)
@@ -365,13 +366,13 @@ class LogConcaveDensity(Task):
         f = in_float64(potential)
         return plane.normaliser(f.value, f.gradient, device=self.log_z.device)
 
-    def _proposal(self, f: Potential, generator: torch.Generator) -> Gaussian:
+    def _proposal(self, f: Potential, generator: torch.Generator | None) -> Gaussian:
         """A Gaussian near exp(-f): that of Laplace, moved to the moments of short chains.
 
         Where f has no second derivative chains start from the standardised rows' own, the standard normal.
         """
         mode = torch.zeros(1, self.dim, dtype=torch.float64, device=self.log_z.device)
-        start = Gaussian(mode[0], torch.eye(self.dim).to(mode))
+        start = Gaussian(mode[0], torch.diag(torch.ones_like(mode[0])))
         if architecture_of(self.block).activation.curvature is not None or f.alpha is None:
             mode = self._mode(f)
             start = laplace(mode[0], f.hessian(mode)[0])
@@ -389,6 +390,7 @@ class LogConcaveDensity(Task):
         return found.x
 
 
+@guarded
 @torch.no_grad()
 def normalised(density: LogConcaveDensity) -> dict[str, float]:
     """Find log Z of a frozen density, keep it, and say how well it is known.

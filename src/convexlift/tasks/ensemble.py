@@ -9,11 +9,14 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guard_methods
 from convexlift.checks import check_draws, check_samples, name_dtype
+from convexlift.seeds import fresh_seed, generator_on
 from convexlift.tasks.flow import ConvexPotentialFlow
 from convexlift.tasks.task import widest
 
 
+@guard_methods
 @final
 class Ensemble(nn.Module):
     """The mixture with equal weights of frozen convex-potential flows.
@@ -95,10 +98,9 @@ class Ensemble(nn.Module):
             RuntimeError: a member's inverse does not converge; see ``ConvexPotentialFlow.sample``.
         """
         n = check_draws(n)
-        generator = torch.Generator()
-        generator.seed() if seed is None else generator.manual_seed(seed)
-        chosen = torch.randint(len(self._flows), (n,), generator=generator)
-        seeds = torch.randint(2**62, (len(self._flows),), generator=generator).tolist()
+        generator = generator_on(seed=fresh_seed() if seed is None else seed)
+        chosen = torch.randint(len(self._flows), (n,), generator=generator, device="cpu")
+        seeds = torch.randint(2**62, (len(self._flows),), generator=generator, device="cpu").tolist()
         each = [flow.sample(int((chosen == k).sum()), seed=seeds[k]) for k, flow in enumerate(self._flows)]
         # Sorted by member they lie one after the other; each row takes its place.
         return torch.cat(each)[chosen.argsort(stable=True).argsort().to(each[0].device)]

@@ -18,6 +18,7 @@ from convexlift.calculus.cholesky import logdet_of
 from convexlift.calculus.estimation import LogdetEstimate
 from convexlift.calculus.newton import Solution, default_tolerance
 from convexlift.checks import check_draws, check_samples, may_branch, name_rows
+from convexlift.seeds import generator_on, replaying
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import ActNorm, Standardiser
 from convexlift.tasks.task import Task, check_rows, evaluating, in_float64, map_rows
@@ -241,7 +242,7 @@ class ConvexPotentialFlow(Task):
         n = check_draws(n)
         self._require_weights(batch)
         device = self.device
-        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        generator = generator_on(device, seed)
         with evaluating(self), torch.no_grad():
             potentials = self._potentials(batch)
             z = torch.randn(n, self.dim, generator=generator, dtype=self.dtype, device=device)
@@ -443,7 +444,7 @@ def _by_chunks(
     """step(x), so many rows at a time; each chunk keeps nothing for the backward but its own rows of x."""
     if len(x) <= rows or not may_branch(x):
         return step(x)
-    parts = [checkpoint(step, part, use_reentrant=False) for part in x.split(rows)]
+    parts = [checkpoint(step, part, use_reentrant=False, context_fn=replaying) for part in x.split(rows)]
     return torch.cat([z for z, _ in parts]), torch.cat([logdet for _, logdet in parts])
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guard_methods
 from convexlift.integration.chain_diagnostics import effective_sample_size
 from convexlift.integration.langevin import Draws
 
@@ -21,6 +22,7 @@ _ANGLES = 96
 _HALVINGS = 30
 
 
+@guard_methods
 @final
 @dataclass(frozen=True, eq=False)
 class CredibleRegion:

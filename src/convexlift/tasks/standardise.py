@@ -8,6 +8,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guard_methods
 from convexlift.checks import check_finite, check_samples, may_branch, name_dtype, name_rows
 
 
@@ -51,6 +52,7 @@ class Affine(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
+@guard_methods
 @final
 class Standardiser(Affine):
     """x -> (x - mean) / scale, column by column; the identity until it is fitted.
@@ -131,6 +133,7 @@ class Standardiser(Affine):
         return -self.scale.log().sum()
 
 
+@guard_methods
 class Whitener(Affine):
     """x -> L^-1 (x - mean), L L' the covariance of training data; the identity until it is fitted.
 
@@ -209,6 +212,7 @@ class Whitener(Affine):
         return -self.factor.diagonal().log().sum()
 
 
+@guard_methods
 @final
 class ActNorm(nn.Module):
     """z = exp(log_scale) x + shift, column by column, learned from a start with zero mean and unit deviation.

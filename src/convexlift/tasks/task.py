@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guard_methods
 from convexlift.architectures import PartialPotential, Potential
 from convexlift.checks import check_finite, check_samples, may_branch
 from convexlift.data import count_rows
@@ -27,6 +28,7 @@ _CHUNK = 16_384
 _START_ROWS = 4096
 
 
+@guard_methods
 class Task(nn.Module):
     """The frame of a task: a loss on the potentials that blocks emit, of rows on one scale.
 
@@ -48,6 +50,10 @@ class Task(nn.Module):
     standardiser: Standardiser | Whitener
     #: rows reach the task as they are: it casts them itself, when they are on one scale
     standardises = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        guard_methods(cls)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guarded
 from convexlift.checks import check_samples
 from convexlift.testing.precision import accepted_dtype, digits, double
 from convexlift.testing.results import CheckFailed, ConvexityResult, Function
@@ -26,6 +27,7 @@ _STEPS = 60
 _FINALISTS = 16
 
 
+@guarded
 def check_convex(
     f: nn.Module | Function,
     *,
@@ -283,7 +285,9 @@ class _Search:
     def _starts(self, count: int) -> tuple[Tensor, Tensor]:
         """So many normal points at each scale, at distances within a factor three of it, and their levels."""
         level = torch.arange(len(self.scales), device=self.centres.device).repeat_interleave(count)
-        rows = torch.randint(len(self.centres), (len(level),), generator=self.generator).to(level.device)
+        rows = torch.randint(len(self.centres), (len(level),), generator=self.generator, device="cpu").to(
+            level.device
+        )
         factor = self.scales[level, None] * 10 ** (self._uniform(len(level)) - 0.5)
         return self.centres[rows] + factor * self._normal(len(level)), level
 
@@ -293,16 +297,24 @@ class _Search:
 
     def _normal(self, count: int) -> Tensor:
         shape = (count, self.centres.shape[1])
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.centres)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu").to(
+            self.centres
+        )
 
     def _uniform(self, count: int) -> Tensor:
-        return torch.rand((count, 1), generator=self.generator, dtype=torch.float64).to(self.centres)
+        return torch.rand((count, 1), generator=self.generator, dtype=torch.float64, device="cpu").to(
+            self.centres
+        )
 
 
 def _precise(f: Any, dim: int, points: Tensor | None) -> tuple[Function, Tensor]:
     """f in float64 if it can be had, and the centres of the search in f's dtype and on its device."""
     f = double(f)
-    centres = torch.zeros(1, dim) if points is None else check_samples(points, dim, name="points").detach()
+    centres = (
+        torch.zeros(1, dim, dtype=torch.float32, device="cpu")
+        if points is None
+        else check_samples(points, dim, name="points").detach()
+    )
     tensors = [*f.parameters(), *f.buffers()] if isinstance(f, nn.Module) else []
     device = tensors[0].device if tensors else centres.device
     sample = centres.to(device, torch.float64)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guarded
 from convexlift.checks import check_samples
 from convexlift.testing.precision import accepted_dtype, digits, double
 from convexlift.testing.results import CheckFailed, DerivativesResult, Function
@@ -16,6 +17,7 @@ from convexlift.testing.results import CheckFailed, DerivativesResult, Function
 _DERIVATIVES = ("gradient", "hessian", "laplacian", "hvp", "logdet")
 
 
+@guarded
 def check_derivatives(
     f: Any,
     gradient: Function | None = None,
@@ -75,11 +77,11 @@ def check_derivatives(
 
     generator = torch.Generator().manual_seed(seed)
     if points is None:
-        points = torch.randn(7, dim, generator=generator, dtype=torch.float64)
+        points = torch.randn(7, dim, generator=generator, dtype=torch.float64, device="cpu")
     elif not len(check_samples(points, dim, name="points")):
         raise ValueError("points are empty")
     x = points.detach().double()
-    v = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    v = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x)
     calls: dict[str, Function] = dict(closed)
     if "hvp" in closed:
         calls["hvp"] = lambda x: closed["hvp"](x, v.to(x))

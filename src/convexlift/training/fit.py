@@ -15,7 +15,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from convexlift.checks import name_dtype
+from convexlift.ambient import guarded
+from convexlift.checks import check_count, name_dtype, plain
 from convexlift.data import (
     Batch,
     Batches,
@@ -29,7 +30,7 @@ from convexlift.data import (
     prepare,
     whole,
 )
-from convexlift.seeds import seed_of, seed_torch
+from convexlift.seeds import drawing_apart, reseed, seed_of
 from convexlift.training import optimisation
 from convexlift.training.averaging import Average
 from convexlift.training.compilation import check_compiler, compiled
@@ -38,9 +39,10 @@ from convexlift.training.history import FitEvent, History, TrainingDiverged
 from convexlift.training.optimisation import OptimizerChoice, Schedule
 from convexlift.training.progress import interruptible, progress_bar
 from convexlift.training.run_folder import STATE, RunFolder, State
-from convexlift.training.settings import Settings, check_callbacks, check_count, check_module, place_and_kind
+from convexlift.training.settings import Settings, check_callbacks, check_module, place_and_kind
 
 
+@guarded(training=True)
 def fit(
     module: nn.Module,
     data: Data,
@@ -158,6 +160,7 @@ def fit(
         raise ValueError("patience needs validation data")
     if resume and run_dir is None:
         raise ValueError("resume=True needs run_dir")
+    steps, epochs, batch_size = plain(steps), plain(epochs), plain(batch_size)
     steps = _steps(steps, epochs, data, batch_size)
     every = max(1, steps // 25) if evaluate_every is None else evaluate_every
     settings = Settings(
@@ -185,9 +188,8 @@ def fit(
 
     training = module.training
     module.to(device=device, dtype=dtype)
-    cuda = [place] if place.type == "cuda" else []
     with (
-        torch.random.fork_rng(devices=cuda),
+        drawing_apart(module, globally=compile),
         interruptible() as interrupted,
         progress_bar(steps, progress) as show,
     ):
@@ -425,7 +427,7 @@ class Run:
             self.at.settled = True
 
     def _seed(self, *parts: object) -> None:
-        seed_torch(self.device, self.settings.seed, *parts)
+        reseed(self.device, self.settings.seed, *parts)
 
     def _call(self, hook: str, argument: object) -> None:
         if hasattr(self.module, hook):
@@ -520,7 +522,8 @@ def _records(history: History) -> list[dict[str, Any]]:
 
 def _steps(steps: int | None, epochs: int | None, data: Data, batch_size: int) -> int:
     for name, value in (("steps", steps), ("epochs", epochs), ("batch_size", batch_size)):
-        check_count(name, value)
+        if value is not None:
+            check_count(name, value)
     if steps is not None and epochs is not None:
         raise ValueError("give steps or epochs, not both")
     if epochs is not None:
