@@ -13,7 +13,7 @@ import convexlift
 
 SOURCE = Path(convexlift.__file__).parent
 STUB = "__init__.pyi"  # what the package loads when it is asked for
-_GROUND = {"names", "version", "checks", "files", "seeds", "data", "table_files", "freezing"}
+_GROUND = {"names", "version", "checks", "files", "locks", "seeds", "data", "table_files", "freezing"}
 _CORE = {*_GROUND, "calculus", "architectures"}
 _SOURCES = {*_CORE, "sources"}
 _OBJECTIVES = {*_SOURCES, "integration", "objectives"}
@@ -38,6 +38,7 @@ MAY: dict[str, set[str]] = {
     "version": set(),
     "checks": set(),
     "files": set(),
+    "locks": {"files"},
     "seeds": set(),
     "data": {"checks", "seeds"},
     "table_files": {"checks", "files"},

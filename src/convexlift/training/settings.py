@@ -14,6 +14,8 @@ from convexlift.checks import check_device, name_dtype
 from convexlift.training.history import FitEvent
 from convexlift.training.optimisation import SCHEDULES, OptimizerChoice, Schedule, parameter_groups
 
+RISING = "rising"  # the patience that ends a run where validation has risen for long
+
 
 @final
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Settings:
     lr: float
     schedule: Schedule
     clip: float | None
-    patience: int | None
+    patience: int | str | None
     evaluate_every: int
     seed: int
     compile: bool = False
@@ -34,7 +36,12 @@ class Settings:
     averaging: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "patience", "evaluate_every", "seed"):
+        if isinstance(self.patience, str) and self.patience != RISING:
+            raise ValueError(
+                f"patience must be a number of evaluations, '{RISING}' or None; got {self.patience!r}"
+            )
+        counts = ["steps", "batch_size", "evaluate_every", "seed"]
+        for name in [*counts, *([] if self.patience == RISING else ["patience"])]:
             check_count(name, getattr(self, name), least=0 if name == "seed" else 1)
         for name in ("lr", "clip"):
             value = getattr(self, name)
