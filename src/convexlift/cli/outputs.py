@@ -56,7 +56,7 @@ def check_writable(folder: Path) -> None:
     """
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not there.is_dir():
-        raise NotADirectoryError(f"cannot make the folder {folder}: {there} is a file")
+        raise NotADirectoryError(f"cannot write into {folder}: Not a directory")
     _try_writing(there)
 
 

@@ -343,6 +343,8 @@ def _run_folder(out: Path, resume: bool) -> Iterator[None]:
         )
     if held and CONFIG not in held:
         raise ValueError(f"{out} holds {held[0]} but no run that could be resumed")
+    if held and not resume:
+        typer.echo(f"{out}: the run there came to nothing: begun anew", err=True)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     check_output_folder(out)
     try:
