@@ -114,9 +114,8 @@ def train(
     task.initialise(whole(data))  # type: ignore[operator]
     every = max(1, steps // evaluations)
     try:
-        return fit(
-            task, data, validation=validation, steps=steps, evaluate_every=every, progress=False, **options
-        )
+        equal: dict[str, Any] = {"steps": steps, "evaluate_every": every, "patience": None, "progress": False}
+        return fit(task, data, validation=validation, **equal, **options)
     except TrainingDiverged:
         return None
 

@@ -54,7 +54,7 @@ class _Estimator(BaseEstimator):
     averaging: float = 0.0
     schedule: str = "cosine"
     validation_fraction: float = 0.1
-    patience: int | None = None
+    patience: int | str | None = "rising"
     random_state: Randomness = None
     dtype: str = "float32"
     device: str = "cpu"
@@ -177,7 +177,8 @@ class ConvexPotentialFlow(_Density):
             averages. Try some with a constant rate; a cosine averages by itself.
         schedule: "cosine", which lowers the rate to 0 at the end, or "constant".
         validation_fraction: share of the rows by which the best step is chosen; with 0 the last step is kept.
-        patience: stop after this many evaluations, of 25 a run, without a better validation loss.
+        patience: stop after this many evaluations, of 25 a run, without a better validation loss; "rising":
+            where it has risen for half of the run; None: never.
         random_state: of the split, the initial weights, the batches and the samples; the same number gives
             the same model.
         dtype: "float32" or "float64", to train in; columns are centred and scaled in float64 before that.

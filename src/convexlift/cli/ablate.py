@@ -9,6 +9,7 @@ from typing import Annotated, final
 import typer
 
 from convexlift.cli.compare import Comparing, check_folder, command, going_on_from, shown
+from convexlift.cli.outputs import check_writable
 from convexlift.files import write_whole
 from convexlift.names import check_name
 from convexlift.problems.catalogue import NAMES, check_problem
@@ -46,8 +47,10 @@ class Ablate(Comparing):
         options = self.told("optimizer", "budget", "rates", "seeds", "steps", "data")
 
         from convexlift.study.ablation import ablate, effects_text
-        from convexlift.study.report.page import write_report
+        from convexlift.study.report.page import check_installed, write_report
 
+        check_installed()
+        check_writable(folder)
         with going_on_from(folder), shown() as show:
             result = ablate(
                 self.problem,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 
+from convexlift.cli.outputs import check_writable
 from convexlift.names import CONTROLS, DEFAULT_ARMS, OBJECTIVES, SOURCES, check_name
 from convexlift.problems.catalogue import DENSITIES, FROM_FILES, NAMES, check_problem
 from convexlift.study.protocol import BUDGETS
@@ -115,8 +116,11 @@ class Compare(Comparing):
 
         from convexlift.study.comparison import compare
         from convexlift.study.report.answers import verdicts
-        from convexlift.study.report.page import write_report
+        from convexlift.study.report.page import check_installed, write_report
 
+        check_installed()
+        for place in places.values():
+            check_writable(place)
         results = []
         for target, place in places.items():
             words = ["compare", *(["--own", self.own] if self.own else [str(target)])]

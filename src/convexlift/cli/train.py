@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
@@ -14,7 +14,7 @@ import typer
 
 import convexlift as cl
 from convexlift.cli.options import Reading, add_commands
-from convexlift.cli.outputs import check_output_folder
+from convexlift.cli.outputs import check_output_folder, check_writable
 from convexlift.files import write_whole
 from convexlift.names import DTYPES, OBJECTIVES, SCHEDULES, SOURCES, check_name
 
@@ -65,6 +65,13 @@ class Training(Reading):
     validation_fraction: Annotated[
         float, typer.Option(help="Share of the rows kept aside to choose the best step by.")
     ] = 0.1
+    patience: Annotated[
+        str,
+        typer.Option(
+            help="How many evaluations, of 25 a run, without a better one end it; none: never; rising: "
+            "validation rises for half of the run."
+        ),
+    ] = "rising"
     seed: Annotated[int, typer.Option(help="Of split, initial weights and batches.")] = 0
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, ...")] = "cpu"
     dtype: Annotated[
@@ -107,7 +114,7 @@ class Training(Reading):
 
         with ExitStack() as stack:
             callbacks = [stack.enter_context(board) for board in self.boards(train)]
-            _check_run_folder(self.out, self.resume)
+            stack.enter_context(_run_folder(self.out, self.resume))
             history = cl.fit(
                 model,
                 train,
@@ -116,6 +123,7 @@ class Training(Reading):
                 callbacks=callbacks,
                 conclude=conclude,
                 dtype=getattr(torch, self.dtype),
+                patience=_patience(self.patience),
                 **{option: getattr(self, option) for option in _OF_FIT},
             )
         if history.stopped == "interrupted":
@@ -158,6 +166,7 @@ class Training(Reading):
             raise ValueError(f"--averaging must be at least 0 and below 1; got {self.averaging}")
         check_name("schedule", self.schedule, SCHEDULES)
         check_name("dtype", self.dtype, DTYPES)
+        _patience(self.patience)
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
                 f"--validation-fraction must lie between 0 and 1; got {self.validation_fraction}"
@@ -199,6 +208,11 @@ class Training(Reading):
             f"validation negative log-likelihood: {mean:.4f}{within} nats "
             f"({found['rows']['validation']:,} rows, best step {history.best_step:,} of {self.steps:,})"
         )
+        if history.stopped == "patience":
+            typer.echo(
+                f"stopped after step {history.steps[-1]:,}: validation has not been better since step "
+                f"{history.best_step:,} (--patience none trains to the end)"
+            )
         if "log_z" in found:
             typer.echo(f"log Z: {found['log_z']['value']:.4f} ± {found['log_z']['error']:.2g}")
         typer.echo(f"frozen model: {self.out / MODEL}")
@@ -212,8 +226,11 @@ class Training(Reading):
             return []
         from convexlift.mechanism import Recorder, probe_batches
         from convexlift.tensorboard import TensorBoard
+        from convexlift.training.run_folder import RunFolder
 
-        if not self.resume and any(folder.glob("events.out.tfevents.*")):
+        check_writable(folder)
+        anew = RunFolder(self.out).replaceable  # what it wrote here is replaced, too
+        if not self.resume and not anew and any(folder.glob("events.out.tfevents.*")):
             raise FileExistsError(
                 f"{folder} holds a TensorBoard run already; pass --resume to go on in it, or another folder"
             )
@@ -313,17 +330,39 @@ def _preflight(model: Any, rows: Tensor, names: Sequence[str], data: Path) -> No
         raise ValueError(f"{data}: {text}{advice}{counted}") from None
 
 
-def _check_run_folder(out: Path, resume: bool) -> None:
-    from convexlift.training.run_folder import BEST, CONFIG, MODEL, RESULT, STATE
+def _patience(text: str) -> int | str | None:
+    """What `fit` takes for the option."""
+    if text in ("none", "0"):
+        return None
+    if text == "rising":
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"--patience must be a number of evaluations, rising or none; got {text}")
+    return int(text)
+
+
+@contextmanager
+def _run_folder(out: Path, resume: bool) -> Iterator[None]:
+    """Check the folder of a run; where that is not begun after all, leave no empty folder behind."""
+    from convexlift.training.run_folder import BEST, CONFIG, MODEL, RESULT, STATE, RunFolder
 
     held = [name for name in (CONFIG, STATE, RESULT, BEST, MODEL) if (out / name).exists()]
-    if held and not resume:
+    if held and not resume and not RunFolder(out).replaceable:
         raise FileExistsError(
             f"{out} holds {held[0]} already; pass --resume to go on with that run, or another --out"
         )
     if held and CONFIG not in held:
         raise ValueError(f"{out} holds {held[0]} but no run that could be resumed")
+    if held and not resume:
+        typer.echo(f"{out}: the run there came to nothing: begun anew", err=True)
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     check_output_folder(out)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # those that hold something stay
+            for folder in made:
+                folder.rmdir()
 
 
 def _write_chart(file: Path, chart: Callable[[], str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convexlift.files import write_json
+from convexlift.locks import owned
 from convexlift.study.arms import ABLATION_ARMS
 from convexlift.study.cells import Cell, Named, Outcome, Setting, load
 from convexlift.study.comparison import Comparison, run
@@ -96,19 +97,20 @@ def ablate(
         traced=True,
         fixed_rate=True,
     )
-    with Workers(Setting(make, spend), Path(out) / "cells", jobs=jobs, resume=resume) as workers:
+    with owned(out), Workers(Setting(make, spend), Path(out) / "cells", jobs=jobs, resume=resume) as workers:
         arms, may_grow = ABLATION_ARMS, rates is None
         found = run(workers, arms, arms, may_grow=may_grow, command=command, progress=progress)
-    result = found.result
-    for title, section in (("tuned", result), ("fixed_rate", result["fixed_rate"])):
-        outcomes = {
-            name: [
-                found.outcomes.get(Cell(name, arm["lr"], seed, spend.steps), {}) for seed in spend.evaluation
-            ]
-            for name, arm in section["arms"].items()
-        }
-        result.setdefault("ablation", {"reference": REFERENCE})[title] = _effects(section, outcomes)
-    write_json(Path(out) / "result.json", result)
+        result = found.result
+        for title, section in (("tuned", result), ("fixed_rate", result["fixed_rate"])):
+            outcomes = {
+                name: [
+                    found.outcomes.get(Cell(name, arm["lr"], seed, spend.steps), {})
+                    for seed in spend.evaluation
+                ]
+                for name, arm in section["arms"].items()
+            }
+            result.setdefault("ablation", {"reference": REFERENCE})[title] = _effects(section, outcomes)
+        write_json(Path(out) / "result.json", result)
     return found
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
 
+from convexlift.checks import check_device
 from convexlift.files import write_json
+from convexlift.locks import owned
 from convexlift.names import DEFAULT_ARMS
 from convexlift.objectives import objective_named
 from convexlift.problems import Problem, gaussian_baseline, kernel_baseline
@@ -102,6 +104,7 @@ def compare(
 
     Raises:
         ValueError: an unknown name, or a setting that makes no sense.
+        BlockingIOError: another comparison is in progress in the folder.
         OSError: the folder cannot be written.
         RuntimeError: a worker process died, or every cell of the evaluation failed.
         KeyboardInterrupt: Ctrl-C; the finished cells are kept, and a later call goes on from them.
@@ -135,10 +138,14 @@ def compare(
     spend = budget_for(
         chosen.task, budget, chosen.dim, rates=rates, evaluation_seeds=seeds, fixed_rate=fixed_rate
     )
-    with Workers(Setting(make, spend, device), Path(out) / "cells", jobs=jobs, resume=resume) as workers:
+    check_device(device)
+    with (
+        owned(out),
+        Workers(Setting(make, spend, device), Path(out) / "cells", jobs=jobs, resume=resume) as workers,
+    ):
         at_fixed_rate = FIXED_RATE_ARMS if own is None else names
         found = run(workers, names, at_fixed_rate, may_grow=rates is None, command=command, progress=progress)
-    write_json(Path(out) / "result.json", found.result)
+        write_json(Path(out) / "result.json", found.result)
     return found
 
 

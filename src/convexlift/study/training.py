@@ -71,6 +71,7 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
             optimizer=_multiplied(budget.optimizer, cell.lr, factor) if factor != 1 else budget.optimizer,
             lr=cell.lr,
             clip=budget.clip,
+            patience=None,  # equal steps
             evaluate_every=max(1, cell.steps // EVALUATIONS),
             seed=cell.seed,
             progress=False,

@@ -9,6 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
@@ -34,12 +35,13 @@ from convexlift.seeds import drawing_apart, reseed, seed_of
 from convexlift.training import optimisation
 from convexlift.training.averaging import Average
 from convexlift.training.compilation import check_compiler, compiled
+from convexlift.training.denormals import flushed
 from convexlift.training.environment import environment
 from convexlift.training.history import FitEvent, History, TrainingDiverged
 from convexlift.training.optimisation import OptimizerChoice, Schedule
-from convexlift.training.progress import interruptible, progress_bar
+from convexlift.training.progress import Show, interruptible, progress_bar
 from convexlift.training.run_folder import STATE, RunFolder, State
-from convexlift.training.settings import Settings, check_callbacks, check_module, place_and_kind
+from convexlift.training.settings import RISING, Settings, check_callbacks, check_module, place_and_kind
 
 
 @guarded(training=True)
@@ -57,7 +59,7 @@ def fit(
     averaging: float = 0.0,
     schedule: Schedule = "cosine",
     clip: float | None = None,
-    patience: int | None = None,
+    patience: int | str | None = RISING,
     evaluate_every: int | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -78,7 +80,10 @@ def fit(
     default its rows.
     ``data`` is there all training rows in the form of one batch (for a `Simulator` 20,000 fixed draws). With
     ``validation`` the module ends at the state whose frozen model was best there; without, at the last state.
-    Ctrl-C ends the run after the step in progress, at its last state.
+    Ctrl-C ends the run after the step in progress, at its last state. A run that diverges leaves the module
+    at a good state: that of a late evaluation whose frozen model's loss is finite and no worse than at the
+    start, or the start itself. Steps take denormal numbers for zero, in all
+    threads; evaluations and callbacks find the caller's mode.
 
     Args:
         module: any module with ``loss(batch)``, or ``loss(batch, emit_from=...)`` where a part has
@@ -107,13 +112,16 @@ def fit(
             itself.
         schedule: "cosine" (to 0 at the end), "constant", or a function of t returning a factor of the rates.
         clip: largest gradient norm, of each parameter group by itself.
-        patience: stop after this many evaluations without a better validation loss.
+        patience: stop after this many evaluations without a better validation loss; None: never. The default,
+            "rising", stops where validation has risen for half of the run's evaluations (9 at least): none of
+            them was better, and those of the last third were all worse than those of the first.
         evaluate_every: steps between evaluations; by default 25 evaluations a run.
         seed: of batches and of everything random in the module; the same seed gives the same run.
         device: where to train; the module is moved. By default where its parameters are.
         dtype: floating dtype to train in; the module is cast, and so are the data, unless the module
             ``standardises`` them itself, as the tasks do. By default the parameters' own.
-        run_dir: folder for checkpoints, metrics and the result; see `RunFolder`.
+        run_dir: folder for checkpoints, metrics and the result; see `RunFolder`. A run there that diverged or
+            broke off before its first evaluation is begun anew.
         resume: go on from the last checkpoint in ``run_dir``, bit for bit; a folder without a run is begun.
         progress: show a progress bar where stderr is a terminal.
         callbacks: called with a `FitEvent` at each evaluation, before its checkpoint.
@@ -125,8 +133,9 @@ def fit(
 
     Raises:
         TypeError, ValueError: an argument, the data or the checkpoint is unfit; the message says how.
-        TrainingDiverged: something was not finite; the module is back at its state of the last evaluation.
+        TrainingDiverged: something was not finite; the module is back at its last good state.
         FileExistsError: ``run_dir`` holds a run and ``resume`` is False.
+        BlockingIOError: ``run_dir`` belongs to a run that is in progress.
         OSError: ``run_dir`` cannot be written; its last checkpoint stands.
         RuntimeError: ``compile=True`` where there is no compiler.
 
@@ -156,7 +165,7 @@ def fit(
         weight_of: Any = getattr(module, "weight_of", None)
         if weight_of is not None and not weight_of(whole(validation)):
             raise ValueError("every weight of the validation data is zero: nothing could be chosen by them")
-    if patience is not None and validation is None:
+    if patience not in (None, RISING) and validation is None:
         raise ValueError("patience needs validation data")
     if resume and run_dir is None:
         raise ValueError("resume=True needs run_dir")
@@ -170,7 +179,7 @@ def fit(
         lr=lr,
         schedule=schedule,
         clip=clip,
-        patience=patience,
+        patience=None if validation is None else patience,
         evaluate_every=every,
         seed=seed,
         compile=compile,
@@ -180,38 +189,36 @@ def fit(
 
     if compile:
         check_compiler(place)
-    folder = saved = None
-    if run_dir is not None:
-        folder = RunFolder(run_dir)
-        config = _config(module, data, validation, settings, place, kind)  # reads all data, for their digest
-        saved = folder.open(config, resume=resume)
-
-    training = module.training
-    module.to(device=device, dtype=dtype)
-    with (
-        drawing_apart(module, globally=compile),
-        interruptible() as interrupted,
-        progress_bar(steps, progress) as show,
-    ):
-        run = Run(module, data, validation, settings, callbacks, folder, saved)
-        if folder is not None and saved is None:  # nothing is written before the module has initialised
-            folder.begin(config)
-            run.checkpoint()
-        try:
-            while run.going and not interrupted():
-                loss = run.train_step()
-                if run.at.step % every == 0 or run.at.step == steps:
-                    run.evaluate()
-                show(run.at.step, loss, run.history)
-            if run.going:
+    with nullcontext() if run_dir is None else RunFolder(run_dir) as folder:
+        saved = None
+        if folder is not None:
+            config = _config(module, data, validation, settings, place, kind)  # digests all data
+            saved = folder.open(config, resume=resume)
+        training = module.training
+        module.to(device=device, dtype=dtype)
+        with (
+            drawing_apart(module, globally=compile),
+            interruptible() as interrupted,
+            progress_bar(steps, progress) as show,
+        ):
+            run = Run(module, data, validation, settings, callbacks, folder, saved)
+            if folder is not None and saved is None:  # nothing is written before the module has initialised
+                folder.begin(config)
                 run.checkpoint()
-        except KeyboardInterrupt:
-            pass  # raised inside a step or a callback: the last checkpoint stands
-        finally:
-            module.train(training)
-        run.finish()
-    over = run.history.stopped != "interrupted"
-    run.write_result(**(conclude(run.history) if over and conclude is not None else {}))
+            try:
+                while run.going and not interrupted():
+                    if run.advance(interrupted, show):
+                        run.evaluate()
+                        show(run.at.step, run.history.loss[-1], run.history)
+                if run.going:
+                    run.checkpoint()
+            except KeyboardInterrupt:
+                pass  # raised inside a step or a callback: the last checkpoint stands
+            finally:
+                module.train(training)
+            run.finish()
+        over = run.history.stopped != "interrupted"
+        run.write_result(**(conclude(run.history) if over and conclude is not None else {}))
     return run.history
 
 
@@ -246,6 +253,7 @@ class Run:
         self.device = next(module.parameters()).device
         self.rows: Rows = whole(data)
         self.validation = validation
+        self.data = data
         self.settings = settings
         self.callbacks = callbacks
         self.folder = folder
@@ -273,9 +281,11 @@ class Run:
                 part.attach(self.optimizer)  # type: ignore[operator]
         if saved is not None:
             self._resume(saved)
-        # What to go back to on divergence: the module at the last evaluation, or at the start.
+        # What to go back to on divergence, see `_go_back`: by its step, where training begins here, the last
+        # evaluation that training went on from well, and the last one.
         with self.average.in_place():
-            self.good, self.good_step = snapshot(module), self.at.step
+            self.start = self.good = self.latest = (self.at.step, snapshot(module))
+        self.first_loss = math.nan
 
     @property
     def history(self) -> History:
@@ -284,6 +294,17 @@ class Run:
     @property
     def going(self) -> bool:
         return self.at.step < self.settings.steps and self.history.stopped == "interrupted"
+
+    def advance(self, interrupted: Callable[[], bool], show: Show) -> bool:
+        """Make steps until an evaluation is due, and return whether one is."""
+        steps, every = self.settings.steps, self.settings.evaluate_every
+        with flushed():
+            while not interrupted():
+                loss = self.train_step()
+                show(self.at.step, loss, self.history)
+                if self.at.step % every == 0 or self.at.step == steps:
+                    return True
+        return False
 
     def train_step(self) -> float:
         """Make one optimiser step and return the loss before it."""
@@ -297,6 +318,8 @@ class Run:
         self.optimizer.step()
         self.at.step += 1
         self.average.update(self.at.step)
+        if not self.durations:
+            self.first_loss = value
         self.at.loss_sum += value
         self.at.loss_count += 1
         self.durations.append(time.perf_counter() - started)
@@ -316,8 +339,10 @@ class Run:
             raise self.diverged(str(error)) from error
         with self.average.in_place():
             self.module.train()
-            self.good, self.good_step = snapshot(self.module), self.at.step
             loss = self.at.loss_sum / self.at.loss_count
+            if loss <= self.first_loss:
+                self.good = self.latest
+            self.latest = (self.at.step, snapshot(self.module))
             self.at.loss_sum, self.at.loss_count = 0.0, 0
             improved = self._record(loss, validation)
             for callback in self.callbacks:
@@ -347,12 +372,12 @@ class Run:
 
     def diverged(self, what: str, batch: Batch | None = None) -> TrainingDiverged:
         """Go back to the last good state and return the error to raise."""
-        self.module.load_state_dict(self.good)
+        back = self._go_back()
         self.history.stopped = "diverged"
         rows = None if batch is None else batch.rows()
         message = (
             f"training diverged after {self.at.step} steps: {what}{_named(rows)}; "
-            f"the module is back at its state after {self.good_step} steps"
+            f"the module is back at its state {back}"
         )
         self.write_result(error=message)
         return TrainingDiverged(message, step=self.at.step, rows=rows, history=self.history)
@@ -379,23 +404,50 @@ class Run:
             raise FloatingPointError("a parameter is not finite")
         if self.validation is None and not self.callbacks:
             return self.module, None  # nobody looks at the frozen model
-        self._seed("freeze", self.at.step)
-        frozen: Any
-        validation = None
         try:
-            if hasattr(self.module, "freeze"):
-                frozen = self.module.freeze(self.rows)
-            else:
-                frozen = copy.deepcopy(self.module).eval()
-            if self.validation is not None:
-                size = max(1024, self.settings.batch_size)
-                weight_of = getattr(frozen, "weight_of", None)
-                validation = mean_loss(frozen.loss, self.validation, size, weight_of)
+            frozen = self._frozen()
+            validation = None if self.validation is None else self._mean_loss(frozen, self.validation)
         except FloatingPointError as error:
             raise FloatingPointError(f"the frozen model fails ({error})") from error
         if validation is not None and not math.isfinite(validation):
             raise FloatingPointError(f"the frozen model's validation loss is {validation}")
         return frozen, validation
+
+    def _frozen(self) -> Any:
+        self._seed("freeze", self.at.step)
+        if hasattr(self.module, "freeze"):
+            return self.module.freeze(self.rows)
+        return copy.deepcopy(self.module).eval()
+
+    def _mean_loss(self, frozen: Any, data: Data) -> float:
+        weight_of = getattr(frozen, "weight_of", None)
+        return mean_loss(frozen.loss, data, max(1024, self.settings.batch_size), weight_of)
+
+    def _go_back(self) -> str:
+        """Load the last state whose frozen model is no worse than at the start, and say which it is."""
+        best = [] if self.best is None else [(self.history.best_step, self.best)]
+        self.module.load_state_dict(self.start[1])
+        least = self._loss_here()  # infinite where the start itself has none
+        for step, state in [self.latest, self.good, *best, self.start]:
+            self.module.load_state_dict(state)
+            loss = self._loss_here()
+            if loss <= least and loss < math.inf:
+                return f"after {step} steps"
+        # So the start itself has no finite loss; only that of a resumed run was trained.
+        return f"after {step} steps" + (", which is no good either: begin anew" if step else "")
+
+    def _loss_here(self) -> float:
+        """The frozen model's loss, on the validation data if any; infinite unless finite on all data."""
+        try:
+            frozen = self._frozen()
+            losses = [
+                self._mean_loss(frozen, data) for data in (self.data, self.validation) if data is not None
+            ]
+        except (AttributeError, TypeError, NotImplementedError):
+            return 0.0  # it has no loss to tell states apart by
+        except (ArithmeticError, ValueError, RuntimeError):
+            return math.inf
+        return losses[-1] if all(map(math.isfinite, losses)) else math.inf
 
     def _record(self, loss: float, validation: float | None) -> bool:
         history = self.history
@@ -409,13 +461,23 @@ class Run:
             history.validation.append(validation)
         if improved:
             history.best_step, history.best_validation = self.at.step, validation
-            self.best = None if validation is None else self.good
-        since_best = len(history.steps) - 1 - history.steps.index(history.best_step)
+            self.best = None if validation is None else self.latest[1]
         if self.at.step == self.settings.steps:
             history.stopped = "finished"
-        elif self.settings.patience is not None and since_best >= self.settings.patience:
+        elif self._out_of_patience():
             history.stopped = "patience"
         return improved
+
+    def _out_of_patience(self) -> bool:
+        history, patience = self.history, self.settings.patience
+        since_best = len(history.steps) - 1 - history.steps.index(history.best_step)
+        if isinstance(patience, int):
+            return since_best >= patience
+        window = max(9, self.settings.steps // self.settings.evaluate_every // 2)
+        if patience is None or since_best < window:
+            return False
+        recent, third = history.validation[-window:], window // 3
+        return min(recent[-third:]) > max(recent[:third])
 
     def _tell_progress(self) -> None:
         t = self.at.step / self.settings.steps
@@ -438,7 +500,7 @@ class Run:
             return
         if improved:
             about = {"step": self.at.step, "module": type(self.module).__name__}
-            self.folder.write_model(self.good, about)
+            self.folder.write_model(self.latest[1], about)
         self.folder.append_metrics(_records(self.history)[-1])
         self.checkpoint()
 
@@ -475,7 +537,7 @@ class Run:
         self.module.load_state_dict(module)
         self.at, self.best = at, best
         if self.folder is not None:
-            self.folder.write_metrics(_records(at.history))
+            self.folder.go_on(_records(at.history))
 
 
 def snapshot(module: nn.Module) -> State:

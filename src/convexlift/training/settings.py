@@ -14,6 +14,8 @@ from convexlift.checks import check_count, check_device, is_number, name_dtype, 
 from convexlift.training.history import FitEvent
 from convexlift.training.optimisation import SCHEDULES, OptimizerChoice, Schedule, parameter_groups
 
+RISING = "rising"  # the patience that ends a run where validation has risen for long
+
 
 @final
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Settings:
     lr: float
     schedule: Schedule
     clip: float | None
-    patience: int | None
+    patience: int | str | None
     evaluate_every: int
     seed: int
     compile: bool = False
@@ -36,9 +38,13 @@ class Settings:
     def __post_init__(self) -> None:
         for field in fields(self):  # as JSON and a checkpoint can hold them
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
-        for name in ("steps", "batch_size", "patience", "evaluate_every", "seed"):
-            if getattr(self, name) is not None or name != "patience":
-                check_count(name, getattr(self, name), least=0 if name == "seed" else 1)
+        if isinstance(self.patience, str) and self.patience != RISING:
+            raise ValueError(
+                f"patience must be a number of evaluations, '{RISING}' or None; got {self.patience!r}"
+            )
+        counts = ["steps", "batch_size", "evaluate_every", "seed"]
+        for name in [*counts, *([] if self.patience in (None, RISING) else ["patience"])]:
+            check_count(name, getattr(self, name), least=0 if name == "seed" else 1)
         for name in ("lr", "clip"):
             value = getattr(self, name)
             if value is not None and not (is_number(value) and 0.0 < value < math.inf):

@@ -64,17 +64,30 @@ def write_report(results: Sequence[Result], path: str | os.PathLike[str]) -> Pat
     return target
 
 
-def page(results: Sequence[Result]) -> str:
-    """The HTML text of the report."""
+def check_installed() -> None:
+    """Refuse to begin what ends in a report without the packages that write one.
+
+    Raises:
+        ImportError: jinja2 or matplotlib is missing.
+    """
     try:
         import jinja2
-
-        from convexlift.plots.drawing import STYLE_SHEET
-        from convexlift.plots.svg import themed
-        from convexlift.study.report import figures, tables
-        from convexlift.study.report.chart_parts import styles
+        import matplotlib
     except ImportError as error:
         raise ImportError("a report needs jinja2 and matplotlib: pip install 'convexlift[report]'") from error
+    del jinja2, matplotlib
+
+
+def page(results: Sequence[Result]) -> str:
+    """The HTML text of the report."""
+    check_installed()
+    import jinja2
+
+    from convexlift.plots.drawing import STYLE_SHEET
+    from convexlift.plots.svg import themed
+    from convexlift.study.report import figures, tables
+    from convexlift.study.report.chart_parts import styles
+
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__), autoescape=True, undefined=jinja2.StrictUndefined
     )
