@@ -13,7 +13,18 @@ import convexlift
 
 SOURCE = Path(convexlift.__file__).parent
 STUB = "__init__.pyi"  # what the package loads when it is asked for
-_GROUND = {"names", "version", "checks", "files", "seeds", "data", "table_files", "freezing"}
+_GROUND = {
+    "names",
+    "version",
+    "checks",
+    "files",
+    "seeds",
+    "data",
+    "table_columns",
+    "table_text",
+    "table_files",
+    "freezing",
+}
 _CORE = {*_GROUND, "calculus", "architectures"}
 _SOURCES = {*_CORE, "sources"}
 _OBJECTIVES = {*_SOURCES, "integration", "objectives"}
@@ -40,7 +51,9 @@ MAY: dict[str, set[str]] = {
     "files": set(),
     "seeds": set(),
     "data": {"checks", "seeds"},
-    "table_files": {"checks", "files"},
+    "table_columns": set(),
+    "table_text": {"table_columns"},
+    "table_files": {"checks", "files", "table_columns", "table_text"},
     "freezing": set(),
     "testing": {"checks", "testing"},
     "calculus": {*_GROUND, "calculus"},

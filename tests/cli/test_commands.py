@@ -529,11 +529,11 @@ BAD_DATA: dict[str, tuple[Callable[[], str], str]] = {
     "few rows": (lambda: write("t.csv", "1,2\n3,4\n"), "2 rows are too few: 1 would be left to train on"),
     "NaN": (
         lambda: write("t.csv", "a,b\n1,2\n3,nan\n"),
-        "t.csv: row 2, column 'b': the value is NaN",
+        "t.csv: row 2 (line 3), column 'b': the value is NaN",
     ),
     "infinite": (
         lambda: write("t.csv", "a,b\ninf,2\n3,4\n"),
-        "t.csv: row 1, column 'a': the value is infinite",
+        "t.csv: row 1 (line 2), column 'a': the value is infinite",
     ),
     "constant": (
         lambda: write("t.csv", "a,b\n1,2\n1,3\n1,4\n"),
@@ -562,11 +562,18 @@ def test_training_on_bad_data(case: str, capsys: pytest.CaptureFixture[str]) -> 
     assert not Path("out").exists()
 
 
+NARROW = "narrow.csv has no column 'b', which the model reads; it has a"
+READS = "the model reads 2 (a, b): choose them with --columns"
+
+
 def test_evaluating_on_bad_data(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for data, message in (
-        (write_rows("wide.csv", columns=3), "expected (N, 2) samples; got (80, 3)"),
-        (write_rows("narrow.csv", columns=1), "expected (N, 2) samples; got (80, 1)"),
-        (write("t.csv", "a,b\n1,nan\n"), "t.csv: row 1, column 'b': the value is NaN"),
+        (write("wide.csv", "1,2,3\n3,1,2\n"), f"wide.csv has 3 columns without names; {READS}"),
+        (
+            write_rows("narrow.csv", columns=1),
+            NARROW,
+        ),
+        (write("t.csv", "a,b\n1,nan\n"), "t.csv: row 1 (line 2), column 'b': the value is NaN"),
         (write("one.csv", "a,b\n1,2\n"), "one.csv has one row; a standard error needs at least two"),
     ):
         assert main(["evaluate", str(trained), "--data", data]) == 1
