@@ -75,7 +75,8 @@ def select(cells: Cells, columns: str | None) -> list[int]:
     for place in kept:
         if not 0 <= place < len(names):
             raise ValueError(f"{cells.file} has no column {place + 1}: it has {len(names)} columns")
-    check_names(cells, kept)
+    if columns is not None:
+        check_names(cells, kept)
     if len(set(kept)) < len(kept) or not kept:
         raise ValueError(f"--columns {columns}: every column may be named once")
     return kept
@@ -104,7 +105,7 @@ def by_name(cells: Cells, among: list[int], wanted: Sequence[str]) -> tuple[list
     kept = [place for name in wanted for place in among if cells.name(place) == name]
     check_names(cells, kept)
     notes = []
-    if kept != sorted(kept):
+    if kept != [place for place in among if place in kept]:
         notes.append(f"columns are put in the model's order: {listed(wanted)}")
     ignored = [cells.name(place) for place in among if place not in kept]
     if ignored:
@@ -117,16 +118,23 @@ def by_position(
 ) -> tuple[list[int], list[str]]:
     """The places of columns that are taken in order if their number fits, and what to say of it.
 
-    Places that a model remembers are used in a file with more columns, unless columns are chosen.
+    Places that a model remembers are used in a file without names that has more columns, unless columns are
+    chosen.
 
     Raises:
-        ValueError: there are more or fewer columns than the model reads.
+        ValueError: there are more or fewer columns than the model reads, or their order is not known.
     """
     names = known_names(expected)
     count = expected if isinstance(expected, int) else len(expected)
     kept = among
-    if not isinstance(expected, int) and not names and not chosen and len(kept) != count:
+    if not isinstance(expected, int) and not names and not chosen and not cells.named:
         places = [int(place) - 1 for place in expected]
+        if sorted(places) == among != places:
+            order = ", ".join(map(str, expected))
+            raise ValueError(
+                f"{cells.file} has no column names, and the model was trained on columns {order} of such a "
+                "file: say their order here with --columns"
+            )
         kept = places if set(places) <= set(among) else kept
     if len(kept) != count:
         has = f"{len(kept)} column{'s' * (len(kept) != 1)}{'' if cells.named else ' without names'}"

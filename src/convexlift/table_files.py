@@ -23,6 +23,7 @@ from convexlift.table_columns import (
     Expected,
     by_name,
     by_position,
+    check_names,
     index_columns,
     known_names,
     listed,
@@ -178,6 +179,7 @@ def read_table(
         places, notes = by_name(cells, places, known_names(expected))
         table = numbers(places)
     else:
+        check_names(cells, places)
         if columns is None:
             left_out = {k: "row labels" for k in index_columns(cells, places) if cells.is_text(k)}
         read = [place for place in places if place not in left_out]
@@ -315,6 +317,7 @@ def _values(text: Text, kept: Sequence[int]) -> Iterator[list[float | None]]:
         if len(cells) != width:
             commas = " (if a comma is part of a number, see --decimal and --thousands)"
             hint = commas if len(cells) > width and text.separator == "," else ""
+            hint = " (the last is empty)" if len(cells) > width and not cells[-1] else hint
             raise ValueError(f"{where} has {len(cells)} cells; expected {width}{hint}")
         values = [text.value(cells[place]) for place in kept]
         if None in values:

@@ -26,6 +26,13 @@ MISSING = frozenset(
     ["", "na", "n/a", "<na>", "#na", "#n/a", "nan", "-nan", "+nan", "nat", "null", "none", "nil", "missing"]
     + ["?", "-", "--", ".", "*", "-1.#ind", "1.#qnan"]
 )
+# How files begin that are no text.
+_MAGIC = {
+    b"PK\3\4": "an archive or a workbook: save the table as .csv",
+    b"\x1f\x8b": "compressed: its name should end in .gz",
+    b"PAR1": "a .parquet file: its name should say so",
+    b"\x93NUMPY": "a .npy file: its name should say so",
+}
 _SPECIAL = {"inf": np.inf, "infinity": np.inf, "true": 1.0, "false": 0.0}
 
 
@@ -71,10 +78,11 @@ class Text(Cells):
         if not lines:
             raise ValueError(f"{file} is empty")
         self.separator = separator or self._find_separator(lines, suffix, marked=bool(decimal or thousands))
-        if comments and header is not False and self._names_follow(comments[-1], lines[0]):
-            text, comments = _restored(text, comments[-1]), comments[:-1]
         if self.separator == " ":
             text = "\n".join(" ".join(line.split()) for line in text.split("\n"))
+            comments = [" ".join(comment.split()) for comment in comments]
+        if comments and header is not False and self._names_follow(comments[-1], text):
+            text, comments = _restored(text, comments[-1]), comments[:-1]
         text, self._empty = re.subn(rf"(?m)^[ \t{re.escape(self.separator)}]+$", "", text)
         self._comments = len(comments)
         self._read_header(text, header, expected, sure=bool(separator or decimal))
@@ -114,7 +122,7 @@ class Text(Cells):
             return " (see --decimal and --thousands)"
         if row == 1 and not self.named and self._guessed:
             return " (if the first line holds names, say --header)"
-        return " (see --separator)" if len(self.names) == 1 and re.search(r"\d[ ,;|:]+\d", cell) else ""
+        return " (see --separator)" if len(self.names) == 1 and re.search(r"\d[ ,;|]+\d", cell) else ""
 
     def value(self, cell: str) -> float | None:
         """The number in a cell, NaN for a missing one, None for anything else."""
@@ -176,17 +184,28 @@ class Text(Cells):
             )
         return " " if all(map(self._is_number, words)) else candidates[-1]
 
-    def _names_follow(self, comment: str, line: str) -> bool:
+    def _names_follow(self, comment: str, text: str) -> bool:
         """Whether a comment above the first line holds the names of its columns."""
-        names, cells = ([*self._cut(io.StringIO(text))][:1] for text in (comment, line))
-        if not names or not cells or len(names[0][1]) != len(cells[0][1]):
+        try:
+            names = next(self._cut(io.StringIO(comment)), (0, []))[1]
+        except csv.Error:  # a quotation mark alone
             return False
-        return not any(map(self._is_number, names[0][1])) and any(map(self._is_number, cells[0][1]))
+        cells = next(self._cut(io.StringIO(text, newline="")))[1]
+        return (
+            len(names) == len(cells)
+            and not any(map(self._is_number, names))
+            and any(map(self._is_number, cells))
+        )
 
     def _is_header(self, first: list[str], second: list[str], expected: Sequence[str]) -> bool:
         """Whether the first line holds names; an error where it may hold numbers as well."""
         if expected and set(expected) <= set(first):
             return True
+        if any(re.fullmatch(r"[+-]?\d+([., ']\d+)+", cell) and self.value(cell) is None for cell in first):
+            raise ValueError(
+                f"{self.file}: the first line, {self.separator.join(first)}, may hold names or numbers: say "
+                "which by --header or --no-header, and see --decimal and --thousands"
+            )
         if not any(map(self._is_number, first)):
             return not {cell.lower() for cell in first} <= MISSING
         counted = [str(place) for place in range(len(first))]
@@ -194,7 +213,8 @@ class Text(Cells):
             return True
         if first == counted and len(first) > 2 and not all(map(str.isdigit, second)):
             return True
-        if (first == counted and len(first) > 1) or self._may_count(first, second):
+        above_index = len(first) > 2 and first[0] == "" and all(map(self._is_number, first[1:]))
+        if (first == counted and len(first) > 1) or above_index or self._may_count(first, second):
             raise ValueError(
                 f"{self.file}: the first line, {listed(first).replace(', ', ',')}, may hold names or "
                 "numbers: say which by --header or --no-header"
@@ -208,7 +228,7 @@ class Text(Cells):
             steps, others = ({b - a for a, b in pairwise(cells)} for cells in (above, below))
         except ArithmeticError:
             return False
-        if len(steps) != 1 or min(steps) <= 0 or len(others) == 1 < len(first) - 1 or not second:
+        if len(steps) != 1 or min(steps) <= 0 or others == steps or not second:
             return False
         whole = [cell.isdigit() for cell in second]
         if not all(map(str.isdigit, first)):
@@ -240,13 +260,14 @@ def _decoded(file: Path, content: bytes, suffix: str) -> str:
             content = gzip.decompress(content)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{file} is damaged or truncated") from error
-    if content[:4] == b"PK\3\4":
-        raise ValueError(f"{file} is not a CSV text file but an archive or a workbook: save it as .csv")
+    for magic, what in _MAGIC.items():
+        if content.startswith(magic):
+            raise ValueError(f"{file} is not a CSV text file but {what}")
     marked = content[:2] in (b"\xff\xfe", b"\xfe\xff")
     try:
         text = content.decode("utf-16" if marked else "utf-8-sig")
     except UnicodeDecodeError as error:
-        hint = "" if marked or b"\0" in content else f" in UTF-8 (byte {error.start})"
+        hint = "" if marked or b"\0" in content else f" in UTF-8 (at byte {error.start}): save it in UTF-8"
         raise ValueError(f"{file} is not a CSV text file{hint}") from None
     if "\0" in text:
         raise ValueError(f"{file} is not a CSV text file")

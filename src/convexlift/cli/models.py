@@ -57,18 +57,17 @@ class _Rows(Reading):
         """function(rows) in parts; an error names the first row that it is about, as the file has it."""
         import torch
 
-        with torch.no_grad():
-            parts = []
-            for start in range(0, len(table.rows), _CHUNK):
-                rows = table.rows[start : start + _CHUNK]
-                try:
-                    parts.append(function(rows))
-                except (FloatingPointError, RuntimeError) as error:
-                    row = _first_failing(function, rows, type(error))
-                    if row is None:
-                        raise
-                    what = re.sub(r" at \d+ of \d+ rows \([^)]*\)", "", str(error))
-                    raise type(error)(f"{self.data}: {table.where(start + row)}: {what}") from error
+        parts = []
+        for start in range(0, len(table.rows), _CHUNK):
+            try:
+                with torch.no_grad():
+                    parts.append(function(table.rows[start : start + _CHUNK]))
+            except (FloatingPointError, RuntimeError, ValueError) as error:
+                named = re.search(r"( at)? \d+ of \d+ rows \((\d+).*?\)", str(error))
+                if named is None:
+                    raise
+                where, what = table.where(start + int(named[2])), str(error).replace(named[0], "")
+                raise type(error)(f"{self.data}: {where}: {what}") from error
         return torch.cat(parts)
 
 
@@ -178,16 +177,6 @@ def known_columns(run: Path, model: Any) -> list[str] | list[int] | None:
     if not isinstance(names, list) or len(names) != model.dim or names == made_up:
         return None
     return [str(name) for name in names]
-
-
-def _first_failing(function: Callable[[Tensor], Tensor], rows: Tensor, kind: type[Exception]) -> int | None:
-    """The first row for which the function fails on its own; None if it fails on several alone."""
-    for row in range(len(rows)):
-        try:
-            function(rows[row : row + 1])
-        except kind:
-            return row
-    return None
 
 
 def _write(file: Path, rows: Any, names: list[str]) -> None:
