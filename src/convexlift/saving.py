@@ -121,11 +121,12 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
             model = _built(described).to(getattr(torch, config["dtype"]))
         model.load_state_dict(tensors)
         _check_weights(model)
+        if config.get("columns"):
+            model.columns = config["columns"]
+            _columns(model)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{file} does not hold the model that it describes: {reason}") from error
-    if config.get("columns"):
-        model.columns = config["columns"]
     return model.requires_grad_(False).eval().to(device)
 
 
