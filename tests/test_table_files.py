@@ -660,6 +660,8 @@ def test_gzipped_text_and_tabs(tmp_path: Path) -> None:
     file = written(tmp_path / "t.CSV.gz", gzip.compress(b"a,b\n1,2\n"))
     assert tables.read_table(file).names == ["a", "b"]
     assert tables.read_table(written(tmp_path / "t.tsv", "a,b\tc\n1\t2\n")).names == ["a,b", "c"]
+    file = written(tmp_path / "t.tsv", "a\tb\n1,5\t2\n")
+    assert tables.read_table(file, decimal=",").rows.tolist() == [[1.5, 2]]
     assert tables.read_table(written(tmp_path / "t.csv", "\ta\n0\t1\n1\t2\n")).names == ["a"]
     for content, message in (
         (gzip.compress(b"a,b\n1,2\n")[:-4], "t.csv.gz is damaged or truncated"),

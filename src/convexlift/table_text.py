@@ -74,10 +74,9 @@ class Text(Cells):
         text = text[said.end() - 1 :] if said else text
         separator = WORDS.get(separator or "", separator) or (said[1] if said else None)
         text, comments = _without_comments(text)
-        lines = [line for line in text.split("\n") if line.strip()]
-        if not lines:
+        if not text.strip():
             raise ValueError(f"{file} is empty")
-        self.separator = separator or self._find_separator(lines, suffix, marked=bool(decimal or thousands))
+        self.separator = separator or self._find_separator(text, suffix)
         if self.separator == " ":
             text = "\n".join(" ".join(line.split()) for line in text.split("\n"))
             comments = [" ".join(comment.split()) for comment in comments]
@@ -164,12 +163,13 @@ class Text(Cells):
     def _is_number(self, cell: str) -> bool:
         return self.value(cell) is not None and cell.lower() not in MISSING - {"nan", "-nan", "+nan"}
 
-    def _find_separator(self, lines: list[str], suffix: str, *, marked: bool) -> str:
+    def _find_separator(self, text: str, suffix: str) -> str:
         """What cuts the first two lines into as many cells, or else the first into most."""
-        first, second = (unquoted(line) for line in (lines * 2)[:2])
+        first, second = (unquoted(line) for line in ([*islice(_lines(text), 2)] * 2)[:2])
         candidates = ["\t"] if suffix.startswith(".tsv") else [c for c in SEPARATORS if c != " "]
-        if "," in (self.decimal, self.thousands) and marked and '"' not in "".join(lines):
-            candidates.remove(",")  # between cells, numbers with commas would stand in quotes
+        if "," in (self.decimal, self.thousands) and '"' not in text:
+            # Between cells, numbers with commas would stand in quotes.
+            candidates = [c for c in candidates if c != ","]
         even = [c for c in candidates if first.count(c) == second.count(c) > 0]
         most = max(candidates, key=first.count)
         if even or first.count(most):
@@ -177,7 +177,7 @@ class Text(Cells):
         words = second.split()
         if self.thousands == " " or not len(first.split()) == len(words) > 1:
             return candidates[-1]
-        if all(re.fullmatch(r"\s*\d{1,3}( \d{3})+\s*", line) for line in lines):
+        if all(re.fullmatch(r"\s*\d{1,3}( \d{3})+\s*", line) for line in _lines(text)):
             raise ValueError(
                 f"{self.file}: a blank may separate columns or be part of a number: say which by "
                 "--separator space or --thousands ' '"
@@ -239,9 +239,13 @@ class Text(Cells):
 
     def _check_commas(self, width: int) -> None:
         """Refuse lines whose commas may as well be parts of numbers."""
-        if self.separator != "," or width % 2:
+        if (
+            self.separator != ","
+            or width % 2
+            or not re.match(r"\s*[+-]?\d+,\d+(,|\s*\n|\.\d+\s*\n|$)", self.body)
+        ):
             return
-        lines = [line.strip() for line in self.body.split("\n") if line.strip()]
+        lines = [line.strip() for line in _lines(self.body)]
         pairs = [re.fullmatch(r"[+-]?\d+(,\d+)+", line) for line in lines]
         ends = [end for pair in pairs if pair for end in pair[0].split(",")[1::2]]
         padded = any(end[0] == "0" and len(end) > 1 for end in ends)
@@ -252,6 +256,11 @@ class Text(Cells):
                 f"{self.file}: a comma may separate {columns} or be part of a number: say which by "
                 f"--decimal '.' ({columns}), --decimal ',' or --thousands ','"
             )
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines that are not blank."""
+    return (line[0] for line in re.finditer(r".*\S.*", text))
 
 
 def _decoded(file: Path, content: bytes, suffix: str) -> str:
