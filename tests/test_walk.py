@@ -12,7 +12,18 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "walk.py"
 
 # From the ground to the roof. What stands in one place may call its neighbours.
 FLOORS = (
-    {"checks", "files", "seeds", "data", "table_files", "names", "version", "freezing"},
+    {
+        "checks",
+        "files",
+        "seeds",
+        "data",
+        "table_columns",
+        "table_text",
+        "table_files",
+        "names",
+        "version",
+        "freezing",
+    },
     {"calculus"},
     {"architectures"},
     {"sources"},

@@ -48,13 +48,14 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Args:
         model: an ``ICNN``, ``PICNN``, ``ConvICNN``, ``ConvexPotentialFlow``, ``LogConcaveDensity``,
             ``ConditionalDensity`` or ``ConvexRegression``, as ``freeze`` returns it, an ``Ensemble``, or a
-            class of your own: see ``register``.
+            class of your own: see ``register``. Where it knows the names of its columns (``model.columns``,
+            see ``Task``), the file does.
         path: the file; its folder must exist.
 
     Raises:
         TypeError: the model is of another kind.
-        ValueError: it is not frozen, a weight is not finite or a constrained one negative, or an activation
-            is a user's own object.
+        ValueError: it is not frozen, a weight is not finite or a constrained one negative, an activation is a
+            user's own object, or ``columns`` has not as many names as there are columns.
         UnreliableEstimate: a ``LogConcaveDensity`` above two dimensions cannot be normalised.
         OSError: the file cannot be written; what was there before is untouched.
 
@@ -76,6 +77,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "convexlift": environment()["convexlift"],
         "dtype": name_dtype(next(model.parameters()).dtype),
         "model": described,
+        **_columns(model),
     }
     if isinstance(model, LogConcaveDensity):
         model.normalise()
@@ -123,6 +125,9 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
             model = _built(described).to(getattr(torch, config["dtype"]))
         model.load_state_dict(tensors)
         _check_weights(model)
+        if config.get("columns"):
+            model.columns = config["columns"]
+            _columns(model)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{file} does not hold the model that it describes: {reason}") from error
@@ -147,6 +152,20 @@ def register(kind: type[nn.Module]) -> type[nn.Module]:
     if KINDS.setdefault(kind.__name__, kind) is not kind:
         raise ValueError(f"another class named {kind.__name__} is registered")
     return kind
+
+
+def _columns(model: nn.Module) -> dict[str, Any]:
+    """What a file says of the columns that the model reads, if it knows them."""
+    columns: Any = getattr(model, "columns", None)
+    if columns is None:
+        return {}
+    roles = list(columns.values()) if isinstance(columns, dict) else [None]
+    if not all(isinstance(names, list) and {*map(type, names)} in ({str}, {int}) for names in roles):
+        raise TypeError(f"columns must be lists of names, as {{'x': ['a', 'b']}}; got {columns!r}")
+    dim = getattr(model, "dim", None)
+    if dim is not None and len(columns.get("x", range(dim))) != dim:
+        raise ValueError(f"columns names {len(columns['x'])} columns of x; the model reads {dim}")
+    return {"columns": columns}
 
 
 def _described(value: Any, owner: str = "") -> Any:

@@ -72,8 +72,8 @@ class _Estimator(BaseEstimator):
         least = 3 if self.validation_fraction else 2
         return validate_data(self, X, *y, dtype=np.float64, ensure_min_samples=least, **checks)
 
-    def _train(self, rows: Rows) -> Self:
-        """Train the task on the rows but for a validation share, and keep it frozen."""
+    def _train(self, rows: Rows, target: object = None) -> Self:
+        """Train the task on the rows but for a validation share; keep it frozen, with its columns' names."""
         source_named(self.source)  # or an error, before anything else
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64'; got {self.dtype!r}")
@@ -85,6 +85,9 @@ class _Estimator(BaseEstimator):
         train, validation = hold_out(rows, share, seed) if share else (rows, None)
         with seeded(seed), new_networks_in(torch.float32):
             task: Any = self._task(self._block)
+        if hasattr(self, "feature_names_in_"):
+            names = {"x": self.feature_names_in_.tolist()}
+            task.columns = {**names, "y": [target]} if isinstance(target, str) else names
         history = fit(
             task,
             train,
@@ -335,10 +338,11 @@ class ConvexRegressor(RegressorMixin, _Estimator):
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit the function to rows X, (n_samples, n_features), and targets y, (n_samples,)."""
+        target = getattr(y, "name", None)
         X, y = self._validated(X, y, y_numeric=True)
         if np.min(y) == np.max(y):
             raise ValueError(f"the targets are constant (every value is {np.min(y):g})")
-        return self._train((_tensor(X), _tensor(y)))
+        return self._train((_tensor(X), _tensor(y)), target)
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """The fitted function at each row, (n_samples,)."""

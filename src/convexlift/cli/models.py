@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 
 import convexlift as cl
 from convexlift.cli.options import Reading
 from convexlift.cli.outputs import check_output_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from convexlift.table_files import Table
 
 # Rows scored at a time, so that a large table fits.
 _CHUNK = 4096
@@ -30,35 +37,64 @@ class _Output:
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Rows(Reading):
+    """A table for a trained model, whose columns are found by the names that the model knows."""
+
+    run: Run
+
+    def read(self, model: Any) -> Table:
+        """The table with the columns of the model in its order; what was done for that goes to stderr."""
+        import torch
+
+        from convexlift.table_files import read_table
+
+        expected = known_columns(self.run, model) or model.dim
+        table = read_table(self.data, **self.how, expected=expected, dtype=torch.float64)
+        for note in table.notes:
+            typer.echo(f"{self.data}: {note}", err=True)
+        return table
+
+    def each(self, function: Callable[[Tensor], Tensor], table: Table) -> Tensor:
+        """function(rows) in parts; an error names the first row that it is about, as the file has it."""
+        import torch
+
+        parts = []
+        for start in range(0, len(table.rows), _CHUNK):
+            try:
+                with torch.no_grad():
+                    parts.append(function(table.rows[start : start + _CHUNK]))
+            except (FloatingPointError, RuntimeError, ValueError) as error:
+                named = re.search(r"( at)? \d+ of \d+ rows \((\d+).*?\)", str(error))
+                if named is None:
+                    raise
+                where, what = table.where(start + int(named[2])), str(error).replace(named[0], "")
+                raise type(error)(f"{self.data}: {where}: {what}") from error
+        return torch.cat(parts)
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Reading):
+class Evaluate(_Rows):
     """Score the rows of a file.
 
-    Prints the mean negative log-likelihood with its standard error.
+    Prints the mean negative log-likelihood with its standard error. The columns are those that the model was
+    trained on, found by name in any order; other columns are ignored. A file without names has them in order.
 
     \b
     Example:
       convexlift evaluate runs/flow --data test.csv
     """
 
-    run: Run
-
     def __call__(self) -> None:
-        import torch
-
-        from convexlift.table_files import read_table
-
         model = load_density(self.run)
-        table = read_table(self.data, **self.how, dtype=torch.float64)
-        rows = table.rows
-        if len(rows) < 2:
+        table = self.read(model)
+        if len(table.rows) < 2:
             raise ValueError(f"{self.data} has one row; a standard error needs at least two")
-        with torch.no_grad():
-            scores = torch.cat([model.log_prob(chunk) for chunk in rows.split(_CHUNK)])
-        mean, error = -float(scores.double().mean()), float(scores.double().std()) / math.sqrt(len(rows))
-        typer.echo(f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({len(rows):,} rows)")
-        typer.echo(f"{self.data}: {table}")
+        scores = self.each(model.log_prob, table).double()
+        mean, error = -float(scores.mean()), float(scores.std()) / math.sqrt(len(scores))
+        typer.echo(f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({len(scores):,} rows)")
+        self.tell_reading(table)
 
 
 @final
@@ -78,39 +114,33 @@ class Sample(_Output):
     def __call__(self) -> None:
         check_output_file(self.out, force=self.force)
         model = load_density(self.run)
-        _write(self.out, model.sample(self.n, seed=self.seed), column_names(self.run, model.dim))
+        known = known_columns(self.run, model) or range(1, model.dim + 1)
+        names = [name if isinstance(name, str) else f"x{name}" for name in known]
+        _write(self.out, model.sample(self.n, seed=self.seed), names)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Transform(_Output, Reading):
+class Transform(_Output, _Rows):
     """Map rows to latent points of a flow.
 
-    They are standard normal as far as the flow fits.
+    They are standard normal as far as the flow fits. Columns are found as in evaluate.
 
     \b
     Example:
       convexlift transform runs/flow --data test.csv --out latent.csv
     """
 
-    run: Run
-
     def __call__(self) -> None:
-        import torch
-
-        from convexlift.table_files import read_table
-
         check_output_file(self.out, force=self.force)
         model = load_density(self.run)
         if not isinstance(model, cl.ConvexPotentialFlow):
             kind = type(model).__name__
             raise ValueError(f"{self.run} holds a {kind}; only a flow maps rows to latent points")
-        table = read_table(self.data, **self.how, dtype=torch.float64)
-        with torch.no_grad():
-            chunks = table.rows.split(_CHUNK)
-            latent = torch.cat([model(chunk)[0] for chunk in chunks])
+        table = self.read(model)
+        latent = self.each(lambda rows: model(rows)[0], table)
         _write(self.out, latent, [f"z{place}" for place in range(1, model.dim + 1)])
-        typer.echo(f"{self.data}: {table}")
+        self.tell_reading(table)
 
 
 def load_density(run: Path) -> Any:
@@ -132,16 +162,23 @@ def load_density(run: Path) -> Any:
     return model
 
 
-def column_names(run: Path, dim: int) -> list[str]:
-    """The names of the training table's columns, as far as the run knows them."""
+def known_columns(run: Path, model: Any) -> list[str] | list[int] | None:
+    """What is known of the columns of the model's samples: names, places in a file without names, or None.
+
+    A model without names is asked after in the result of its run, where older versions kept them.
+    """
+    if model.columns:
+        known: list[str] | list[int] | None = model.columns.get("x")
+        return known
     folder = run if run.is_dir() else run.parent
     try:
         names = json.loads((folder / "result.json").read_text(encoding="utf-8"))["columns"]
     except (OSError, ValueError, KeyError, TypeError):
         names = []
-    if isinstance(names, list) and len(names) == dim:
-        return [str(name) for name in names]
-    return [f"x{place}" for place in range(1, dim + 1)]
+    made_up = [f"x{place}" for place in range(1, model.dim + 1)]
+    if not isinstance(names, list) or len(names) != model.dim or names == made_up:
+        return None
+    return [str(name) for name in names]
 
 
 def _write(file: Path, rows: Any, names: list[str]) -> None:

@@ -25,13 +25,23 @@ class Reading:
     header: Annotated[
         bool | None, typer.Option(help="Whether a text begins with names. [default: where it has no number]")
     ] = None
+    separator: Annotated[
+        str | None,
+        typer.Option(help="What separates cells in a text: , ; | tab space [default: what its lines show]"),
+    ] = None
     decimal: Annotated[str | None, typer.Option(help="Decimal mark of a text: . or , [default: .]")] = None
     thousands: Annotated[str | None, typer.Option(help="What groups the digits in a text.")] = None
 
     @property
     def how(self) -> dict[str, Any]:
         """What `convexlift.table_files.read_table` is told beside the file."""
-        return {name: getattr(self, name) for name in ("key", "columns", "header", "decimal", "thousands")}
+        told = ("key", "columns", "header", "separator", "decimal", "thousands")
+        return {name: getattr(self, name) for name in told}
+
+    def tell_reading(self, table: Any) -> None:
+        """Print how the table was read, and what was taken for what."""
+        for line in filter(None, (table.how, str(table))):
+            typer.echo(f"{self.data}: {line}")
 
 
 def add_commands(app: typer.Typer, *commands: type[Callable[[], None]]) -> None:

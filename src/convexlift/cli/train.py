@@ -103,6 +103,7 @@ class Training(Reading):
         rows, names = table.rows, table.names
         with seeded(self.seed):
             model = self.build(rows.shape[1])
+        model.columns = {"x": table.columns} if table.columns else None
         _preflight(model, rows, names, self.data)  # rows are numbered as in the file
         train, validation = hold_out(rows, self.validation_fraction, self.seed)
         _preflight(model, train, names, self.data)
@@ -132,7 +133,7 @@ class Training(Reading):
             )
             raise typer.Exit(130)
         self.tell(told, history)
-        typer.echo(f"{self.data}: {table}")
+        self.tell_reading(table)
 
     def build(self, dim: int) -> Any:
         """The untrained task for rows of so many columns."""

@@ -34,8 +34,8 @@ class Ensemble(nn.Module):
     Shapes: samples (N, d); log-densities (N,).
 
     Raises:
-        ValueError: no members, different dimensions or dtypes, or a member that is not frozen; from the
-            methods, samples of another width or with NaN or infinite entries.
+        ValueError: no members, different dimensions, dtypes or columns, or a member that is not frozen; from
+            the methods, samples of another width or with NaN or infinite entries.
         TypeError: a member of another kind; from the methods, samples that are not floating-point.
 
     Source: Lakshminarayanan, Pritzel and Blundell, "Simple and scalable predictive uncertainty estimation
@@ -71,6 +71,9 @@ class Ensemble(nn.Module):
         if len(set(dtypes)) > 1:
             raise ValueError(f"the members of an ensemble must have one dtype; got {', '.join(dtypes)}")
         self.dim = dims[0]
+        if any(member.columns != chosen[0].columns for member in chosen):
+            raise ValueError("the members of an ensemble must read the same columns in one order")
+        self.columns = chosen[0].columns
         self.members = nn.ModuleList(chosen)
         self.eval()
 

@@ -43,11 +43,15 @@ class Task(nn.Module):
         dim: d, the number of columns of samples or inputs.
         block: an architecture or a weight source of one; a flow has ``blocks``.
         standardiser: of the columns, fitted by ``initialise``.
+        columns: names of the columns that the task reads, for ``save``, or None: ``{"x": ["a", "b"]}`` for
+            samples or inputs, likewise "y" for a target, "context" and "weights". In place of names stand
+            numbers, from 1, for columns chosen in a table without names.
     """
 
     dim: int
     block: Any
     standardiser: Standardiser | Whitener
+    columns: dict[str, list[str] | list[int]] | None = None
     #: rows reach the task as they are: it casts them itself, when they are on one scale
     standardises = True
 
