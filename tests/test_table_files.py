@@ -359,6 +359,7 @@ ODD: dict[str, tuple[str | bytes, dict[str, object], list[list[float]] | str, st
     "names again": ("a,b\n1,2\na,b\n", {}, r"row 2 \(line 3\), column 'a': 'a' is not a number", ""),
     # what separates cells
     "sep=": ("sep=;\na;b\n1;2\n", {}, [[1, 2]], "a b"),
+    "sep= and another mark": ("sep=:\na:b\n1:2\n", {}, [[1, 2]], "a b"),
     "bars": ("a|b\n1|2\n", {}, [[1, 2]], "a b"),
     "blanks": ("a  b\n 1   2\n", {}, [[1, 2]], "a b"),
     "blanks, said": ("1 234\n5 678\n", {"separator": "space"}, [[1, 234], [5, 678]], "x1 x2"),

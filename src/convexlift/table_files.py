@@ -57,6 +57,7 @@ class Table:
             that were chosen in a file without names, or None for all columns of such a file.
         how: how a text was read, in words.
         notes: what was done to give a model the columns that it knows, a line each.
+        lines: of a row 0, 1, ... of ``rows``, see ``line``.
 
     Example:
         >>> print(Table(torch.zeros(1500, 2), ["pt", "eta"], True, {"id": "not chosen"}))

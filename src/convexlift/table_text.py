@@ -70,7 +70,7 @@ class Text(Cells):
         self.file, self.apart = file, {}
         self.decimal, self.thousands = decimal or ".", thousands
         text = _decoded(file, content, suffix).replace("\r\n", "\n").replace("\r", "\n")
-        said = re.match(r"sep=(.)\n", text, re.IGNORECASE)  # a line that Excel writes and reads
+        said = re.match(r"sep=([^\w\s\"]|\t)\n", text, re.IGNORECASE)  # a line that Excel writes and reads
         text = text[said.end() - 1 :] if said else text
         separator = WORDS.get(separator or "", separator) or (said[1] if said else None)
         text, comments = _without_comments(text)
@@ -108,7 +108,8 @@ class Text(Cells):
     def __str__(self) -> str:
         """What was taken for what."""
         said = [f"names in line {self._before}" if self.named else "no line of names"]
-        said += [f"cells separated by {SEPARATORS[self.separator]}"] if len(self.names) > 1 else []
+        marks = SEPARATORS.get(self.separator, repr(self.separator))
+        said += [f"cells separated by {marks}"] if len(self.names) > 1 else []
         said.append(f"decimal {'comma' if self.decimal == ',' else 'point'}")
         said += [f"digits grouped by {self.thousands!r}"] if self.thousands else []
         said += [f"{self._comments} comment{'s' * (self._comments > 1)} skipped"] if self._comments else []
