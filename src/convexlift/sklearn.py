@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, final
@@ -21,7 +22,8 @@ from convexlift.seeds import seeded
 from convexlift.sources import Centred
 from convexlift.sources.named import source_named
 from convexlift.tasks.density import check_outliers
-from convexlift.training import fit
+from convexlift.training import History, fit
+from convexlift.training.progress import Show
 
 try:
     from sklearn.base import BaseEstimator, DensityMixin, RegressorMixin
@@ -35,6 +37,8 @@ except ImportError as error:
 __all__ = ["ConvexPotentialFlow", "ConvexRegressor", "LogConcaveDensity"]
 
 Randomness = int | np.random.RandomState | None
+# What a warm start must not change.
+_OF_NETWORKS = ("hidden", "source", "sharpness", "strong_convexity", "blocks", "objective", "slopes")
 # What `fit` is told by the names of the parameters.
 _OF_FIT = ("steps", "batch_size", "weight_decay", "averaging", "schedule", "patience")
 
@@ -58,6 +62,7 @@ class _Estimator(BaseEstimator):
     random_state: Randomness = None
     dtype: str = "float32"
     device: str = "cpu"
+    warm_start: bool = False
     verbose: int = 0
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
@@ -83,8 +88,7 @@ class _Estimator(BaseEstimator):
         if not 0 <= share < 1:
             raise ValueError(f"validation_fraction must lie in [0, 1); got {share}")
         train, validation = hold_out(rows, share, seed) if share else (rows, None)
-        with seeded(seed), new_networks_in(torch.float32):
-            task: Any = self._task(self._block)
+        task = self._begun(seed)
         dtype = getattr(torch, self.dtype)
         history = fit(
             task,
@@ -95,14 +99,35 @@ class _Estimator(BaseEstimator):
             seed=seed,
             device=self.device,
             dtype=dtype,
-            progress=bool(self.verbose),
+            progress=_shown(self),
         )
         if history.stopped == "interrupted":
             raise KeyboardInterrupt  # or a grid search would go on with its next candidate
         self.history_ = history
+        if self.warm_start:
+            self._last = task, self._shape()
         frozen = task.freeze(place(train, torch.device(self.device), dtype))
         self.model_ = frozen.to("cpu", torch.float64)
         return self
+
+    def _begun(self, seed: int) -> Any:
+        """A new task, or with ``warm_start`` that of the last fit, if there is one of the same networks."""
+        if self.warm_start and hasattr(self, "_last"):
+            task, before = self._last
+            for name, value in self._shape().items():
+                if before[name] != value:
+                    raise ValueError(
+                        f"warm_start=True goes on with the last fit, whose {name} was {before[name]!r} "
+                        f"and is {value!r} now: set warm_start=False to start anew"
+                    )
+            return task
+        with seeded(seed), new_networks_in(torch.float32):
+            return self._task(self._block)
+
+    def _shape(self) -> dict[str, Any]:
+        """What decides of how many numbers the task consists, and what they mean."""
+        names = (*_OF_NETWORKS, "n_features_in_")
+        return {**{n: getattr(self, n) for n in names if hasattr(self, n)}, "hidden": tuple(self.hidden)}
 
     def _block(self) -> nn.Module:
         return source_named(self.source)(
@@ -183,7 +208,10 @@ class ConvexPotentialFlow(_Density):
             the same model.
         dtype: "float32" or "float64", to train in.
         device: where to train; the fitted model is on the CPU, ``model_.to`` moves it.
-        verbose: show a progress bar where stderr is a terminal.
+        warm_start: let a second ``fit`` go on with the networks of the first, on whatever data: their scales
+            stay, with a warning of data on another one. Otherwise every ``fit`` starts anew.
+        verbose: 0 is silent; 1 shows a progress bar where stderr is a terminal, and elsewhere, as in the
+            workers of a grid search, a line at each evaluation; 2 writes these lines everywhere.
 
     Attributes:
         model_: the frozen ``convexlift.ConvexPotentialFlow``; ``convexlift.save`` writes it to a file.
@@ -347,6 +375,27 @@ class ConvexRegressor(RegressorMixin, _Estimator):
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         return tasks.ConvexRegression(Centred(block(), slopes=bool(self.slopes)))  # type: ignore[arg-type]
+
+
+def _shown(estimator: _Estimator) -> bool | Show:
+    """What ``verbose`` asks for: nothing, the progress bar, or lines on stderr."""
+    if estimator.verbose < 1 or (estimator.verbose == 1 and sys.stderr.isatty()):
+        return bool(estimator.verbose)
+    name, steps, told = type(estimator).__name__, estimator.steps, 0
+
+    def show(step: int, loss: float, history: History) -> None:
+        nonlocal told
+        if len(history.steps) == told:
+            return
+        told = len(history.steps)
+        line = f"{name}: step {step} of {steps}, loss {history.loss[-1]:.4g}"
+        if history.validation:
+            line += f", validation {history.validation[-1]:.4g}"
+            line += f", best {history.best_validation:.4g} at step {history.best_step}"
+        sys.stderr.write(f"{line}, {history.seconds[-1]:.1f} s\n")
+        sys.stderr.flush()
+
+    return show
 
 
 def _tensor(array: ArrayLike) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -232,9 +232,8 @@ def _shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _strides(strides: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    given = initial.positive_sizes(
-        "strides", (strides,) * depth if isinstance(plain(strides), int) else strides
-    )
+    one: Any = plain(strides)
+    given = initial.positive_sizes("strides", (one,) * depth if isinstance(one, int) else one)
     if len(given) != depth:
         raise ValueError(f"expected {depth} strides, one for each hidden layer; got {len(given)}")
     return given

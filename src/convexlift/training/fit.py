@@ -36,7 +36,7 @@ from convexlift.training.compilation import check_compiler, compiled
 from convexlift.training.environment import environment
 from convexlift.training.history import FitEvent, History, TrainingDiverged
 from convexlift.training.optimisation import OptimizerChoice, Schedule
-from convexlift.training.progress import interruptible, progress_bar
+from convexlift.training.progress import Show, interruptible, progress_bar
 from convexlift.training.run_folder import STATE, RunFolder, State
 from convexlift.training.settings import Settings, check_callbacks, check_module, place_and_kind
 
@@ -63,14 +63,15 @@ def fit(
     dtype: torch.dtype | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    progress: bool = True,
+    progress: bool | Show = True,
     callbacks: Sequence[Callable[[FitEvent], object]] = (),
     conclude: Callable[[History], Mapping[str, Any]] | None = None,
     compile: bool = False,
 ) -> History:
     """Train a module in place by minimising its ``loss(batch)``, a mean over the rows of the batch.
 
-    The module may have the hooks ``initialise(data)`` (called once, before the first step),
+    The module may have the hooks ``initialise(data)`` (called before the first step; a task that has been
+    initialised keeps its scales, and warns of data on another one: make a new one to start anew),
     ``set_progress(t)`` with t in [0, 1], ``settle(data)`` (called once, as soon as t >= ``module.settle_at``)
     and ``freeze(data)``, which returns the model that is validated; without it a copy in eval mode is.
     ``data`` is there all training rows in the form of one batch (for a `Simulator` 20,000 fixed draws). With
@@ -111,7 +112,8 @@ def fit(
         dtype: floating dtype to train in; module and data are cast. By default the parameters' own.
         run_dir: folder for checkpoints, metrics and the result; see `RunFolder`.
         resume: go on from the last checkpoint in ``run_dir``, bit for bit; a folder without a run is begun.
-        progress: show a progress bar where stderr is a terminal.
+        progress: show a progress bar where stderr is a terminal; or a function of (step, loss of its batch,
+            history so far), called after each step.
         callbacks: called with a `FitEvent` at each evaluation, before its checkpoint.
         conclude: called at the end, unless the run was interrupted, with the module as it is left; what it
             returns joins the result in ``run_dir``.
