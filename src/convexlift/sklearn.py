@@ -150,19 +150,23 @@ class _Estimator(BaseEstimator):
 class _Density(DensityMixin, _Estimator):
     """What a fitted density is for."""
 
+    @guarded
     def fit(self, X: ArrayLike, y: object = None) -> Self:
         """Fit the density to the rows of X, (n_samples, n_features); y is not read."""
         return self._train(_tensor(self._validated(X)))
 
+    @guarded
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
         """The log-density of each row in nats, (n_samples,)."""
         rows = self._rows(X)
         return self.model_.log_prob(rows).cpu().numpy()
 
+    @guarded
     def score(self, X: ArrayLike, y: object = None) -> float:
         """The mean log-density of the rows in nats; y is not read."""
         return float(self.score_samples(X).mean())
 
+    @guarded
     def sample(self, n_samples: int = 1, random_state: Randomness = None) -> NDArray[np.float64]:
         """Draws, (n_samples, n_features): independent, or above two columns of a density from mixed chains.
 
@@ -292,6 +296,7 @@ class LogConcaveDensity(_Density):
     learning_rate: float = 0.064
     objective: str = "mle"
 
+    @guarded
     def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the density to rows X, (n_samples, n_features), of weights (n_samples,); y is not read.
 
@@ -361,6 +366,7 @@ class ConvexRegressor(RegressorMixin, _Estimator):
     steps: int = 4000
     learning_rate: float = 0.002
 
+    @guarded
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit the function to rows X, (n_samples, n_features), and targets y, (n_samples,)."""
         X, y = self._validated(X, y, y_numeric=True)
@@ -368,6 +374,7 @@ class ConvexRegressor(RegressorMixin, _Estimator):
             raise ValueError(f"the targets are constant (every value is {np.min(y):g})")
         return self._train((_tensor(X), _tensor(y)))
 
+    @guarded
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """The fitted function at each row, (n_samples,)."""
         rows = self._rows(X)

@@ -173,7 +173,7 @@ class LogConcaveDensity(Task):
             raise ValueError("only a frozen density keeps its log Z: call freeze first")
         self._refresh()
         if not self._is_known():
-            self.log_z.copy_(self._normaliser(self._potential(None)).log_z)
+            self.log_z = self._normaliser(self._potential(None)).log_z.to(self.log_z)
 
     @torch.no_grad()
     def sample(self, n: int, seed: int | None = None, batch: Rows | None = None) -> Tensor:
@@ -301,8 +301,8 @@ class LogConcaveDensity(Task):
         tensors = list(self.block.emit().tensors.values())
         if not may_branch(self.log_z, *tensors) or (self._origin and self._origin.holds(tensors)):
             return
-        self.log_z.fill_(torch.nan)
-        self.quick_log_z.fill_(torch.nan)
+        self.log_z = torch.full_like(self.log_z, torch.nan)
+        self.quick_log_z = self.log_z.clone()
         self._origin = Origin(tensors)
 
     def _is_known(self) -> bool:
