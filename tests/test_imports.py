@@ -51,6 +51,7 @@ MAY: dict[str, set[str]] = {
     "ambient": set(),
     "arrays": {"checks"},
     "names": set(),
+    "origins": set(),
     "version": set(),
     "checks": set(),
     "files": set(),

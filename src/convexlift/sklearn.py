@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, final
@@ -21,7 +22,8 @@ from convexlift.seeds import seeded
 from convexlift.sources import Centred
 from convexlift.sources.named import source_named
 from convexlift.tasks.density import check_outliers
-from convexlift.training import fit
+from convexlift.training import History, fit
+from convexlift.training.progress import Show
 
 try:
     from sklearn.base import BaseEstimator, DensityMixin, RegressorMixin
@@ -35,6 +37,8 @@ except ImportError as error:
 __all__ = ["ConvexPotentialFlow", "ConvexRegressor", "LogConcaveDensity"]
 
 Randomness = int | np.random.RandomState | None
+# What a warm start must not change.
+_OF_NETWORKS = ("hidden", "source", "sharpness", "strong_convexity", "blocks", "objective", "slopes")
 # What `fit` is told by the names of the parameters.
 _OF_FIT = ("steps", "batch_size", "weight_decay", "averaging", "schedule", "patience")
 
@@ -58,6 +62,7 @@ class _Estimator(BaseEstimator):
     random_state: Randomness = None
     dtype: str = "float32"
     device: str = "cpu"
+    warm_start: bool = False
     verbose: int = 0
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
@@ -83,8 +88,7 @@ class _Estimator(BaseEstimator):
         if not 0 <= share < 1:
             raise ValueError(f"validation_fraction must lie in [0, 1); got {share}")
         train, validation = hold_out(rows, share, seed) if share else (rows, None)
-        with seeded(seed), new_networks_in(torch.float32):
-            task: Any = self._task(self._block)
+        task = self._begun(seed)
         if hasattr(self, "feature_names_in_"):
             names = {"x": self.feature_names_in_.tolist()}
             task.columns = {**names, "y": [target]} if isinstance(target, str) else names
@@ -97,14 +101,35 @@ class _Estimator(BaseEstimator):
             seed=seed,
             device=self.device,
             dtype=getattr(torch, self.dtype),
-            progress=bool(self.verbose),
+            progress=_shown(self),
         )
         if history.stopped == "interrupted":
             raise KeyboardInterrupt  # or a grid search would go on with its next candidate
         self.history_ = history
+        if self.warm_start:
+            self._last = task, self._shape()
         frozen = task.freeze(place_for(task, train))
         self.model_ = frozen.to("cpu", torch.float64)
         return self
+
+    def _begun(self, seed: int) -> Any:
+        """A new task, or with ``warm_start`` that of the last fit, if there is one of the same networks."""
+        if self.warm_start and hasattr(self, "_last"):
+            task, before = self._last
+            for name, value in self._shape().items():
+                if before[name] != value:
+                    raise ValueError(
+                        f"warm_start=True goes on with the last fit, whose {name} was {before[name]!r} "
+                        f"and is {value!r} now: set warm_start=False to start anew"
+                    )
+            return task
+        with seeded(seed), new_networks_in(torch.float32):
+            return self._task(self._block)
+
+    def _shape(self) -> dict[str, Any]:
+        """What decides of how many numbers the task consists, and what they mean."""
+        names = (*_OF_NETWORKS, "n_features_in_")
+        return {**{n: getattr(self, n) for n in names if hasattr(self, n)}, "hidden": tuple(self.hidden)}
 
     def _block(self) -> nn.Module:
         return source_named(self.source)(
@@ -127,19 +152,23 @@ class _Estimator(BaseEstimator):
 class _Density(DensityMixin, _Estimator):
     """What a fitted density is for."""
 
+    @guarded
     def fit(self, X: ArrayLike, y: object = None) -> Self:
         """Fit the density to the rows of X, (n_samples, n_features); y is not read."""
         return self._train(_tensor(self._validated(X)))
 
+    @guarded
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
         """The log-density of each row in nats, (n_samples,)."""
         rows = self._rows(X)
         return self.model_.log_prob(rows).cpu().numpy()
 
+    @guarded
     def score(self, X: ArrayLike, y: object = None) -> float:
         """The mean log-density of the rows in nats; y is not read."""
         return float(self.score_samples(X).mean())
 
+    @guarded
     def sample(self, n_samples: int = 1, random_state: Randomness = None) -> NDArray[np.float64]:
         """Draws, (n_samples, n_features): independent, or above two columns of a density from mixed chains.
 
@@ -186,7 +215,10 @@ class ConvexPotentialFlow(_Density):
             the same model.
         dtype: "float32" or "float64", to train in; columns are centred and scaled in float64 before that.
         device: where to train; the fitted model is on the CPU, ``model_.to`` moves it.
-        verbose: show a progress bar where stderr is a terminal.
+        warm_start: let a second ``fit`` go on with the networks of the first, on whatever data: their scales
+            stay, with a warning of data on another one. Otherwise every ``fit`` starts anew.
+        verbose: 0 is silent; 1 shows a progress bar where stderr is a terminal, and elsewhere, as in the
+            workers of a grid search, a line at each evaluation; 2 writes these lines everywhere.
 
     Attributes:
         model_: the frozen ``convexlift.ConvexPotentialFlow``; ``convexlift.save`` writes it to a file.
@@ -267,6 +299,7 @@ class LogConcaveDensity(_Density):
     learning_rate: float = 0.064
     objective: str = "mle"
 
+    @guarded
     def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the density to rows X, (n_samples, n_features), of weights (n_samples,); y is not read.
 
@@ -336,6 +369,7 @@ class ConvexRegressor(RegressorMixin, _Estimator):
     steps: int = 4000
     learning_rate: float = 0.002
 
+    @guarded
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit the function to rows X, (n_samples, n_features), and targets y, (n_samples,)."""
         target = getattr(y, "name", None)
@@ -344,6 +378,7 @@ class ConvexRegressor(RegressorMixin, _Estimator):
             raise ValueError(f"the targets are constant (every value is {np.min(y):g})")
         return self._train((_tensor(X), _tensor(y)), target)
 
+    @guarded
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """The fitted function at each row, (n_samples,)."""
         rows = self._rows(X)
@@ -351,6 +386,27 @@ class ConvexRegressor(RegressorMixin, _Estimator):
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         return tasks.ConvexRegression(Centred(block(), slopes=bool(self.slopes)))  # type: ignore[arg-type]
+
+
+def _shown(estimator: _Estimator) -> bool | Show:
+    """What ``verbose`` asks for: nothing, the progress bar, or lines on stderr."""
+    if estimator.verbose < 1 or (estimator.verbose == 1 and sys.stderr.isatty()):
+        return bool(estimator.verbose)
+    name, steps, told = type(estimator).__name__, estimator.steps, 0
+
+    def show(step: int, loss: float, history: History) -> None:
+        nonlocal told
+        if len(history.steps) == told:
+            return
+        told = len(history.steps)
+        line = f"{name}: step {step} of {steps}, loss {history.loss[-1]:.4g}"
+        if history.validation:
+            line += f", validation {history.validation[-1]:.4g}"
+            line += f", best {history.best_validation:.4g} at step {history.best_step}"
+        sys.stderr.write(f"{line}, {history.seconds[-1]:.1f} s\n")
+        sys.stderr.flush()
+
+    return show
 
 
 def _tensor(array: ArrayLike) -> Tensor:

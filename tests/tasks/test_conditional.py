@@ -347,7 +347,8 @@ def test_evaluating_changes_no_state() -> None:
     density.log_prob(x, c, batch=(x, c))
     density.sample(3, c, batch=(x, c))
     density.freeze((x, c))
-    density.initialise((x + 1, c))
+    with pytest.warns(UserWarning, match="initialised on other data"):
+        density.initialise((x + 1, c))
     assert density.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in density.state_dict().items())
 

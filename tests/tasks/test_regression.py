@@ -142,7 +142,8 @@ def test_predict_changes_no_state():
     before = {k: v.clone() for k, v in regression.state_dict().items()}
     regression.predict(x, batch=x)
     regression.freeze(x)
-    regression.initialise((x + 1, y))
+    with pytest.warns(UserWarning, match="initialised on other data"):
+        regression.initialise((x + 1, y))
     assert regression.training
     assert all(torch.equal(v, before[k]) for k, v in regression.state_dict().items())
 

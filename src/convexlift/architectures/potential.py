@@ -196,7 +196,7 @@ class Potential(Bound):
                 without bias.
             probes: of an estimate; 16 with a seed, 1 without.
             seed: of the probes, which all rows share: a fixed function of x. None draws other probes for each
-                row from torch's global generator, as training does: then errors average out over rows.
+                row, as training does: then errors average out over rows.
 
         Raises:
             ValueError: alpha is zero; an unknown method; an architecture that cannot be estimated.

@@ -18,8 +18,9 @@ class Objective(nn.Module):
     """How a density p(t) = exp(-f(t)) / Z of standardised rows t is trained.
 
     ``forward(potential, t, weights)`` is the mean loss of the rows t (N, d), a scalar, with ``weights`` (N,)
-    of mean one over the training rows, or None. In training mode it may draw from torch's global generator
-    and move its buffers; in eval mode it is a fixed function of its arguments.
+    of mean one over the training rows, or None. In training mode it may draw, from torch's global generator
+    or as the objectives here from ``seeds.generator_on(device)``, and move its buffers; in eval mode it is a
+    fixed function of its arguments.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

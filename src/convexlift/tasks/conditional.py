@@ -201,6 +201,10 @@ class ConditionalDensity(Task):
         """Standardised samples and contexts side by side, (N, d + k)."""
         return torch.cat(self._standardised(data), 1)
 
+    def _scaled(self, data: Any) -> list[tuple[str, Tensor, Tensor | None]]:
+        x, c = self._standardised(data)
+        return [("samples", x, None), ("contexts", c, None)]
+
     def _standardised(self, data: object) -> Pair:
         x, c = self._samples_and_contexts(data)
         return self.standardiser(x, self.dtype), self.context_standardiser(c, self.dtype)

@@ -13,7 +13,7 @@ from convexlift.ambient import guarded
 from convexlift.architectures import Potential
 from convexlift.architectures.base import architecture_of
 from convexlift.calculus.newton import invert_gradient
-from convexlift.checks import check_draws
+from convexlift.checks import check_draws, may_branch
 from convexlift.integration import line
 from convexlift.integration.annealing import AnnealedNormaliser
 from convexlift.integration.annealing import annealed_normaliser as annealed
@@ -25,6 +25,7 @@ from convexlift.integration.plane import normaliser as plane
 from convexlift.integration.plane.normaliser import PlaneNormaliser
 from convexlift.objectives import Objective, objective_named
 from convexlift.objectives.objective import mean, share
+from convexlift.origins import Origin
 from convexlift.seeds import fresh_seed, generator_on
 from convexlift.tasks.region import CredibleRegion, region_of_draws
 from convexlift.tasks.standardise import Standardiser, Whitener
@@ -105,6 +106,8 @@ class LogConcaveDensity(Task):
         self.register_buffer("log_z", torch.tensor(torch.nan, dtype=like.dtype, device=like.device))
         self.register_buffer("quick_log_z", self.log_z.clone(), persistent=False)
         self.register_buffer("mean_weight", torch.ones_like(self.log_z))
+        self._origin: Origin | None = None  # the block that they were found for
+        self.register_load_state_dict_post_hook(_loaded)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments that rebuild a frozen density, with its block; ``save`` writes them."""
@@ -134,6 +137,7 @@ class LogConcaveDensity(Task):
         if not self.objective.likelihood:
             return self.objective(potential, t, weights)
         if frozen:
+            self._refresh()
             if not self._is_known() and not bool(self.quick_log_z.isfinite()):
                 self.normalise()
             loss = potential.value(t) + (self.log_z if self._is_known() else self.quick_log_z)
@@ -174,8 +178,9 @@ class LogConcaveDensity(Task):
         """
         if not self._is_frozen():
             raise ValueError("only a frozen density keeps its log Z: call freeze first")
+        self._refresh()
         if not self._is_known():
-            self.log_z.copy_(self._normaliser(self._potential(None)).log_z)
+            self.log_z = self._normaliser(self._potential(None)).log_z.to(self.log_z)
 
     @torch.no_grad()
     def sample(self, n: int, seed: int | None = None, batch: Rows | None = None) -> Tensor:
@@ -259,8 +264,8 @@ class LogConcaveDensity(Task):
 
     def _complete(self, frozen: LogConcaveDensity, x: Tensor | None) -> None:
         """log Z is found here in one dimension, at the first ``log_prob`` above."""
-        frozen.log_z.fill_(torch.nan)
-        frozen.quick_log_z.fill_(torch.nan)
+        frozen._origin = None
+        frozen._refresh()
         if self.dim == 1:
             frozen.log_z.copy_(frozen.normaliser().log_z)
         elif (estimate := self.objective.estimate(frozen.block.emit())) is not None:
@@ -270,6 +275,10 @@ class LogConcaveDensity(Task):
 
     def _rows(self, data: Any, name: str | None = None) -> Tensor:
         return self.standardiser(self._split(data, name)[0], self.dtype)
+
+    def _scaled(self, data: Any) -> list[tuple[str, Tensor, Tensor | None]]:
+        x, weights = self._split(data)
+        return [(self.standardiser.name, self.standardiser(x), weights)]
 
     def _split(self, batch: Any, name: str | None = None) -> tuple[Tensor, Tensor | None]:
         """Samples and weights (N,) of a batch, checked; the weights may be None."""
@@ -300,6 +309,16 @@ class LogConcaveDensity(Task):
         plain = architecture_of(self.block) is self.block
         return plain and not any(p.requires_grad for p in self.block.parameters())
 
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Forget log Z where the block is no longer the one that it was found for."""
+        tensors = list(self.block.emit().tensors.values())
+        if not may_branch(self.log_z, *tensors) or (self._origin and self._origin.holds(tensors)):
+            return
+        self.log_z = torch.full_like(self.log_z, torch.nan)
+        self.quick_log_z = self.log_z.clone()
+        self._origin = Origin(tensors)
+
     def _is_known(self) -> bool:
         return bool(self.log_z.isfinite())
 
@@ -321,10 +340,10 @@ class LogConcaveDensity(Task):
                 raise ValueError(f"the level must lie between 0 and 1; got {level}")
         emitted = self._potential(batch)
         potential = replace(emitted, tensors={k: t.detach().clone() for k, t in emitted.tensors.items()})
-        constant = self._constant(potential).clone()
+        constant, standardiser = self._constant(potential).clone(), copy.deepcopy(self.standardiser)
 
         def log_prob(points: Tensor) -> Tensor:
-            return constant - potential.value(self._rows(points)).double()
+            return constant - potential.value(standardiser(self._split(points)[0], self.dtype)).double()
 
         if self.dim <= 2:
             heights = self._heights(potential, levels)
@@ -410,10 +429,18 @@ def normalised(density: LogConcaveDensity) -> dict[str, float]:
         (True, True, True)
     """
     found = density.normaliser(particles=_PARTICLES)
+    density._refresh()
     density.log_z.copy_(found.log_z)
     told = {"log_z_error": float(found.error)}
     particles = getattr(found, "particles", None)
     return told if particles is None else {**told, "log_z_share": float(found.ess) / particles}  # type: ignore[union-attr]
+
+
+def _loaded(density: Any, keys: Any) -> None:
+    """After loading: log Z is that of the block that came with it."""
+    came = not any(key.rpartition(".")[2] == "log_z" for key in keys.missing_keys)
+    frozen = architecture_of(density.block) is density.block
+    density._origin = Origin(density.block.emit().tensors.values()) if came and frozen else None
 
 
 def _independent(x: Tensor) -> Draws:

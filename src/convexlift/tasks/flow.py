@@ -17,7 +17,7 @@ from convexlift.architectures.potential import Method, check_method
 from convexlift.calculus.cholesky import logdet_of
 from convexlift.calculus.estimation import LogdetEstimate
 from convexlift.calculus.newton import Solution, default_tolerance
-from convexlift.checks import check_draws, check_samples, may_branch, name_rows
+from convexlift.checks import check_draws, check_samples, may_branch, name_rows, plain
 from convexlift.seeds import generator_on, replaying
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import ActNorm, Standardiser
@@ -82,6 +82,7 @@ class ConvexPotentialFlow(Task):
     ) -> None:
         super().__init__()
         self.logdet_method = check_method(logdet)
+        chunk = plain(chunk)
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be at least 1 row, or None; got {chunk}")
         self.chunk = chunk

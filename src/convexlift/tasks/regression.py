@@ -114,6 +114,11 @@ class ConvexRegression(Task):
     def _rows(self, data: Rows, name: str | None = None) -> Tensor:
         return super()._rows(data[0] if isinstance(data, tuple) else data, name)
 
+    def _scaled(self, data: Any) -> list[tuple[str, Tensor, Tensor | None]]:
+        x, y = self._inputs_and_targets(data)
+        targets = self.target_standardiser(y[:, None])
+        return [("inputs", self.standardiser(x), None), ("targets", targets, None)]
+
     def _inputs_and_targets(self, data: object) -> tuple[Tensor, Tensor]:
         return self._pair(data, "a pair (x, y)", None, "targets")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +28,8 @@ _CHUNK = 16_384
 # Norms and lifts start from at most this many training rows, so that a lift's initial summary is that of
 # exactly the rows its first weights are used on.
 _START_ROWS = 4096
+# Data this many deviations away, or wider or narrower by this factor, are not those of the start.
+_OTHER_MEAN, _OTHER_SPREAD = 0.5, 1.5
 
 
 @guard_methods
@@ -127,14 +131,19 @@ class Task(nn.Module):
     def initialise(self, data: Any) -> None:
         """Fit the standardisers to training data, and start the blocks from it. Once only.
 
+        Later calls change nothing. They warn (``UserWarning``) of data on another scale, for which a new task
+        does better.
+
         Raises:
             ValueError: see ``Standardiser.fit`` and ``Whitener.fit``, and the class.
             TypeError: data of another form or dtype.
         """
-        if not bool(self.standardiser.fitted):
-            start = self._fit(data)
-            with evaluating(self):
-                self._start(start)
+        if bool(self.standardiser.fitted):
+            self._compare(data)
+            return
+        start = self._fit(data)
+        with evaluating(self):
+            self._start(start)
 
     @torch.no_grad()
     def freeze(self, data: Any = None) -> Self:
@@ -168,6 +177,27 @@ class Task(nn.Module):
     def block_inputs(self, batch: Any) -> list[Tensor]:
         """The points that each block sees when lifts emit from this batch, (N, columns)."""
         return [self._rows(batch)]
+
+    def _compare(self, data: Any) -> None:
+        """Warn of data that lie on another scale than those that the task was initialised on."""
+        for name, z, weights in self._scaled(data):
+            share = torch.full_like(z[:, 0], 1 / len(z)) if weights is None else weights / weights.sum()
+            mean = share @ z
+            spread = (share @ (z - mean).square()).sqrt()
+            other = (mean.abs() > _OTHER_MEAN) | (spread.log().abs() > math.log(_OTHER_SPREAD))
+            if bool(other.any()):
+                column = int(other.nonzero()[0])
+                away, wide = float(mean[column].abs()), float(spread[column])
+                warnings.warn(
+                    f"this task was initialised on other data: column {column} of the {name} is now "
+                    f"{away:.3g} deviations away and {wide:.3g} times as wide; its scales stay as they are: "
+                    "make a new task to start anew",
+                    stacklevel=2,
+                )
+
+    def _scaled(self, data: Any) -> list[tuple[str, Tensor, Tensor | None]]:
+        """What the standardisers make of data, with a name, (N, columns), and weights (N,)."""
+        return [(self.standardiser.name, self._rows(data), None)]
 
     def _blocks(self) -> list[Any]:
         return [self.block]

@@ -66,14 +66,15 @@ def fit(
     dtype: torch.dtype | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    progress: bool = True,
+    progress: bool | Show = True,
     callbacks: Sequence[Callable[[FitEvent], object]] = (),
     conclude: Callable[[History], Mapping[str, Any]] | None = None,
     compile: bool = False,
 ) -> History:
     """Train a module in place by minimising its ``loss(batch)``, a mean over the rows of the batch.
 
-    The module may have the hooks ``initialise(data)`` (called once, before the first step),
+    The module may have the hooks ``initialise(data)`` (called before the first step; a task that has been
+    initialised keeps its scales, and warns of data on another one: make a new one to start anew),
     ``set_progress(t)`` with t in [0, 1], ``settle(data)`` (called once, as soon as t >= ``module.settle_at``)
     and ``freeze(data)``, which returns the model that is validated; without it a copy in eval mode is. Of a
     weighted loss the validated model tells by ``weight_of(batch)`` what a batch counts for in its mean, by
@@ -123,7 +124,8 @@ def fit(
         run_dir: folder for checkpoints, metrics and the result; see `RunFolder`. A run there that diverged or
             broke off before its first evaluation is begun anew.
         resume: go on from the last checkpoint in ``run_dir``, bit for bit; a folder without a run is begun.
-        progress: show a progress bar where stderr is a terminal.
+        progress: show a progress bar where stderr is a terminal; or a function of (step, loss of its batch,
+            history so far), called after each step.
         callbacks: called with a `FitEvent` at each evaluation, before its checkpoint.
         conclude: called at the end, unless the run was interrupted, with the module as it is left; what it
             returns joins the result in ``run_dir``.

@@ -13,8 +13,14 @@ Show = Callable[[int, float, History], None]  # (step, loss of its batch, histor
 
 
 @contextmanager
-def progress_bar(steps: int, shown: bool) -> Iterator[Show]:
-    """Show loss, validation, ms per step and time left on stderr, where that is a terminal or a notebook."""
+def progress_bar(steps: int, shown: bool | Show) -> Iterator[Show]:
+    """Show loss, validation, ms per step and time left on stderr, where that is a terminal or a notebook.
+
+    A function in place of True shows it in its own way.
+    """
+    if callable(shown):
+        yield shown
+        return
     from rich.console import Console  # slow to import
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
