@@ -127,7 +127,7 @@ def test_new_files_are_as_private_as_the_umask_says(
     umask(0o077)
     write(tmp_path, home)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {name for name in names} <= {path.name for path in written}
+    assert set(names) <= {path.name for path in written}
     assert {path.name: oct(mode(path)) for path in written if mode(path) != 0o600} == {}
     assert all(mode(path) == 0o700 for path in tmp_path.rglob("*") if path.is_dir())
 
