@@ -83,7 +83,7 @@ def test_a_run_that_diverged_is_begun_anew(capsys: pytest.CaptureFixture[str]) -
     assert json.loads(Path("runs/first/result.json").read_text())["stopped"] == "diverged"
     assert main(call("flow", "rows.csv", "--resume")) == 1
     assert capsys.readouterr().err == (
-        "error: cannot resume runs/first: lr was 1000000000.0 and is now 0.032; the run there diverged: "
+        "error: cannot resume runs/first: lr was 1000000000.0 and is now 0.032; that run came to nothing: "
         "without resume it is begun anew\n"
     )
     assert main(call()) == 0
@@ -142,7 +142,7 @@ def test_fit_begins_a_diverged_run_anew(breaks_at: int) -> None:
     with pytest.raises(TrainingDiverged):
         run(Mean(breaks_at))
     with pytest.raises(
-        ValueError, match=r"lr was 0.001 and is now 0.01; the run there diverged: without resume"
+        ValueError, match=r"lr was 0.001 and is now 0.01; that run came to nothing: without resume"
     ):
         run(Mean(), lr=0.01, resume=True)
     assert run(Mean(), lr=0.01).stopped == "finished"

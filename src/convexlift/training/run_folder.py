@@ -185,8 +185,9 @@ class RunFolder:
         for key in [*config, *before]:
             if before.get(key) != config.get(key):
                 was, now = _value(before, key), _value(config, key)
-                over = self._stopped() == "diverged"
-                advice = "; the run there diverged: without resume it is begun anew" if over else ""
+                advice = (
+                    "; that run came to nothing: without resume it is begun anew" if self.replaceable else ""
+                )
                 raise ValueError(f"cannot resume {self.path}: {key} was {was} and is now {now}{advice}")
 
     def _write(self, name: str, write: Callable[[Path, Any], None], content: Any) -> None:
