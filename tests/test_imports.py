@@ -13,7 +13,7 @@ import convexlift
 
 SOURCE = Path(convexlift.__file__).parent
 STUB = "__init__.pyi"  # what the package loads when it is asked for
-_GROUND = {"names", "version", "checks", "files", "seeds", "data", "table_files", "freezing"}
+_GROUND = {"names", "version", "checks", "files", "seeds", "data", "table_files", "freezing", "screening"}
 _CORE = {*_GROUND, "calculus", "architectures"}
 _SOURCES = {*_CORE, "sources"}
 _OBJECTIVES = {*_SOURCES, "integration", "objectives"}
@@ -42,6 +42,7 @@ MAY: dict[str, set[str]] = {
     "data": {"checks", "seeds"},
     "table_files": {"checks", "files"},
     "freezing": set(),
+    "screening": {"names"},
     "testing": {"checks", "testing"},
     "calculus": {*_GROUND, "calculus"},
     "architectures": _CORE,

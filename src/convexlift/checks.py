@@ -53,7 +53,9 @@ def check_finite(x: Tensor, *, name: str = "samples") -> Tensor:
         where = torch.nonzero(~finite)[0].tolist()
         kind = "NaN" if bool(torch.isnan(x[tuple(where)])) else "an infinity"
         place = f"row {where[0]}" + (f", column {where[1]}" if len(where) > 1 else "")
-        raise ValueError(f"{name} have {kind} at {place}")
+        count = int((~finite).reshape(len(x), -1).any(1).sum())
+        more = f" ({count} of {len(x)} rows have NaN or infinities)" if count > 1 else ""
+        raise ValueError(f"{name} have {kind} at {place}{more}")
     return x
 
 

@@ -166,9 +166,23 @@ def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype) -> 
     placed = place(data, device, dtype)
     for where, x, moved in zip(places, parts, _parts(whole(placed)), strict=True):
         if not bool(moved.isfinite().all()):
-            check_finite(x, name=name + where)
+            _check_present(x, name + where)
             check_finite(moved, name=f"{name} in {name_dtype(dtype)}{where}")
     return placed
+
+
+def _check_present(x: Tensor, name: str) -> None:
+    """Refuse missing values, with the rows that have them and what to do."""
+    missing = x.isnan().reshape(len(x), -1)
+    count = int(missing.any(1).sum())
+    try:
+        check_finite(x, name=name)
+    except ValueError as error:
+        if not count:
+            raise
+        columns = ", ".join(map(str, missing.any(0).nonzero()[:5, 0].tolist()))
+        many = f"{count} row{'s' * (count > 1)} of {len(x)}, column{'s' * (',' in columns)} {columns}"
+        raise ValueError(f"{error}: NaN in {many}; convexlift.drop_missing leaves such rows out") from None
 
 
 def check_alike(data: Data, validation: Data) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from convexlift import tasks
 from convexlift.architectures import ICNN
 from convexlift.data import Rows, hold_out, place
+from convexlift.names import SCREENS
+from convexlift.screening import tell
 from convexlift.seeds import seeded
 from convexlift.sources import Centred
 from convexlift.sources.named import source_named
@@ -56,6 +58,7 @@ class _Estimator(BaseEstimator):
     dtype: str = "float32"
     device: str = "cpu"
     verbose: int = 0
+    allow: Sequence[str] = ()
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         """The untrained task, of as many fresh blocks as it needs."""
@@ -67,8 +70,11 @@ class _Estimator(BaseEstimator):
         least = 3 if self.validation_fraction else 2
         return validate_data(self, X, *y, dtype=np.float64, ensure_min_samples=least, **checks)
 
-    def _train(self, rows: Rows) -> Self:
-        """Train the task on the rows but for a validation share, and keep it frozen."""
+    def _train(self, rows: Rows, where: Callable[[int], str] | None = None) -> Self:
+        """Train the task on the rows but for a validation share, and keep it frozen.
+
+        ``where`` names a row, for messages.
+        """
         source_named(self.source)  # or an error, before anything else
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64'; got {self.dtype!r}")
@@ -77,9 +83,11 @@ class _Estimator(BaseEstimator):
         share = self.validation_fraction
         if not 0 <= share < 1:
             raise ValueError(f"validation_fraction must lie in [0, 1); got {share}")
-        train, validation = hold_out(rows, share, seed) if share else (rows, None)
         with seeded(seed):
             task: Any = self._task(self._block)
+        names = getattr(self, "feature_names_in_", None)
+        tell(task.examine(rows, names=names, allow=self.allow), where, depth=3)
+        train, validation = hold_out(rows, share, seed) if share else (rows, None)
         dtype = getattr(torch, self.dtype)
         history = fit(
             task,
@@ -91,6 +99,7 @@ class _Estimator(BaseEstimator):
             device=self.device,
             dtype=dtype,
             progress=bool(self.verbose),
+            allow=SCREENS,  # looked at above, where rows are numbered as given
         )
         if history.stopped == "interrupted":
             raise KeyboardInterrupt  # or a grid search would go on with its next candidate
@@ -178,6 +187,8 @@ class ConvexPotentialFlow(_Density):
         dtype: "float32" or "float64", to train in.
         device: where to train; the fitted model is on the CPU, ``model_.to`` moves it.
         verbose: show a progress bar where stderr is a terminal.
+        allow: checks of data to leave out: "outliers", "repeats", "spikes", "ties", "duplicates", "few-rows"
+            or "overlap"; see ``convexlift.screening.screen``.
 
     Attributes:
         model_: the frozen ``convexlift.ConvexPotentialFlow``; ``convexlift.save`` writes it to a file.
@@ -275,7 +286,8 @@ class LogConcaveDensity(_Density):
         kept = weights > 0
         if not bool(kept.any()):
             raise ValueError("every weight is zero")
-        return self._train((rows[kept], weights[kept]))
+        numbers = kept.nonzero()[:, 0]
+        return self._train((rows[kept], weights[kept]), lambda row: f"row {int(numbers[row])}")
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         return tasks.LogConcaveDensity(block(), self.objective)

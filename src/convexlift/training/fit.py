@@ -28,6 +28,7 @@ from convexlift.data import (
     prepare,
     whole,
 )
+from convexlift.screening import tell
 from convexlift.seeds import seed_of, seed_torch
 from convexlift.training import optimisation
 from convexlift.training.averaging import Average
@@ -65,6 +66,7 @@ def fit(
     callbacks: Sequence[Callable[[FitEvent], object]] = (),
     conclude: Callable[[History], Mapping[str, Any]] | None = None,
     compile: bool = False,
+    allow: Sequence[str] = (),
 ) -> History:
     """Train a module in place by minimising its ``loss(batch)``, a mean over the rows of the batch.
 
@@ -117,6 +119,11 @@ def fit(
             of compilation. Random numbers drawn inside the loss (estimated log-determinants, a lift's matched
             noise) are others. Needs a C++ compiler, on a GPU Triton.
 
+        allow: checks of data to leave out, see ``convexlift.screening.screen``.
+
+    Warns:
+        DataWarning: the rows of a task are doubtful.
+
     Raises:
         TypeError, ValueError: an argument, the data or the checkpoint is unfit; the message says how.
         TrainingDiverged: something was not finite; the module is back at its state of the last evaluation.
@@ -146,6 +153,9 @@ def fit(
     if validation is not None:
         validation = prepare(validation, "validation data", place, kind)
         check_alike(data, validation)
+    examine: Any = getattr(module, "examine", None)
+    if examine is not None and isinstance(data, Tensor | tuple):
+        tell(examine(data, validation if isinstance(validation, Tensor | tuple) else None, allow=allow))
     if patience is not None and validation is None:
         raise ValueError("patience needs validation data")
     if resume and run_dir is None:
