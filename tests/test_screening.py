@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import convexlift as cl
+from convexlift.checks import name_rows, rows_from
 from convexlift.cli.main import main
 from convexlift.names import SCREENS
 from convexlift.screening import DataWarning, Finding, Part, dequantise, drop_missing, screen, tell
@@ -307,6 +308,18 @@ def test_rows_are_named_as_the_caller_says() -> None:
     assert finding.message(lambda row: f"line {row + 2}") == "7 rows (line 3, line 5, ...): far out"
     with pytest.raises(ValueError, match=r"^7 rows \(row 1, row 3, \.\.\.\): far out \(allow 'outliers'"):
         tell([finding])
+
+
+def test_rows_are_numbered_as_given_and_not_within_a_part() -> None:
+    x = normal(9000)
+    for task in (flow().double(), flow().double().freeze()):
+        task.initialise(x)
+        with torch.no_grad(), pytest.raises(ValueError, match="samples have NaN at row 8500, column 1"):
+            task.log_prob(put(x, 8500, 1, math.nan))
+    refused = name_rows(torch.tensor([False, True]))
+    with rows_from(4096), rows_from(10):
+        assert name_rows(torch.tensor([False, True])) == "1 of 2 rows (4107)"
+    assert name_rows(torch.tensor([False, True])) == refused == "1 of 2 rows (1)"
 
 
 SMALL = ["--hidden", "4", "--depth", "1", "--steps", "2"]

@@ -11,7 +11,7 @@ from typing import TypeVar, cast, final
 import torch
 from torch import Tensor
 
-from convexlift.checks import check_finite, name_dtype
+from convexlift.checks import check_finite, name_dtype, rows_from
 from convexlift.seeds import generator_of
 
 # What a loss receives, and what `initialise`, `settle` and `freeze` receive.
@@ -275,7 +275,11 @@ def chunks(data: Data, size: int) -> Iterator[tuple[Rows, int]]:
 def mean_loss(loss: Callable[[Rows], Tensor], data: Data, size: int) -> float:
     """Return the mean over all rows of a loss that is itself a mean over rows, ``size`` rows at a time."""
     with torch.no_grad():
-        parts = [(loss(piece).item() * n, n) for piece, n in chunks(data, size)]
+        parts, start = list[tuple[float, int]](), 0
+        for piece, n in chunks(data, size):
+            with rows_from(start):
+                parts.append((loss(piece).item() * n, n))
+            start += n
     return math.fsum(value for value, _ in parts) / sum(n for _, n in parts)
 
 

@@ -114,7 +114,7 @@ def screen(
     - ``repeats``: a column of which the others leave under 1e-6 of the deviation unexplained (refused where
       a density is sought: it is infinite) or 1e-3 (warned of).
     - ``spikes``: a value that nine rows of ten have (refused in samples), or one of five (warned of).
-    - ``ties``: a column of samples with fewer distinct values than 5 % of the rows (whole numbers: 15 %); ``dequantise``.
+    - ``ties``: a column of samples with fewer distinct values than 5 % of the rows, or 15 % if whole numbers.
     - ``duplicates``: more than 5 % of the rows repeat earlier ones.
     - ``few-rows``: fewer rows than columns.
     - ``overlap``: more than 5 % of the validation rows are training rows.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convexlift.architectures import PartialPotential, Potential
-from convexlift.checks import check_finite, check_samples, may_branch
+from convexlift.checks import check_finite, check_samples, may_branch, rows_from
 from convexlift.screening import Finding, Part, Role, screen, tell
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import Standardiser, Whitener
@@ -269,7 +269,13 @@ def map_rows(function: Callable[[Tensor], Tensor], x: Tensor, rows: int = _CHUNK
     tensor([[4.],
             [9.]])
     """
-    return torch.cat([function(chunk) for chunk in x.split(rows)])
+    if len(x) <= rows or not may_branch(x):
+        return torch.cat([function(chunk) for chunk in x.split(rows)])
+    parts = []
+    for start in range(0, len(x), rows):
+        with rows_from(start):
+            parts.append(function(x[start : start + rows]))
+    return torch.cat(parts)
 
 
 @contextmanager
