@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+# The number of the first row of those that are looked at, where a table is looked at in parts.
+_FIRST_ROW = ContextVar("first row", default=0)
+
+
+@contextmanager
+def rows_from(start: int) -> Iterator[None]:
+    """While rows from number ``start`` on are looked at, errors name them as the whole table numbers them.
+
+    >>> with rows_from(4096):
+    ...     check_finite(torch.tensor([[0.0], [float("nan")]]))
+    Traceback (most recent call last):
+    ...
+    ValueError: samples have NaN at row 4097, column 0
+    """
+    before = _FIRST_ROW.set(_FIRST_ROW.get() + start)
+    try:
+        yield
+    finally:
+        _FIRST_ROW.reset(before)
 
 
 def check_samples(x: Tensor, dim: int, dtype: torch.dtype | None = None, *, name: str = "samples") -> Tensor:
@@ -54,8 +77,10 @@ def check_finite(x: Tensor, *, name: str = "samples") -> Tensor:
     if not bool(finite.all()):
         where = torch.nonzero(~finite)[0].tolist()
         kind = "NaN" if bool(torch.isnan(x[tuple(where)])) else "an infinity"
-        place = f"row {where[0]}" + (f", column {where[1]}" if len(where) > 1 else "")
-        raise ValueError(f"{name} have {kind} at {place}")
+        place = f"row {_FIRST_ROW.get() + where[0]}" + (f", column {where[1]}" if len(where) > 1 else "")
+        count = int((~finite).reshape(len(x), -1).any(1).sum())
+        more = f" ({count} of {len(x)} rows have NaN or infinities)" if count > 1 else ""
+        raise ValueError(f"{name} have {kind} at {place}{more}")
     return x
 
 
@@ -156,7 +181,7 @@ def name_rows(failed: Tensor) -> str:
     >>> name_rows(torch.tensor([False, True, True]))
     '2 of 3 rows (1, 2)'
     """
-    rows = failed.nonzero().flatten().tolist()
+    rows = (_FIRST_ROW.get() + failed.nonzero().flatten()).tolist()
     shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
     return f"{len(rows)} of {len(failed)} rows ({shown})"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convexlift.arrays import is_table, tensor_of
-from convexlift.checks import check_finite, name_dtype
+from convexlift.checks import check_finite, name_dtype, rows_from
 from convexlift.seeds import generator_of, generator_on
 
 # What a loss receives, and what `initialise`, `settle` and `freeze` receive.
@@ -171,7 +171,7 @@ def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype | No
     placed = place(data, device, dtype)
     for where, x, moved in zip(places, parts, _parts(whole(placed)), strict=True):
         if not bool(moved.isfinite().all()):
-            check_finite(x, name=name + where)
+            _check_present(x, name + where)
             check_finite(moved, name=f"{name} in {name_dtype(moved.dtype)}{where}")
     return placed
 
@@ -188,6 +188,20 @@ def readable(data: Any, name: str) -> Any:
         return tuple(readable(part, name) for part in data)
     numbers = is_table(data) or (isinstance(data, Tensor) and (data.is_floating_point() or data.is_complex()))
     return tensor_of(data, name=name) if numbers else data
+
+
+def _check_present(x: Tensor, name: str) -> None:
+    """Refuse missing values, with the rows that have them and what to do."""
+    missing = x.isnan().reshape(len(x), -1)
+    count = int(missing.any(1).sum())
+    try:
+        check_finite(x, name=name)
+    except ValueError as error:
+        if not count:
+            raise
+        columns = ", ".join(map(str, missing.any(0).nonzero()[:5, 0].tolist()))
+        many = f"{count} row{'s' * (count > 1)} of {len(x)}, column{'s' * (',' in columns)} {columns}"
+        raise ValueError(f"{error}: NaN in {many}; convexlift.drop_missing leaves such rows out") from None
 
 
 def check_alike(data: Data, validation: Data) -> None:
@@ -309,8 +323,13 @@ def mean_loss(
     A piece counts for ``weight_of(piece)``, by default its rows; one that counts for nothing is passed over.
     """
     with torch.no_grad():
-        weighted = [(piece, n if weight_of is None else weight_of(piece)) for piece, n in chunks(data, size)]
-        parts = [(loss(piece).item() * weight, weight) for piece, weight in weighted if weight]
+        parts, start = list[tuple[float, float]](), 0
+        for piece, n in chunks(data, size):
+            weight = n if weight_of is None else weight_of(piece)
+            if weight:
+                with rows_from(start):
+                    parts.append((loss(piece).item() * weight, weight))
+            start += n
     return math.fsum(value for value, _ in parts) / math.fsum(weight for _, weight in parts)
 
 

@@ -13,11 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from convexlift import tasks
-from convexlift.ambient import new_networks_in
+from convexlift.ambient import guarded, new_networks_in
 from convexlift.architectures import ICNN
 from convexlift.arrays import refuse, tensor_of
 from convexlift.checks import plain
 from convexlift.data import Rows, hold_out, place_for
+from convexlift.names import SCREENS
+from convexlift.screening import tell
 from convexlift.seeds import seeded
 from convexlift.sources import Centred
 from convexlift.sources.named import source_named
@@ -64,6 +66,7 @@ class _Estimator(BaseEstimator):
     device: str = "cpu"
     warm_start: bool = False
     verbose: int = 0
+    allow: Sequence[str] = ()
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         """The untrained task, of as many fresh blocks as it needs."""
@@ -77,8 +80,11 @@ class _Estimator(BaseEstimator):
         least = 3 if self.validation_fraction else 2
         return validate_data(self, X, *y, dtype=np.float64, ensure_min_samples=least, **checks)
 
-    def _train(self, rows: Rows, target: object = None) -> Self:
-        """Train the task on the rows but for a validation share; keep it frozen, with its columns' names."""
+    def _train(self, rows: Rows, where: Callable[[int], str] | None = None, *, target: object = None) -> Self:
+        """Train the task on the rows but for a validation share; keep it frozen, with its columns' names.
+
+        ``where`` names a row, for messages.
+        """
         source_named(self.source)  # or an error, before anything else
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64'; got {self.dtype!r}")
@@ -87,11 +93,13 @@ class _Estimator(BaseEstimator):
         share = self.validation_fraction
         if not 0 <= share < 1:
             raise ValueError(f"validation_fraction must lie in [0, 1); got {share}")
-        train, validation = hold_out(rows, share, seed) if share else (rows, None)
         task = self._begun(seed)
-        if hasattr(self, "feature_names_in_"):
-            names = {"x": self.feature_names_in_.tolist()}
-            task.columns = {**names, "y": [target]} if isinstance(target, str) else names
+        names = getattr(self, "feature_names_in_", None)
+        if names is not None:
+            known = {"x": names.tolist()}
+            task.columns = {**known, "y": [target]} if isinstance(target, str) else known
+        tell(task.examine(rows, names=names, allow=self.allow), where, depth=3)
+        train, validation = hold_out(rows, share, seed) if share else (rows, None)
         history = fit(
             task,
             train,
@@ -102,6 +110,7 @@ class _Estimator(BaseEstimator):
             device=self.device,
             dtype=getattr(torch, self.dtype),
             progress=_shown(self),
+            allow=SCREENS,  # looked at above, where rows are numbered as given
         )
         if history.stopped == "interrupted":
             raise KeyboardInterrupt  # or a grid search would go on with its next candidate
@@ -219,6 +228,8 @@ class ConvexPotentialFlow(_Density):
             stay, with a warning of data on another one. Otherwise every ``fit`` starts anew.
         verbose: 0 is silent; 1 shows a progress bar where stderr is a terminal, and elsewhere, as in the
             workers of a grid search, a line at each evaluation; 2 writes these lines everywhere.
+        allow: checks of data to leave out: "outliers", "repeats", "spikes", "ties", "duplicates", "few-rows"
+            or "overlap"; see ``convexlift.screening.screen``.
 
     Attributes:
         model_: the frozen ``convexlift.ConvexPotentialFlow``; ``convexlift.save`` writes it to a file.
@@ -318,7 +329,8 @@ class LogConcaveDensity(_Density):
         kept = weights > 0
         if not bool(kept.any()):
             raise ValueError("every weight is zero")
-        return self._train((rows[kept], weights[kept]))
+        numbers = kept.nonzero()[:, 0]
+        return self._train((rows[kept], weights[kept]), lambda row: f"row {int(numbers[row])}")
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         return tasks.LogConcaveDensity(block(), self.objective)
@@ -376,7 +388,7 @@ class ConvexRegressor(RegressorMixin, _Estimator):
         X, y = self._validated(X, y, y_numeric=True)
         if np.min(y) == np.max(y):
             raise ValueError(f"the targets are constant (every value is {np.min(y):g})")
-        return self._train((_tensor(X), _tensor(y)), target)
+        return self._train((_tensor(X), _tensor(y)), target=target)
 
     @guarded
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:

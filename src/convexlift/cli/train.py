@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ import typer
 import convexlift as cl
 from convexlift.cli.options import Reading, add_commands
 from convexlift.cli.outputs import check_output_folder, check_writable
+from convexlift.cli.screening import allowed, in_words_of_options, warnings_told, without_missing
 from convexlift.files import write_whole
-from convexlift.names import DTYPES, OBJECTIVES, SCHEDULES, SOURCES, check_name
+from convexlift.names import DTYPES, OBJECTIVES, SCHEDULES, SCREENS, SOURCES, check_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,6 +82,15 @@ class Training(Reading):
         ),
     ] = "float32"
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False
+    allow: Annotated[
+        str | None, typer.Option(help=f"Checks of the data to leave out, by commas: {', '.join(SCREENS)}.")
+    ] = None
+    drop_missing: Annotated[
+        bool, typer.Option("--drop-missing", help="Leave rows with missing values out.")
+    ] = False
+    dequantise: Annotated[
+        bool, typer.Option("--dequantise", help="Add noise of a step's width to columns of few values.")
+    ] = False
     tensorboard: Annotated[
         Path | None,
         typer.Option(
@@ -99,12 +109,17 @@ class Training(Reading):
         from convexlift.table_files import read_table
 
         check_device(self.device)
-        table = read_table(self.data, **self.how, dtype=torch.float64)
-        rows, names = table.rows, table.names
+        table = read_table(self.data, **self.how, missing=self.drop_missing, dtype=torch.float64)
+        rows, names, where = table.rows, table.names, table.where
+        if self.drop_missing:
+            rows, where = without_missing(rows, where)
+        if self.dequantise:
+            rows = cl.dequantise(rows, self.seed)
         with seeded(self.seed):
             model = self.build(rows.shape[1])
         model.columns = {"x": table.columns} if table.columns else None
-        _preflight(model, rows, names, self.data)  # rows are numbered as in the file
+        with warnings_told():  # rows are numbered as in the file
+            _preflight(model, rows, names, self.data, allowed(self.allow), where)
         train, validation = hold_out(rows, self.validation_fraction, self.seed)
         _preflight(model, train, names, self.data)
         told: dict[str, Any] = {}
@@ -125,6 +140,7 @@ class Training(Reading):
                 conclude=conclude,
                 dtype=getattr(torch, self.dtype),
                 patience=_patience(self.patience),
+                allow=SCREENS,  # looked at above
                 **{option: getattr(self, option) for option in _OF_FIT},
             )
         if history.stopped == "interrupted":
@@ -158,6 +174,7 @@ class Training(Reading):
     def check(self) -> None:
         """Refuse what no run could use, before anything is loaded."""
         check_name("source", self.source, SOURCES)
+        allowed(self.allow)
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"--lr must be positive; got {self.lr}")
         if not (self.weight_decay >= 0 and self.lr * self.weight_decay < 1):
@@ -318,12 +335,19 @@ def train_command(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
-def _preflight(model: Any, rows: Tensor, names: Sequence[str], data: Path) -> None:
+def _preflight(
+    model: Any,
+    rows: Tensor,
+    names: Sequence[str],
+    data: Path,
+    allow: Iterable[str] = SCREENS,
+    where: Callable[[int], str] | None = None,
+) -> None:
     """Refuse rows that the task cannot start from, in words of the file and the command."""
     try:
-        model.preflight(rows, names)
+        model.preflight(rows, names, allow=allow, where=where)
     except ValueError as error:
-        text = str(error)
+        text = in_words_of_options(str(error))
         if text.startswith("the table "):
             raise ValueError(f"{data}{text.removeprefix('the table')}") from None
         advice = ": leave it out with --columns" if "is constant" in text else ""

@@ -14,6 +14,7 @@ import torch
 from convexlift.ambient import guarded
 from convexlift.data import place_for, whole
 from convexlift.mechanism import emission_noise, shoulder, step_amplification, weight_histogram
+from convexlift.names import SCREENS
 from convexlift.objectives import objective_named
 from convexlift.problems import Problem
 from convexlift.seeds import one_thread, reseed
@@ -75,6 +76,7 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
             evaluate_every=max(1, cell.steps // EVALUATIONS),
             seed=cell.seed,
             progress=False,
+            allow=SCREENS,  # every arm trains on what the problem is
             callbacks=[watch] if trace is None else [watch, trace],
         )
     except TrainingDiverged as error:

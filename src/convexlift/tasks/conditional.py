@@ -89,6 +89,7 @@ class ConditionalDensity(Task):
         torch.Size([50, 7, 1])
     """
 
+    roles = ("samples", "contexts")
     standardiser: Standardiser
 
     def __init__(self, block: nn.Module, objective: str = "score") -> None:

@@ -55,6 +55,8 @@ class ConvexRegression(Task):
     standardiser: Standardiser
     level: Tensor | None
 
+    roles = ("inputs", "targets")
+
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.dim = architecture_of(block).dim

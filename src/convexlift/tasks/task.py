@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from convexlift.ambient import guard_methods
 from convexlift.architectures import PartialPotential, Potential
-from convexlift.checks import check_finite, check_samples, may_branch
+from convexlift.checks import check_finite, check_samples, may_branch, rows_from
 from convexlift.data import count_rows
+from convexlift.screening import Finding, Part, Role, screen, tell
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import Affine, Standardiser, Whitener
 
@@ -52,6 +53,8 @@ class Task(nn.Module):
             numbers, from 1, for columns chosen in a table without names.
     """
 
+    # What the parts of training rows are, where they are a tuple: what has no role is not looked at.
+    roles: ClassVar[tuple[Role | None, ...]] = ("samples", None)
     dim: int
     block: Any
     standardiser: Standardiser | Whitener
@@ -88,19 +91,31 @@ class Task(nn.Module):
         return float(count_rows(batch))
 
     @torch.no_grad()
-    def preflight(self, rows: Tensor, names: Sequence[str] | None = None) -> None:
-        """Refuse rows (N, d) that the task cannot start from; nothing is changed.
+    def preflight(
+        self,
+        rows: Any,
+        names: Sequence[str] | None = None,
+        *,
+        allow: Iterable[str] = (),
+        where: Callable[[int], str] | None = None,
+    ) -> None:
+        """Refuse rows that the task cannot start from, and warn of doubtful ones; nothing is changed.
 
         For whoever writes something before training begins. Rows and columns are numbered as given: check a
         whole table, and once more the rows of it to train on. ``initialise`` checks its own rows.
 
         Args:
-            rows: samples or inputs, of any floating dtype.
-            names: of the columns, for messages; a constant column goes by its number without them.
+            rows: samples or inputs (N, d), of any floating dtype, or a tuple as ``fit`` takes it.
+            names: of the d columns, for messages; they go by their numbers without them.
+            allow: checks of data to leave out, see ``convexlift.screening.screen``.
+            where: names a row in words, "row 7" for the eighth by default.
+
+        Warns:
+            DataWarning: what ``convexlift.screening.screen`` finds doubtful.
 
         Raises:
             ValueError: rows of another width or with NaN or infinite entries, fewer than two, a constant
-                column, and whatever else ``initialise`` refuses.
+                column, what makes a result meaningless, and whatever else ``initialise`` refuses.
             TypeError: not a tensor of floating-point numbers.
 
         Example:
@@ -111,6 +126,7 @@ class Task(nn.Module):
             ...
             ValueError: column 'b' is constant (every value is 2)
         """
+        data, rows = rows, rows[0] if isinstance(rows, tuple) else rows
         name = self.standardiser.name
         check_finite(check_samples(rows, self.dim, name=name), name=name)
         if len(rows) < 2:
@@ -123,6 +139,28 @@ class Task(nn.Module):
             raise ValueError(f"column {called} is constant (every value is {float(rows[0, column]):g})")
         self.check_entries(rows)
         copy.deepcopy(self.standardiser).fit(rows)
+        tell(self.examine(data, names=names, allow=allow), where, depth=3)
+
+    @torch.no_grad()
+    def examine(
+        self,
+        data: Any,
+        validation: Any = None,
+        *,
+        names: Sequence[str] | None = None,
+        allow: Iterable[str] = (),
+    ) -> list[Finding]:
+        """What is doubtful about finite training data, see ``convexlift.screening.screen``."""
+        held = None if validation is None else self._parts(validation, names)
+        return screen(self._parts(data, names), validation=held, allow=allow)
+
+    def _parts(self, data: Any, names: Sequence[str] | None) -> list[Part]:
+        tensors = data if isinstance(data, tuple) else (data,)
+        return [
+            Part(rows[:, None] if rows.ndim == 1 else rows, role, None if k else names)
+            for k, (rows, role) in enumerate(zip(tensors, self.roles, strict=False))
+            if role is not None
+        ]
 
     def check_entries(self, rows: Tensor) -> None:
         """Refuse finite entries that no model of the task would have; here none is refused."""
@@ -302,7 +340,13 @@ def map_rows(function: Callable[[Tensor], Tensor], x: Tensor, rows: int = _CHUNK
     tensor([[4.],
             [9.]])
     """
-    return torch.cat([function(chunk) for chunk in x.split(rows)])
+    if len(x) <= rows or not may_branch(x):
+        return torch.cat([function(chunk) for chunk in x.split(rows)])
+    parts = []
+    for start in range(0, len(x), rows):
+        with rows_from(start):
+            parts.append(function(x[start : start + rows]))
+    return torch.cat(parts)
 
 
 @contextmanager

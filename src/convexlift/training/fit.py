@@ -31,6 +31,7 @@ from convexlift.data import (
     prepare,
     whole,
 )
+from convexlift.screening import tell
 from convexlift.seeds import drawing_apart, reseed, seed_of
 from convexlift.training import optimisation
 from convexlift.training.averaging import Average
@@ -70,6 +71,7 @@ def fit(
     callbacks: Sequence[Callable[[FitEvent], object]] = (),
     conclude: Callable[[History], Mapping[str, Any]] | None = None,
     compile: bool = False,
+    allow: Sequence[str] = (),
 ) -> History:
     """Train a module in place by minimising its ``loss(batch)``, a mean over the rows of the batch.
 
@@ -133,6 +135,11 @@ def fit(
             of compilation. Random numbers drawn inside the loss (estimated log-determinants, a lift's matched
             noise) are others. Needs a C++ compiler, on a GPU Triton.
 
+        allow: checks of data to leave out, see ``convexlift.screening.screen``.
+
+    Warns:
+        DataWarning: the rows of a task are doubtful.
+
     Raises:
         TypeError, ValueError: an argument, the data or the checkpoint is unfit; the message says how.
         TrainingDiverged: something was not finite; the module is back at its last good state.
@@ -167,6 +174,9 @@ def fit(
         weight_of: Any = getattr(module, "weight_of", None)
         if weight_of is not None and not weight_of(whole(validation)):
             raise ValueError("every weight of the validation data is zero: nothing could be chosen by them")
+    examine: Any = getattr(module, "examine", None)
+    if examine is not None and isinstance(data, Tensor | tuple):
+        tell(examine(data, validation if isinstance(validation, Tensor | tuple) else None, allow=allow))
     if patience not in (None, RISING) and validation is None:
         raise ValueError("patience needs validation data")
     if resume and run_dir is None:
