@@ -1,0 +1,57 @@
+"""Every case of the table happens as it says, and otherwise once its check is taken out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+
+from .case import Case, Outcome, difference, happened, outcome
+from .removal import changed, without
+from .table import CASES, PAGE, page
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
+def test_it_happens_because_of_its_check(case: Case) -> None:
+    found = happened(case)
+    assert difference(case, found) == ""
+    if case.owed_to:
+        assert case.instead is not None
+        with changed(case.owed_to, case.instead):
+            assert difference(case, outcome(case)), f"nothing changes without {case.owed_to}"
+    else:
+        assert found.check is not None, "no statement of the package raised it: say what it is owed to"
+        with without(found.check):
+            assert difference(case, outcome(case)), f"nothing changes without {found.check}"
+    assert difference(case, outcome(case)) == "", "the check is back"
+
+
+def cause(case: Case) -> object:
+    return (case.owed_to, case.instead) if case.owed_to else happened(case).check
+
+
+def test_causes_are_distinct() -> None:
+    of = {case: cause(case) for case in CASES}
+    counts = Counter(of.values())
+    shared = [case.title for case in CASES if counts[of[case]] > 1 and not case.kin]
+    again = Counter(of[case] for case in CASES if not case.kin)
+    assert max(again.values()) == 1, f"one check decides several: {shared}"
+    assert len(counts) >= 120
+    assert len({case.title for case in CASES}) == len(CASES)
+
+
+def test_the_page_is_made_of_the_table() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run scripts/what_happens.py"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"said": "..."[:0] + "another message"}, {"kind": OSError}, {"kind": None, "value": 1}],
+    ids=["message", "kind", "ending"],
+)
+def test_a_wrong_case_fails(wrong: dict[str, object]) -> None:
+    for case in CASES:
+        if case.kind is not None and not issubclass(case.kind, OSError):
+            assert difference(dataclasses.replace(case, **wrong), happened(case)) != ""  # type: ignore[arg-type]
+    assert difference(dataclasses.replace(CASES[0], kind=ValueError), Outcome(value=1)) != ""
