@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from convexlift.problems import problem
 from convexlift.study.comparison import compare
@@ -126,46 +128,68 @@ USE: list[Case] = [
     ),
 ]
 
+
+def unbegun(do: Callable[[], Any]) -> Callable[[], Any]:
+    """To do something as far as the first run of a comparison, which fails."""
+
+    def until() -> Any:
+        with (
+            patch("convexlift.study.comparison.Workers", side_effect=RuntimeError("it has begun")),
+            patch("convexlift.study.ablation.Workers", side_effect=RuntimeError("it has begun")),
+        ):
+            return do()
+
+    return until
+
+
+def comparing(words: str, *before: Callable[[], object]) -> Callable[[], Any]:
+    return unbegun(command(words, *before))
+
+
+def compared(**options: Any) -> Callable[[], Any]:
+    return unbegun(lambda: compare(out="run", **options))
+
+
 STUDIES: list[Case] = [
     refused(
         "`compare gambel`",
-        command("compare gambel"),
+        comparing("compare gambel"),
         ValueError,
         "unknown problem 'gambel'; did you mean 'gumbel'? known: ...",
     ),
     refused(
         "`compare gumbel --data rows.csv`",
-        command("compare gumbel --data rows.csv", table),
+        comparing("compare gumbel --data rows.csv", table),
         ValueError,
         "problem 'gumbel' reads no file; remove --data rows.csv",
     ),
     refused(
         "`compare --arms lfit`",
-        command("compare gumbel --arms lfit"),
+        comparing("compare gumbel --arms lfit"),
         ValueError,
         "unknown arm 'lfit'; known: ...",
     ),
     refused(
         "`compare --arms ''`",
-        lambda: compare("gumbel", arms=[], out="run"),
+        compared(problem="gumbel", arms=[]),
         ValueError,
         "no arms to compare; known: ...",
     ),
     refused(
         "`compare --rates fast`",
-        command("compare gumbel --rates fast"),
+        comparing("compare gumbel --rates fast"),
         ValueError,
         "--rates: 'fast' is not a number",
     ),
     refused(
         "`compare --rates 2`",
-        command("compare gumbel --rates 2"),
+        comparing("compare gumbel --rates 2"),
         ValueError,
         "learning rates must lie in (0, 1]; got 2",
     ),
     refused(
         "`compare --budget endless`",
-        lambda: compare("gumbel", budget="endless", out="run"),
+        compared(problem="gumbel", budget="endless"),
         ValueError,
         "unknown budget 'endless' for a density problem; known: quick, standard, full, paper",
     ),
@@ -177,7 +201,7 @@ STUDIES: list[Case] = [
     ),
     refused(
         "`compare moon --objective score`",
-        lambda: compare("moon", objective="score", out="run"),
+        compared(problem="moon", objective="score"),
         ValueError,
         "an objective is for densities; problem 'moon' has task 'flow': add the task density",
     ),
@@ -189,46 +213,39 @@ STUDIES: list[Case] = [
     ),
     refused(
         "`compare --own mine`",
-        lambda: compare(own="mine", out="run"),
+        compared(own="mine"),
         ValueError,
         "own must be MODULE:FUNCTION; got 'mine'",
     ),
     refused(
         "`compare --own nowhere:mine`",
-        lambda: compare(own="nowhere:mine", out="run"),
+        compared(own="nowhere:mine"),
         ValueError,
         "cannot load 'nowhere:mine': No module named 'nowhere'",
     ),
     refused(
         "`compare gumbel --own mine:made`",
-        lambda: compare("gumbel", own="mine:made", out="run"),
+        compared(problem="gumbel", own="mine:made"),
         ValueError,
         "own brings its own problem and data: leave out the problem's name and data",
     ),
     refused(
         "a comparison of your own without arms",
-        lambda: compare(own=lambda: (problem("gumbel"), {}), out="run"),
+        compared(own=lambda: (problem("gumbel"), {})),
         TypeError,
         "own must return at least one arm, each a function of a network",
     ),
     refused(
         "a comparison of your own that returns a problem alone",
-        lambda: compare(own=lambda: problem("gumbel"), out="run"),
+        compared(own=lambda: problem("gumbel")),
         TypeError,
         "own must return (Problem, {name: arm}), an arm being a function of a network",
     ),
     refused(
         "`compare --out` of a comparison on another problem",
-        command("compare logistic --out run", comparison),
+        comparing("compare logistic --out run", comparison),
         FileExistsError,
         "run holds a comparison on gumbel; choose another --out",
-    ),
-    refused(
-        "`compare --out` of a training run",
-        command("compare gumbel --out run", lambda: text("{}", "run/result.json")),
-        FileExistsError,
-        "run holds the result of something else; choose another --out",
-        kin="a result of something else",
     ),
     refused(
         "`report` of a folder without a result",
@@ -262,10 +279,10 @@ STUDIES: list[Case] = [
     ),
     refused(
         "`ablate gumbel --optimizer lion`",
-        command("ablate gumbel --optimizer lion"),
+        comparing("ablate gumbel --optimizer lion"),
         ValueError,
         "unknown optimizer 'lion'; known: adam, sgd",
-        kin="an unknown name",
+        kin="another choice",
     ),
 ]
 

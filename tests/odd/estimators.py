@@ -41,7 +41,7 @@ def by_sklearn(title: str, do: Any, kind: type[Exception], said: str, name: str 
         said,
         owed_to=f"convexlift.sklearn.{name}",
         instead=unchecked,
-        kin="scikit-learn looks",
+        kin="looked for by scikit-learn",
     )
 
 
@@ -128,6 +128,7 @@ CASES: list[Case] = [
         lambda: flow(source="exp").fit(X),
         ValueError,
         "unknown source 'exp'; known: ...",
+        kin="another choice",
     ),
     refused(
         "`sample_weight` below zero",

@@ -32,7 +32,7 @@ CASES: list[Case] = [
         ValueError,
         "rows.xlsx is not a .csv, .npy or .npz file (also ...)",
     ),
-    refused("an empty file", lambda: read_table(text("")), ValueError, "rows.csv is empty"),
+    refused("an empty file", lambda: read_table(text("", "rows.npy")), ValueError, "rows.npy is empty"),
     refused("a file of blank lines", lambda: read_table(text("\n \n\n")), ValueError, "rows.csv is empty"),
     refused(
         "a header without rows",
@@ -164,6 +164,7 @@ CASES: list[Case] = [
         lambda: read_table(array(np.array([[{}]]))),
         ValueError,
         "rows.npy is not a readable .npy file of numbers",
+        kin="another kind of file",
     ),
     refused(
         "a .npy without rows",

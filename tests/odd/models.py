@@ -84,6 +84,7 @@ CASES: list[Case] = [
         lambda: cl.save(filled(-1.0, "outer"), FILE),
         ValueError,
         "'outer' must be non-negative; its smallest entry is -1",
+        kin="found in a file, not in training",
     ),
     refused(
         "`save` with an activation of your own",

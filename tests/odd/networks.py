@@ -36,7 +36,14 @@ def reloaded() -> Any:
     return found
 
 
-def one_sided() -> Any:
+def settled() -> Any:
+    made = lifted()
+    made.initialise(rows())
+    made.settle(rows())
+    return made
+
+
+def lifted() -> Any:
     return cl.ConvexPotentialFlow([lift()])
 
 
@@ -330,6 +337,7 @@ TASKS: list[Case] = [
         lambda: cl.ConvexPotentialFlow([nn.Linear(2, 2)]),
         TypeError,
         "expected an ICNN or a weight source of one; got Linear",
+        kin="not a PICNN, but no network at all",
     ),
     refused(
         "a flow with `chunk=0`",
@@ -338,8 +346,8 @@ TASKS: list[Case] = [
         "chunk must be at least 1 row, or None; got 0",
     ),
     refused(
-        "the log-density of a flow of unfrozen lifts",
-        lambda: one_sided().log_prob(rows()),
+        "the log-density of a flow whose lift has settled and is not frozen",
+        lambda: settled().log_prob(rows()),
         ValueError,
         "an unfrozen lift has no weights of its own: freeze on training data or pass batch=",
     ),
@@ -446,7 +454,7 @@ TASKS: list[Case] = [
     ),
     refused(
         "a `FlowTransform` of unfrozen lifts",
-        lambda: cl.FlowTransform(one_sided()),
+        lambda: cl.FlowTransform(lifted()),
         ValueError,
         "an unfrozen lift has no density of its own: pass flow.freeze(data)",
     ),
@@ -476,6 +484,7 @@ OBJECTIVES: list[Case] = [
         lambda: density(objective="map"),
         ValueError,
         "unknown objective 'map'; known: ...",
+        kin="another choice",
     ),
     refused(
         "quadrature in three columns",
