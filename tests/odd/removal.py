@@ -84,8 +84,7 @@ def changed(owed_to: str, instead: Callable[..., Any] | tuple[str, str]) -> Iter
 def _running(file: str, tree: ast.Module) -> Iterator[None]:
     """Let every function of a file run the code of another syntax tree, of the same lines."""
     bare = dict(_functions(compile(tree, file, "exec", dont_inherit=True)))
-    live = [f for f in gc.get_objects() if type(f) is FunctionType and f.__code__.co_filename == file]
-    before = [(function, function.__code__) for function in live]
+    before = [(function, function.__code__) for function in _live(len(sys.modules)).get(file, ())]
     try:
         for function, code in before:
             function.__code__ = bare.get((code.co_qualname, code.co_firstlineno), code)
@@ -115,6 +114,19 @@ def _replaced(path: str, instead: Callable[..., Any]) -> Iterator[None]:
     finally:
         for holder, key in places:
             setattr(holder, key, original)
+
+
+@functools.lru_cache(maxsize=1)
+def _live(modules: int) -> dict[str, list[FunctionType]]:
+    """The functions of the package that there are, by file, once so many modules are loaded.
+
+    Functions made later are made by these, and so of the code that these run then.
+    """
+    found: dict[str, list[FunctionType]] = {}
+    for thing in gc.get_objects():
+        if type(thing) is FunctionType and thing.__code__.co_filename.startswith(str(SOURCE)):
+            found.setdefault(thing.__code__.co_filename, []).append(thing)
+    return found
 
 
 @functools.cache

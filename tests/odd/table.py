@@ -30,7 +30,7 @@ CASES = [case for part in PARTS.values() for case in part]
 
 HEAD = """# What happens when
 
-What this library does with input that is bad or odd: each line is tried by a test, which also takes out the
+What this library does with input that is bad or odd. Each line is tried by a test, which also takes out the
 check behind it and sees that the outcome changes. `...` stands for more. Written by
 `python scripts/what_happens.py` from the table in `tests/odd/`.
 """
@@ -46,9 +46,11 @@ def page() -> str:
 
 
 def ending(case: Case) -> str:
+    """What happens, in a cell of the page."""
     if case.kind is None:
         return case.said
-    return f"**{case.kind.__name__}**: {case.said}"
+    ticks = "``" if "`" in case.said else "`"
+    return f"{case.kind.__name__}: {ticks}{case.said}{ticks}"
 
 
 def escaped(text: str) -> str:

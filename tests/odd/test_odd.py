@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 from collections import Counter
 from typing import NoReturn
@@ -13,6 +14,7 @@ from .case import Case, Outcome, difference, happened, outcome
 from .removal import changed, without
 from .table import CASES, PAGE, page
 
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="alarms, links and messages of POSIX")
 LONGEST = 2.0  # seconds: without its check a search may go on for ever
 
 
@@ -79,3 +81,18 @@ def test_a_wrong_case_fails(wrong: dict[str, object]) -> None:
         if case.kind is not None and not issubclass(case.kind, OSError):
             assert difference(dataclasses.replace(case, **wrong), happened(case)) != ""  # type: ignore[arg-type]
     assert difference(dataclasses.replace(CASES[0], kind=ValueError), Outcome(value=1)) != ""
+
+
+def test_a_check_that_decides_nothing_is_noticed() -> None:
+    case = next(case for case in CASES if case.title == "`lr=0`")
+    with changed("convexlift.checks.check_finite", lambda x, **_: x):
+        assert not otherwise(case)
+
+
+def test_a_check_comes_back() -> None:
+    case = next(case for case in CASES if case.title == "`lr=0`")
+    check = happened(case).check
+    assert check is not None
+    with without(check):
+        assert outcome(case).kind is None
+    assert difference(case, outcome(case)) == ""

@@ -222,7 +222,7 @@ SETTINGS: list[Case] = [
         "`resume=True` without a folder", lambda: fit(resume=True), ValueError, "resume=True needs run_dir"
     ),
     refused(
-        '`compile="yes"`', lambda: fit(compile="yes"), TypeError, "compile must be True or False; got 'yes'"
+        "`compile=None`", lambda: fit(compile=None), TypeError, "compile must be True or False; got None"
     ),
     refused(
         '`device="abacus"`',
