@@ -14,7 +14,7 @@ from convexlift.data import hold_out
 from convexlift.training import History
 
 from .case import Case, refused
-from .given import Mean, density, fit, flow, made, regression, rows, text, with_column, with_entry
+from .given import Mean, density, fit, flow, made, net, regression, rows, text, with_column, with_entry
 
 DATA: list[Case] = [
     refused(
@@ -367,8 +367,8 @@ TASKS: list[Case] = [
         "expected (N, 3) samples; got (60, 2)",
     ),
     refused(
-        "a flow in float32 of float64 rows",
-        lambda: flow().freeze().log_prob(rows().double()),
+        "a network in float32 of float64 rows",
+        lambda: net().emit()(rows().double()),
         TypeError,
         "expected float32 samples; got float64",
     ),
