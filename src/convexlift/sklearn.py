@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from convexlift import tasks
-from convexlift.ambient import new_networks_in
+from convexlift.ambient import guarded, new_networks_in
 from convexlift.architectures import ICNN
 from convexlift.arrays import refuse, tensor_of
 from convexlift.checks import plain
