@@ -13,18 +13,8 @@ import convexlift
 
 SOURCE = Path(convexlift.__file__).parent
 STUB = "__init__.pyi"  # what the package loads when it is asked for
-_GROUND = {
-    "ambient",
-    "arrays",
-    "names",
-    "version",
-    "checks",
-    "files",
-    "seeds",
-    "data",
-    "table_files",
-    "freezing",
-}
+_GROUND = {"names", "version", "checks", "arrays", "ambient", "origins", "files", "seeds", "data"}
+_GROUND |= {"table_files", "freezing"}
 _CORE = {*_GROUND, "calculus", "architectures"}
 _SOURCES = {*_CORE, "sources"}
 _OBJECTIVES = {*_SOURCES, "integration", "objectives"}
