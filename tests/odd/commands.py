@@ -12,6 +12,7 @@ from convexlift.problems import problem
 from convexlift.study.comparison import compare
 from convexlift.study.protocol import Budget
 from convexlift.study.statistics import paired_difference
+from convexlift.tensorboard import TensorBoard
 
 from .case import Case, refused
 from .given import arrays, command, density, fit, model, regression, rows, table, text
@@ -70,8 +71,8 @@ TRAINING: list[Case] = [
         "tb holds a TensorBoard run already; pass --resume to go on in it, or another folder",
     ),
     refused(
-        "`train flow --tensorboard` in a file",
-        command(f"{TRAIN} --tensorboard tb", table, lambda: text("", "tb")),
+        "a `TensorBoard` callback whose folder is a file",
+        lambda: TensorBoard(text("", "tb")),
         NotADirectoryError,
         "tb is a file; TensorBoard needs a folder",
     ),

@@ -49,13 +49,13 @@ DATA: list[Case] = [
         "`fit` on rows with a NaN",
         lambda: fit(data=with_entry(torch.nan)),
         ValueError,
-        "training data have NaN at row 3, column 1",
+        "training data have NaN at row 3, column 1...",
     ),
     refused(
         "`fit` in float32 on numbers of 1e300",
         lambda: fit(data=1e300 * rows().double().exp()),
         ValueError,
-        "training data in float32 have an infinity at row 0, column 0",
+        "training data in float32 have an infinity at row 0, column 0...",
         kin="infinite only once it is cast",
     ),
     refused(
