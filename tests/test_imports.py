@@ -13,7 +13,7 @@ import convexlift
 
 SOURCE = Path(convexlift.__file__).parent
 STUB = "__init__.pyi"  # what the package loads when it is asked for
-_GROUND = {"names", "version", "checks", "files", "seeds", "data", "table_files", "freezing"}
+_GROUND = {"names", "defaults", "version", "checks", "files", "seeds", "data", "table_files", "freezing"}
 _CORE = {*_GROUND, "calculus", "architectures"}
 _SOURCES = {*_CORE, "sources"}
 _OBJECTIVES = {*_SOURCES, "integration", "objectives"}
@@ -35,6 +35,7 @@ _LIBRARY = {
 # What each part of the package may import from the package.
 MAY: dict[str, set[str]] = {
     "names": set(),
+    "defaults": set(),
     "version": set(),
     "checks": set(),
     "files": set(),

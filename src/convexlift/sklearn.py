@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from convexlift import tasks
 from convexlift.architectures import ICNN
 from convexlift.data import Rows, hold_out, place
+from convexlift.defaults import ANY, DENSITY, FLOW, REGRESSION
 from convexlift.seeds import seeded
 from convexlift.sources import Centred
 from convexlift.sources.named import source_named
@@ -40,17 +41,17 @@ _OF_FIT = ("steps", "batch_size", "weight_decay", "averaging", "schedule", "pati
 class _Estimator(BaseEstimator):
     """The parameters of all estimators, and their training; a dataclass, so it stores them as they are."""
 
-    hidden: Sequence[int] = (64, 64, 64)
-    source: str = "squared"
-    sharpness: float = 1.0
-    strong_convexity: float = 0.1
-    steps: int = 1000
-    batch_size: int = 256
-    learning_rate: float = 0.032
-    weight_decay: float = 0.0
-    averaging: float = 0.0
-    schedule: str = "cosine"
-    validation_fraction: float = 0.1
+    hidden: Sequence[int]
+    source: str = ANY.source
+    sharpness: float
+    strong_convexity: float
+    steps: int
+    batch_size: int = ANY.batch_size
+    learning_rate: float
+    weight_decay: float = ANY.weight_decay
+    averaging: float = ANY.averaging
+    schedule: str = ANY.schedule
+    validation_fraction: float = ANY.validation_fraction
     patience: int | None = None
     random_state: Randomness = None
     dtype: str = "float32"
@@ -203,7 +204,11 @@ class ConvexPotentialFlow(_Density):
     """
 
     blocks: int = 1
-    sharpness: float = 2.0
+    hidden: Sequence[int] = FLOW.hidden
+    sharpness: float = FLOW.sharpness
+    strong_convexity: float = FLOW.strong_convexity
+    steps: int = FLOW.steps
+    learning_rate: float = FLOW.lr
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         return tasks.ConvexPotentialFlow(block() for _ in range(self.blocks))
@@ -255,7 +260,11 @@ class LogConcaveDensity(_Density):
         ValueError: weights must not be negative; row 0 has -1
     """
 
-    learning_rate: float = 0.064
+    hidden: Sequence[int] = DENSITY.hidden
+    sharpness: float = DENSITY.sharpness
+    strong_convexity: float = DENSITY.strong_convexity
+    steps: int = DENSITY.steps
+    learning_rate: float = DENSITY.lr
     objective: str = "mle"
 
     def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
@@ -322,9 +331,11 @@ class ConvexRegressor(RegressorMixin, _Estimator):
     """
 
     slopes: bool = False
-    strong_convexity: float = 0.0
-    steps: int = 4000
-    learning_rate: float = 0.002
+    hidden: Sequence[int] = REGRESSION.hidden
+    sharpness: float = REGRESSION.sharpness
+    strong_convexity: float = REGRESSION.strong_convexity
+    steps: int = REGRESSION.steps
+    learning_rate: float = REGRESSION.lr
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit the function to rows X, (n_samples, n_features), and targets y, (n_samples,)."""

@@ -73,6 +73,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_train_evaluate_sample_transform(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {
         "config.json",
+        "train.json",
         "metrics.jsonl",
         "state.pt",
         "best.safetensors",
@@ -595,7 +596,8 @@ BAD_MODEL: dict[str, tuple[Callable[[Path], str], str]] = {
     ),
     "unfinished": (
         unfinished,
-        "copy/best.safetensors is a checkpoint of an unfinished training run, not a frozen model",
+        "copy/best.safetensors is a checkpoint of an unfinished training run, not a frozen model: go on with "
+        "the run, or make a model of its best step so far with `convexlift freeze copy`",
     ),
     "missing": (lambda run: "none", "none does not exist"),
     "no run": (lambda run: ".", "holds no trained model (there is no model.safetensors in it)"),

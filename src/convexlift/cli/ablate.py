@@ -9,6 +9,7 @@ from typing import Annotated, final
 import typer
 
 from convexlift.cli.compare import Comparing, check_folder, command, going_on_from, shown
+from convexlift.cli.options import one_argument_of, one_of
 from convexlift.files import write_whole
 from convexlift.names import check_name
 from convexlift.problems.catalogue import NAMES, check_problem
@@ -29,9 +30,9 @@ class Ablate(Comparing):
       convexlift ablate collider --optimizer sgd --budget standard --out results/ablate-collider-sgd
     """
 
-    problem: Annotated[str, typer.Argument(help=f"One of: {', '.join(NAMES)}.")]
-    optimizer: Annotated[str, typer.Option(help="adam, or sgd (momentum 0.9).")] = "adam"
-    budget: Annotated[str, typer.Option(help="quick (minutes), standard or full.")] = "quick"
+    problem: Annotated[str, one_argument_of(NAMES, f"One of: {', '.join(NAMES)}.")]
+    optimizer: Annotated[str, one_of(OPTIMIZERS, "adam, or sgd (momentum 0.9).")] = "adam"
+    budget: Annotated[str, one_of(BUDGETS["flow"], "quick (minutes), standard or full.")] = "quick"
     steps: Annotated[int | None, typer.Option(min=2, help="Steps of a run, in place of the budget's.")] = None
     out: Annotated[
         Path | None, typer.Option(help="Folder of the ablation. [default: runs/ablate-PROBLEM-OPTIMIZER]")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 
+from convexlift.cli.options import one_argument_of, one_of
 from convexlift.names import CONTROLS, DEFAULT_ARMS, OBJECTIVES, SOURCES, check_name
 from convexlift.problems.catalogue import DENSITIES, FROM_FILES, NAMES, check_problem
 from convexlift.study.protocol import BUDGETS
@@ -65,18 +66,19 @@ class Compare(Comparing):
 
     problem: Annotated[
         str | None,
-        typer.Argument(
-            help=f"One of: {', '.join(NAMES)}; or {GALLERY}, the {len(DENSITIES)} densities of one dimension "
-            "one after the other. [default: digits21]"
+        one_argument_of(
+            (*NAMES, GALLERY),
+            f"One of: {', '.join(NAMES)}; or {GALLERY}, the {len(DENSITIES)} densities of one dimension "
+            "one after the other. [default: digits21]",
         ),
     ] = None
     arms: Annotated[
         str | None,
-        typer.Option(help=f"Ways of training, of: {', '.join(SOURCES)}. [default: {' '.join(DEFAULT_ARMS)}]"),
+        one_of(SOURCES, f"Ways of training, of: {', '.join(SOURCES)}. [default: {' '.join(DEFAULT_ARMS)}]"),
     ] = None
-    budget: Annotated[str, typer.Option(help="quick (minutes), standard, full, or for densities paper.")] = (
-        "quick"
-    )
+    budget: Annotated[
+        str, one_of(BUDGETS["density"], "quick (minutes), standard, full, or for densities paper.")
+    ] = "quick"
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, ...")] = "cpu"
     out: Annotated[Path | None, typer.Option(help="Folder of the comparison. [default: runs/PROBLEM]")] = None
     own: Annotated[
@@ -88,10 +90,10 @@ class Compare(Comparing):
     ] = None
     task: Annotated[
         str | None,
-        typer.Option(help="density: fit one log-concave density to the rows of a problem of flows."),
+        one_of(("density",), "density: fit one log-concave density to the rows of a problem of flows."),
     ] = None
     objective: Annotated[
-        str, typer.Option(help=f"What densities are trained by: {', '.join(OBJECTIVES)}.")
+        str, one_of(OBJECTIVES, f"What densities are trained by: {', '.join(OBJECTIVES)}.")
     ] = "mle"
 
     def __call__(self) -> None:
@@ -147,7 +149,9 @@ class Report:
       convexlift report results/* --out all.html
     """
 
-    folders: Annotated[list[Path], typer.Argument(help="Folders of comparisons, or their result.json.")]
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER", help="Folders of comparisons, or their result.json.")
+    ]
     out: Annotated[Path | None, typer.Option(help="The page. [default: report.html, in a lone folder]")] = (
         None
     )

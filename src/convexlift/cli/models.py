@@ -13,6 +13,7 @@ import typer
 import convexlift as cl
 from convexlift.cli.options import Reading
 from convexlift.cli.outputs import check_output_file
+from convexlift.cli.train import ORDERS
 
 # Rows scored at a time, so that a large table fits.
 _CHUNK = 4096
@@ -35,7 +36,8 @@ class _Output:
 class Evaluate(Reading):
     """Score the rows of a file.
 
-    Prints the mean negative log-likelihood with its standard error.
+    Prints the mean negative log-likelihood with its standard error; of a regression the coefficient of
+    determination and the root mean square error, in the units of the target.
 
     \b
     Example:
@@ -43,13 +45,22 @@ class Evaluate(Reading):
     """
 
     run: Run
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Target of a regression. [default: that of training]"),
+    ] = None
 
     def __call__(self) -> None:
         import torch
 
         from convexlift.table_files import read_table
 
-        model = load_density(self.run)
+        model = load_model(self.run)
+        if isinstance(model, cl.ConvexRegression):
+            return self.evaluate_regression(model)
+        if self.target is not None:
+            raise ValueError(f"--target is for regressions; {self.run} holds a {type(model).__name__}")
+        model = as_density(model, self.run)
         table = read_table(self.data, **self.how)
         rows = table.rows.to(model.dtype)
         if len(rows) < 2:
@@ -59,6 +70,21 @@ class Evaluate(Reading):
         mean, error = -float(scores.double().mean()), float(scores.double().std()) / math.sqrt(len(rows))
         typer.echo(f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({len(rows):,} rows)")
         typer.echo(f"{self.data}: {table}")
+
+    def evaluate_regression(self, model: cl.ConvexRegression) -> None:
+        """Print how far predictions are from the targets."""
+        import torch
+
+        from convexlift.cli import regression
+
+        told = about(self.run)
+        target = self.target or told.get("target")
+        if target is None:
+            raise ValueError(f"{self.run} does not say which column its target is: pass --target COLUMN")
+        pairs = regression.read_pairs(self, target, told.get("columns"), dtype=torch.float64)
+        scores = regression.errors_of(regression.predictions(model, pairs.x), pairs.y)
+        typer.echo(f"{regression.in_words(scores)} ({len(pairs.y):,} rows, target {pairs.target})")
+        typer.echo(f"{self.data}: {pairs.table}")
 
 
 @final
@@ -113,32 +139,69 @@ class Transform(_Output, Reading):
         typer.echo(f"{self.data}: {table}")
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Predict(_Output, Reading):
+    """Write the values of a regression at the rows of a file.
+
+    \b
+    Example:
+      convexlift predict runs/cost --data new.csv --out predicted.csv
+    """
+
+    run: Run
+
+    def __call__(self) -> None:
+        from convexlift.cli import regression
+
+        check_output_file(self.out, force=self.force)
+        model = load_model(self.run)
+        if not isinstance(model, cl.ConvexRegression):
+            kind = type(model).__name__
+            raise ValueError(f"{self.run} holds a {kind}; only a regression predicts a target")
+        told = about(self.run)
+        table, x = regression.read_inputs(self, told.get("columns"))
+        _write(self.out, regression.predictions(model, x)[:, None], [f"{told.get('target', 'y')}_predicted"])
+        typer.echo(f"{self.data}: {table}")
+
+
+def load_model(run: Path) -> Any:
+    """The model of a run folder or model file."""
+    return cl.load(run)
+
+
 def load_density(run: Path) -> Any:
     """The flow or density of a run folder or model file.
 
     Raises:
         ValueError: the run has not finished, or the model has no density.
     """
-    from convexlift.training.run_folder import BEST, MODEL
+    return as_density(load_model(run), run)
 
-    file = run
-    if run.is_dir():
-        file = next((run / name for name in (MODEL, BEST) if (run / name).exists()), run)
-        if file == run:
-            raise ValueError(f"{run} holds no trained model (there is no {MODEL} in it)")
-    model = cl.load(file)
+
+def as_density(model: Any, run: Path) -> Any:
+    """The model, if it is a flow or density."""
     if not isinstance(model, cl.ConvexPotentialFlow | cl.LogConcaveDensity):
-        raise ValueError(f"{file} holds a {type(model).__name__}, which is not a density")
+        raise ValueError(f"{run} holds a {type(model).__name__}, which is not a density")
     return model
+
+
+def about(run: Path) -> dict[str, Any]:
+    """What the run has written of its table, empty where it has not."""
+    folder = run if run.is_dir() else run.parent
+    for name in ("result.json", ORDERS):
+        try:
+            told = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(told, dict) and "columns" in told:
+            return told
+    return {}
 
 
 def column_names(run: Path, dim: int) -> list[str]:
     """The names of the training table's columns, as far as the run knows them."""
-    folder = run if run.is_dir() else run.parent
-    try:
-        names = json.loads((folder / "result.json").read_text(encoding="utf-8"))["columns"]
-    except (OSError, ValueError, KeyError, TypeError):
-        names = []
+    names = about(run).get("columns")
     if isinstance(names, list) and len(names) == dim:
         return [str(name) for name in names]
     return [f"x{place}" for place in range(1, dim + 1)]

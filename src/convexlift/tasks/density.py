@@ -14,6 +14,7 @@ from convexlift.architectures import Potential
 from convexlift.architectures.base import architecture_of
 from convexlift.calculus.newton import invert_gradient
 from convexlift.checks import check_draws
+from convexlift.defaults import DENSITY
 from convexlift.integration import line
 from convexlift.integration.annealing import AnnealedNormaliser
 from convexlift.integration.annealing import annealed_normaliser as annealed
@@ -81,6 +82,7 @@ class LogConcaveDensity(Task):
         True
     """
 
+    defaults = DENSITY
     standardiser: Standardiser | Whitener
     log_z: Tensor
     quick_log_z: Tensor

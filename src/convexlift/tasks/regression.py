@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convexlift.architectures.base import architecture_of
+from convexlift.defaults import REGRESSION
 from convexlift.sources import Centred
 from convexlift.tasks.standardise import Standardiser
 from convexlift.tasks.task import Task, map_rows, start_rows
@@ -49,6 +50,7 @@ class ConvexRegression(Task):
         (torch.Size([50]), torch.Size([]))
     """
 
+    defaults = REGRESSION
     standardiser: Standardiser
     level: Tensor | None
 

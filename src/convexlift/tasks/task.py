@@ -6,13 +6,14 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from convexlift.architectures import PartialPotential, Potential
 from convexlift.checks import check_finite, check_samples, may_branch
+from convexlift.defaults import ANY, Defaults
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import Standardiser, Whitener
 
@@ -35,10 +36,12 @@ class Task(nn.Module):
         dim: d, the number of columns of samples or inputs.
         block: an architecture or a weight source of one; a flow has ``blocks``.
         standardiser: of the columns, fitted by ``initialise``.
+        defaults: the settings that ``fit`` takes where it is told none.
     """
 
     dim: int
     block: Any
+    defaults: ClassVar[Defaults] = ANY
     standardiser: Standardiser | Whitener
 
     @property
