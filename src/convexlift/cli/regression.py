@@ -96,6 +96,8 @@ def read_pairs(reading: Reading, target: str, inputs: list[str] | None = None, *
     from convexlift.table_files import read_table
 
     chosen, how = reading.columns, {**reading.how, **how}
+    if target in map(str.strip, (chosen or "").split(",")):
+        raise ValueError(f"--columns {chosen} are the inputs: leave the target '{target}' out")
     if chosen is None and target.isdecimal():  # counted as the file has its columns
         target = read_table(reading.data, **{**how, "columns": target}).names[0]
     table = read_table(reading.data, **{**how, "columns": chosen and f"{chosen},{target}"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -386,6 +387,7 @@ class Density(Training):
 def write_orders(training: Training, rows: Rows) -> None:
     """Write down what was asked of a run, so that ``convexlift freeze`` can build its model again."""
     asked = {name: value for name, value in vars(training).items() if name not in _NOT_ASKED}
+    asked["data"] = os.path.abspath(training.data)  # the command may be given elsewhere later
     kind = type(training).__name__.lower()
     told = {"kind": kind, "columns": rows.names, **rows.more, "options": asked}
     write_json(training.out / ORDERS, json.loads(json.dumps(told, default=str)))

@@ -190,6 +190,7 @@ def fit(
         if folder is not None and saved is None:  # nothing is written before the module has initialised
             folder.begin(config)
             run.checkpoint()
+        show(run.at.step, math.nan, run.history)
         try:
             while run.going and not interrupted():
                 loss = run.train_step()
