@@ -56,7 +56,8 @@ class Ablate(Comparing):
                 **self.told("jobs", "resume"),
                 out=folder,
                 command=command(["ablate", self.problem], options),
-                progress=show,
+                progress=show.progress,
+                forecast=show.forecast,
             ).result
         text = effects_text(result)
         write_whole(folder / "effects.md", text.encode())

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
 
@@ -129,7 +132,8 @@ class Compare(Comparing):
                     **self.told("own", "jobs", "device", "resume"),
                     out=place,
                     command=command(words, said),
-                    progress=show,
+                    progress=show.progress,
+                    forecast=show.forecast,
                 ).result
             typer.echo(f"{summary(result)}\n\n{verdicts(result)[0][1]}")
             results.append(result)
@@ -256,49 +260,90 @@ def summary(result: dict[str, Any]) -> str:
     return f"{result['problem']}: {result['metric']} of frozen models on test rows\n" + "\n".join(lines)
 
 
+@final
+@dataclass(frozen=True)
+class Showing:
+    """What `convexlift.study` calls to have its progress shown."""
+
+    progress: Callable[[Event], None]
+    forecast: Callable[[float], None]
+
+
 @contextmanager
-def shown() -> Iterator[Callable[[Event], None]]:
+def shown() -> Iterator[Showing]:
     """Show how far a comparison is: live on a terminal, else a line for every run."""
     from rich.console import Console, Group
     from rich.live import Live
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+    from rich.text import Text
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda event: console.print(
-            f"[{event.done}/{event.total}] {event.phase}: {event.message}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+        line = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        yield Showing(
+            lambda event: line(f"[{event.done}/{event.total}] {event.phase}: {event.message}"),
+            lambda seconds: line(f"about {timedelta(seconds=round(seconds))} in all"),
         )
         return
-    done = TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn()
-    left = TextColumn("runs, about"), TimeRemainingColumn(), TextColumn("left")
-    bar = Progress(*done, *left, console=console)
+    ends: list[float] = []  # when the comparison may end, by what is known so far
+
+    class Left(ProgressColumn):
+        def render(self, _: object) -> Text:
+            seconds = round(max(ends[-1] - time.monotonic(), 0)) if ends else None
+            return Text("runs" if seconds is None else f"runs, about {timedelta(seconds=seconds)} left")
+
+    bar = Progress(
+        TextColumn("{task.description:<11}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Left(),
+        console=console,
+    )
     task = bar.add_task("selection", total=None)
-    losses: dict[str, dict[float, list[float]]] = {}
+    standing = Standing()
     with Live(Group(bar), console=console, refresh_per_second=4) as live:
 
+        def forecast(seconds: float) -> None:
+            ends.append(time.monotonic() + seconds)
+
         def show(event: Event) -> None:
-            if event.phase != bar.tasks[task].description:
-                losses.clear()
+            if event.left is not None:
+                forecast(event.left)
             bar.update(task, description=event.phase, completed=event.done, total=event.total)
-            loss = math.inf if event.loss is None else event.loss
-            losses.setdefault(event.arm, {}).setdefault(event.lr, []).append(loss)
-            live.update(Group(bar, _standing(losses)))
+            standing.note(event)
+            live.update(Group(bar, standing.table()))
 
-        yield show
+        yield Showing(show, forecast)
 
 
-def _standing(losses: dict[str, dict[float, list[float]]]) -> Table:
-    """The best mean loss of every arm so far, from its losses by rate."""
-    from rich.table import Table
+@final
+class Standing:
+    """The lowest loss of every arm in a single run so far, on validation and on test: neither ever rises."""
 
-    table = Table(box=None, padding=(0, 2))
-    for title in ("arm", "best so far", "at rate", "runs"):
-        table.add_column(title, justify="left" if title == "arm" else "right")
-    for arm, by_rate in losses.items():
-        mean, best = min((sum(found) / len(found), lr) for lr, found in by_rate.items())
-        runs = sum(map(len, by_rate.values()))
-        table.add_row(arm, f"{mean:.4f}" if math.isfinite(mean) else "diverged", f"{best:g}", str(runs))
-    return table
+    def __init__(self) -> None:
+        self.runs: dict[str, int] = {}
+        self.lowest: dict[tuple[str, str], tuple[float, float]] = {}  # of arm and split: loss, rate
+
+    def note(self, event: Event) -> None:
+        """Take notice of a run."""
+        self.runs[event.arm] = self.runs.get(event.arm, 0) + 1
+        place = event.arm, "validation" if event.phase == "selection" else "test"
+        loss = math.inf if event.loss is None else event.loss
+        self.lowest[place] = min(self.lowest.get(place, (math.inf, event.lr)), (loss, event.lr))
+
+    def table(self) -> Table:
+        """A row for each arm."""
+        from rich.table import Table
+
+        table = Table(box=None, padding=(0, 2))
+        for title in ("arm", "lowest validation", "lowest test", "runs"):
+            table.add_column(title, justify="left" if title == "arm" else "right")
+        for arm, runs in self.runs.items():
+            table.add_row(arm, self._told(arm, "validation"), self._told(arm, "test"), str(runs))
+        return table
+
+    def _told(self, arm: str, split: str) -> str:
+        if (arm, split) not in self.lowest:
+            return "–"
+        loss, rate = self.lowest[arm, split]
+        return f"{loss:.4f} at {rate:g}" if math.isfinite(loss) else "diverged"

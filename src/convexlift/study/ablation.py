@@ -38,6 +38,7 @@ def ablate(
     resume: bool = True,
     command: str | None = None,
     progress: Callable[[Event], object] | None = None,
+    forecast: Callable[[float], object] | None = None,
 ) -> Comparison:
     """Remove the lift's ingredients one at a time, and write `result.json` into the folder `out`.
 
@@ -65,7 +66,7 @@ def ablate(
         out: folder for `result.json` and `cells/`.
         resume: use the finished cells in `out`, or run them all again.
         command: the shell command that gives the result again; kept in it.
-        progress: called with an `Event` after every cell.
+        progress, forecast: as those of `compare`.
 
     Returns:
         What `compare` returns, with the effects under "ablation" in the result.
@@ -98,7 +99,9 @@ def ablate(
     )
     with Workers(Setting(make, spend), Path(out) / "cells", jobs=jobs, resume=resume) as workers:
         arms, may_grow = ABLATION_ARMS, rates is None
-        found = run(workers, arms, arms, may_grow=may_grow, command=command, progress=progress)
+        found = run(
+            workers, arms, arms, may_grow=may_grow, command=command, progress=progress, forecast=forecast
+        )
     result = found.result
     for title, section in (("tuned", result), ("fixed_rate", result["fixed_rate"])):
         outcomes = {
