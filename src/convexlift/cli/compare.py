@@ -237,9 +237,10 @@ def going_on_from(folder: Path) -> Iterator[None]:
 def summary(result: dict[str, Any]) -> str:
     """The table of a comparison as aligned text."""
     from convexlift.study.ranking import complete, difference, ranking, reference_arm
-    from convexlift.study.report.numbers import interval_text, score_text, short
+    from convexlift.study.report.numbers import interval_text, score_texts, short
 
     base, order = reference_arm(result), ranking(result)
+    tests = score_texts({name: arm["test"] for name, arm in result["arms"].items()})
     rows = [("arm", "test ± s.e.", f"minus {base} (95 %)", "rate", "ms/step", "parameters")]
     for name in complete(result):
         arm = result["arms"][name]
@@ -247,7 +248,7 @@ def summary(result: dict[str, Any]) -> str:
         rows.append(
             (
                 name,
-                score_text(arm["test"]),
+                tests[name],
                 interval_text(found) if found else "–",
                 "–" if arm["lr"] is None else f"{arm['lr']:g}",
                 short(arm["ms_per_step"], 3),

@@ -14,7 +14,7 @@ from convexlift.study.comparison import Comparison, run
 from convexlift.study.outcomes import Event
 from convexlift.study.protocol import Budget, budget_for
 from convexlift.study.ranking import complete, difference, interval, is_clear
-from convexlift.study.report.numbers import interval_text, score_text, short
+from convexlift.study.report.numbers import interval_text, score_texts, short
 from convexlift.study.statistics import common_difference, summary
 from convexlift.study.workers import Workers
 
@@ -125,6 +125,7 @@ def effects_table(result: dict[str, Any], section: str = "tuned") -> tuple[list[
     effects = result["ablation"][section]
     head = ["trained by", "rate", "test loss", "minus lift (95 %)", "tr Σ_batch", "minus lift (95 %)"]
     head += ["tests p ≤ 0.05", "dwell", "minus lift (95 %)"]
+    tests = score_texts({name: arm["test"] for name, arm in scores["arms"].items()})
     rows = []
     for name in complete(scores):
         arm, effect = scores["arms"][name], effects[name]
@@ -134,7 +135,7 @@ def effects_table(result: dict[str, Any], section: str = "tuned") -> tuple[list[
             [
                 name,
                 "–" if rate is None else f"{rate:g}",
-                score_text(arm["test"]),
+                tests[name],
                 _text(loss),
                 _score(effect[FLUCTUATION]),
                 _text(effect[f"{FLUCTUATION}_minus_{REFERENCE}"]),
