@@ -27,6 +27,7 @@ from convexlift.seeds import seed_of
 from convexlift.study.digest import code_digest
 from convexlift.study.ranking import is_clear, tied_with_best
 from convexlift.study.report.numbers import interval_text, score_texts, short
+from convexlift.study.report.numbers import score_text as score_text  # for the other studies
 from convexlift.training import History, fit
 from convexlift.training.history import TrainingDiverged
 

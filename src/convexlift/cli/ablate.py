@@ -9,6 +9,7 @@ from typing import Annotated, final
 import typer
 
 from convexlift.cli.compare import Comparing, check_folder, command, going_on_from, shown
+from convexlift.cli.errors import load_torch
 from convexlift.cli.options import one_argument_of, one_of
 from convexlift.files import write_whole
 from convexlift.names import check_name
@@ -46,6 +47,7 @@ class Ablate(Comparing):
         check_folder(folder, self.problem, None)
         options = self.told("optimizer", "budget", "rates", "seeds", "steps", "data")
 
+        load_torch()
         from convexlift.study.ablation import ablate, effects_text
         from convexlift.study.report.page import write_report
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 
+from convexlift.cli.errors import Interrupted, load_torch
 from convexlift.cli.options import one_argument_of, one_of
 from convexlift.names import CONTROLS, DEFAULT_ARMS, OBJECTIVES, SOURCES, check_name
 from convexlift.problems.catalogue import DENSITIES, FROM_FILES, NAMES, check_problem
@@ -118,6 +119,7 @@ class Compare(Comparing):
         options = self.told("arms", "rates", "seeds", "budget", "task", "objective", "data", "fixed_rate")
         said = {**options, "objective": None} if self.objective == "mle" else options
 
+        load_torch()
         from convexlift.study.comparison import compare
         from convexlift.study.report.answers import verdicts
         from convexlift.study.report.page import write_report
@@ -228,10 +230,8 @@ def going_on_from(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted; {folder} keeps every finished run: the same command goes on from there", err=True
-        )
-        raise typer.Exit(130) from None
+        kept = f"{folder} keeps every finished run: the same command goes on from there"
+        raise Interrupted(f"interrupted; {kept}") from None
 
 
 def summary(result: dict[str, Any]) -> str:

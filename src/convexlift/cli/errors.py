@@ -13,7 +13,12 @@ from collections.abc import Callable
 # Errors whose messages are written for users.
 _TOLD = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)
 
+_INTERRUPTED = 130
 _PLAIN = {"±": "+-", "²": "^2", "–": "-", "−": "-", "×": "x", "…": "...", "’": "'"}
+
+
+class Interrupted(Exception):
+    """Ctrl-C, and what is said of it."""
 
 
 def run(command: Callable[[], object], *, debug: bool) -> int:
@@ -28,12 +33,17 @@ def run(command: Callable[[], object], *, debug: bool) -> int:
     try:
         code = command()
         sys.stdout.flush()
+        if code == _INTERRUPTED:  # as typer makes of a KeyboardInterrupt
+            raise Interrupted("interrupted")
+    except Interrupted as said:
+        print(said, file=sys.stderr)
+        return _INTERRUPTED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return _INTERRUPTED
     except BrokenPipeError:  # who read what is printed has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 1
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -80,3 +90,15 @@ def one_line(error: Exception) -> str:
     else:
         text = f"{type(error).__name__}: {error} (run again with --debug for the traceback)"
     return " ".join(text.split())
+
+
+def load_torch() -> None:
+    """Import torch and numpy in one piece: interrupted half way they fail later, and oddly."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        import numpy  # noqa: F401
+        import torch  # noqa: F401
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

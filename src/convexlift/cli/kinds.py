@@ -9,6 +9,7 @@ from typing import Annotated, final
 
 import typer
 
+from convexlift.cli.errors import load_torch
 from convexlift.cli.options import add_commands
 from convexlift.cli.regression import Regression
 from convexlift.cli.train import ORDERS, Density, Flow, Training
@@ -54,6 +55,7 @@ class Freeze:
 
     def __call__(self) -> None:
         training = self.training()
+        load_torch()
         from convexlift.data import hold_out
         from convexlift.training.run_folder import BEST, MODEL, RunFolder
 

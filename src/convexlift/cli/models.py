@@ -11,6 +11,7 @@ from typing import Annotated, Any, final
 import typer
 
 import convexlift as cl
+from convexlift.cli.errors import load_torch
 from convexlift.cli.options import Reading
 from convexlift.cli.outputs import check_output_file
 from convexlift.cli.train import ORDERS
@@ -51,6 +52,7 @@ class Evaluate(Reading):
     ] = None
 
     def __call__(self) -> None:
+        load_torch()
         import torch
 
         from convexlift.table_files import read_table
@@ -122,6 +124,7 @@ class Transform(_Output, Reading):
     run: Run
 
     def __call__(self) -> None:
+        load_torch()
         import torch
 
         from convexlift.table_files import read_table
@@ -167,6 +170,7 @@ class Predict(_Output, Reading):
 
 def load_model(run: Path) -> Any:
     """The model of a run folder or model file."""
+    load_torch()
     return cl.load(run)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 import typer
 
 import convexlift as cl
+from convexlift.cli.errors import Interrupted, load_torch
 from convexlift.cli.options import Reading, one_of
 from convexlift.cli.outputs import check_output_folder
 from convexlift.defaults import ANY, DENSITY, FLOW
@@ -121,6 +122,7 @@ class Training(Reading):
 
     def run(self) -> None:
         """Do what was asked, once the options are found to make sense."""
+        load_torch()
         from convexlift.checks import check_device
         from convexlift.data import hold_out
 
@@ -402,10 +404,9 @@ def _interruption_told(out: Path) -> Iterator[None]:
         raise _interrupted(out, begun=(out / "state.pt").exists()) from None
 
 
-def _interrupted(out: Path, begun: bool) -> typer.Exit:
+def _interrupted(out: Path, begun: bool) -> Interrupted:
     kept = f"{out} keeps the run: the same command with --resume goes on"
-    typer.echo(f"interrupted; {kept if begun else 'training had not begun'}", err=True)
-    return typer.Exit(130)
+    return Interrupted(f"interrupted; {kept if begun else 'training had not begun'}")
 
 
 def _check_run_folder(out: Path, resume: bool) -> None:

@@ -13,6 +13,7 @@ from typing import Any, final
 from urllib.parse import urljoin, urlsplit
 
 from convexlift.files import cannot_write, make_folder, write_json
+from convexlift.names import close_names
 from convexlift.problems.published import gas, hepmass, miniboone, power
 from convexlift.problems.published.tables import TextTable
 
@@ -84,7 +85,8 @@ def fetch(
         ValueError: there is nothing to download for 'digits21'; known: hepmass, miniboone, power, gas
     """
     if name not in DOWNLOADS:
-        raise ValueError(f"there is nothing to download for '{name}'; known: {', '.join(DOWNLOADS)}")
+        hint = "".join(f"; did you mean '{close}'?" for close in close_names(name, DOWNLOADS))
+        raise ValueError(f"there is nothing to download for '{name}'; known: {', '.join(DOWNLOADS)}{hint}")
     home = make_folder(folder)
     return {wanted.name: _fetch_one(wanted, home, archive, progress) for wanted in DOWNLOADS[name]}
 
