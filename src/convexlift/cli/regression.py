@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
@@ -135,7 +136,7 @@ def predictions(model: Any, x: Tensor, rows: int = 4096) -> Tensor:
     """The fitted function at each row, computed in float64, (N,)."""
     import torch
 
-    exact = model.to(torch.float64)
+    exact = copy.deepcopy(model).to(torch.float64)
     with torch.no_grad():
         return torch.cat([exact.predict(chunk) for chunk in x.double().split(rows)])
 

@@ -11,7 +11,7 @@ from convexlift.architectures.base import architecture_of
 from convexlift.defaults import REGRESSION
 from convexlift.sources import Centred
 from convexlift.tasks.standardise import Standardiser
-from convexlift.tasks.task import Task, map_rows, start_rows
+from convexlift.tasks.task import Task, columns_called, map_rows, start_rows
 
 Rows = Tensor | tuple[Tensor, Tensor]
 
@@ -113,7 +113,8 @@ class ConvexRegression(Task):
     def _fit(self, data: Any) -> Tensor:
         x, y = self._inputs_and_targets(data)
         self.standardiser.fit(x)
-        self.target_standardiser.fit(y[:, None])
+        with columns_called("the target"):
+            self.target_standardiser.fit(y[:, None])
         return self.standardiser(start_rows(x))
 
     def _start(self, x: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -235,6 +236,23 @@ def map_rows(function: Callable[[Tensor], Tensor], x: Tensor, rows: int = _CHUNK
             [9.]])
     """
     return torch.cat([function(chunk) for chunk in x.split(rows)])
+
+
+@contextmanager
+def columns_called(called: str) -> Iterator[None]:
+    """Name a column in an error by what it is: "column 0 is constant" may be of inputs, contexts or targets.
+
+    >>> with columns_called("the target"):
+    ...     raise ValueError("column 0 is constant (every value is 1): remove it")
+    Traceback (most recent call last):
+    ...
+    ValueError: the target is constant (every value is 1)
+    """
+    try:
+        yield
+    except ValueError as error:
+        named = re.sub(r"^column (\d+)", lambda match: called.format(match[1]), str(error))
+        raise ValueError(named.removesuffix(": remove it")) from None
 
 
 @contextmanager
