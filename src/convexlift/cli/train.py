@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
 
@@ -214,7 +214,8 @@ class Training(Reading):
     def check(self) -> None:
         """Refuse what no run could use, before anything is loaded."""
         check_name("source", self.source, SOURCES)
-        if self.depth not in (len(self.layers), self.__dataclass_fields__["depth"].default):
+        usual = next(option.default for option in fields(self) if option.name == "depth")
+        if self.depth not in (len(self.layers), usual):
             raise ValueError(f"--hidden {self.hidden} has {len(self.layers)} layers; leave --depth out")
         if not (self.sharpness > 0 and math.isfinite(self.sharpness)):
             raise ValueError(f"--sharpness must be positive; got {self.sharpness}")
