@@ -26,7 +26,8 @@ from convexlift.problems import Problem
 from convexlift.seeds import seed_of
 from convexlift.study.digest import code_digest
 from convexlift.study.ranking import is_clear, tied_with_best
-from convexlift.study.report.numbers import interval_text, score_text, short
+from convexlift.study.report.numbers import interval_text, score_texts, short
+from convexlift.study.report.numbers import score_text as score_text  # for the other studies
 from convexlift.training import History, fit
 from convexlift.training.history import TrainingDiverged
 
@@ -196,7 +197,7 @@ def average_text(values: Iterable[float | None], form: str = "{}", nothing: str 
 def scores(section: Result, arms: Iterable[str]) -> list[str]:
     """Each arm's loss as text, empty for one not there; the lowest mean and the arms tied with it in bold."""
     best = tied_with_best(section)
-    cells = {arm: score_text(figures["test"]) for arm, figures in section["arms"].items()}
+    cells = score_texts({arm: figures["test"] for arm, figures in section["arms"].items()})
     return [f"**{cells[arm]}**" if arm in best else cells.get(arm, "") for arm in arms]
 
 

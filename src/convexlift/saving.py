@@ -21,7 +21,7 @@ from convexlift.seeds import seeded
 from convexlift.tasks import ConditionalDensity, ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
 from convexlift.tasks.ensemble import Ensemble
 from convexlift.training.environment import environment
-from convexlift.training.run_folder import CHECKPOINT
+from convexlift.training.run_folder import BEST, CHECKPOINT, MODEL
 
 SCHEMA = 2
 
@@ -94,10 +94,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Any:
     """The model in a file that ``save`` wrote: in eval mode, without gradients, in the dtype it was saved in.
 
-    Nothing is unpickled. That every weight is finite and every constrained one non-negative is checked again.
+    Of the folder of a finished run the model in it is loaded. Nothing is unpickled. That every weight is
+    finite and every constrained one non-negative is checked again.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or no model in the folder.
+        OSError: the file cannot be read.
         ValueError: the file is damaged, is not a convexlift model, or was written by a newer version.
 
     Example:
@@ -107,9 +109,12 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
         ...     load(f"{folder}/net.safetensors").hidden
         (8, 8)
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist")
+    file = _model_file(Path(path))
+    try:
+        with open(file, "rb"):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"cannot read {file}: {error.strerror}") from error
     try:
         with safe_open(file, framework="pt", device="cpu") as archive:
             metadata = archive.metadata() or {}
@@ -213,11 +218,30 @@ def _from_schema_1(old: dict[str, Any]) -> dict[str, Any]:
     return {"model": name, "block": blocks[0], **({"objective": objective} if objective else {})}
 
 
+def _model_file(path: Path) -> Path:
+    """The file itself, or the model in the folder of a run."""
+    if not path.is_dir():
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+        return path
+    held = [path / name for name in (MODEL, BEST) if (path / name).exists()]
+    if not held:
+        others = sorted(path.glob("*.safetensors")) or sorted(path.glob("*/" + MODEL))
+        hint = f"; did you mean {others[0]}?" if others else ""
+        raise FileNotFoundError(
+            f"{path} is a folder that holds no trained model (there is no {MODEL} in it){hint}"
+        )
+    return held[0]
+
+
 def _read_config(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
     """The description of the model in a file's metadata, of a schema that is known here."""
     if "convexlift" not in metadata:
         if CHECKPOINT in metadata:
-            raise ValueError(f"{file} is a checkpoint of an unfinished training run, not a frozen model")
+            raise ValueError(
+                f"{file} is a checkpoint of an unfinished training run, not a frozen model: go on with the "
+                f"run, or make a model of its best step so far with `convexlift freeze {file.parent}`"
+            )
         raise ValueError(f"{file} is not a convexlift model: another program wrote it")
     try:
         config = json.loads(metadata["convexlift"])

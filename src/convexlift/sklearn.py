@@ -18,6 +18,7 @@ from convexlift.architectures import ICNN
 from convexlift.arrays import refuse, tensor_of
 from convexlift.checks import plain
 from convexlift.data import Rows, hold_out, place_for
+from convexlift.defaults import ANY, DENSITY, FLOW, REGRESSION
 from convexlift.names import SCREENS
 from convexlift.screening import tell
 from convexlift.seeds import seeded
@@ -49,17 +50,17 @@ _OF_FIT = ("steps", "batch_size", "weight_decay", "averaging", "schedule", "pati
 class _Estimator(BaseEstimator):
     """The parameters of all estimators, and their training; a dataclass, so it stores them as they are."""
 
-    hidden: Sequence[int] = (64, 64, 64)
-    source: str = "squared"
-    sharpness: float = 1.0
-    strong_convexity: float = 0.1
-    steps: int = 1000
-    batch_size: int = 256
-    learning_rate: float = 0.032
-    weight_decay: float = 0.0
-    averaging: float = 0.0
-    schedule: str = "cosine"
-    validation_fraction: float = 0.1
+    hidden: Sequence[int]
+    source: str = ANY.source
+    sharpness: float
+    strong_convexity: float
+    steps: int
+    batch_size: int = ANY.batch_size
+    learning_rate: float
+    weight_decay: float = ANY.weight_decay
+    averaging: float = ANY.averaging
+    schedule: str = ANY.schedule
+    validation_fraction: float = ANY.validation_fraction
     patience: int | str | None = "rising"
     random_state: Randomness = None
     dtype: str = "float32"
@@ -255,7 +256,11 @@ class ConvexPotentialFlow(_Density):
     """
 
     blocks: int = 1
-    sharpness: float = 2.0
+    hidden: Sequence[int] = FLOW.hidden
+    sharpness: float = FLOW.sharpness
+    strong_convexity: float = FLOW.strong_convexity
+    steps: int = FLOW.steps
+    learning_rate: float = FLOW.lr
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         return tasks.ConvexPotentialFlow(block() for _ in range(self.blocks))
@@ -307,7 +312,11 @@ class LogConcaveDensity(_Density):
         ValueError: weights must not be negative; row 0 has -1
     """
 
-    learning_rate: float = 0.064
+    hidden: Sequence[int] = DENSITY.hidden
+    sharpness: float = DENSITY.sharpness
+    strong_convexity: float = DENSITY.strong_convexity
+    steps: int = DENSITY.steps
+    learning_rate: float = DENSITY.lr
     objective: str = "mle"
 
     @guarded
@@ -377,9 +386,11 @@ class ConvexRegressor(RegressorMixin, _Estimator):
     """
 
     slopes: bool = False
-    strong_convexity: float = 0.0
-    steps: int = 4000
-    learning_rate: float = 0.002
+    hidden: Sequence[int] = REGRESSION.hidden
+    sharpness: float = REGRESSION.sharpness
+    strong_convexity: float = REGRESSION.strong_convexity
+    steps: int = REGRESSION.steps
+    learning_rate: float = REGRESSION.lr
 
     @guarded
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:

@@ -1,7 +1,8 @@
-"""``convexlift evaluate``, ``sample`` and ``transform``: what a trained run is for."""
+"""``convexlift evaluate``, ``sample``, ``transform`` and ``predict``: what a trained run is for."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 import typer
 
 import convexlift as cl
+from convexlift.cli.errors import load_torch
 from convexlift.cli.options import Reading
 from convexlift.cli.outputs import check_output_file
 
@@ -43,27 +45,37 @@ class _Rows(Reading):
 
     run: Run
 
-    def read(self, model: Any) -> Table:
-        """The table with the columns of the model in its order; what was done for that goes to stderr."""
+    def read(self, model: Any, target: str | int | None = None) -> Table:
+        """The table with the columns of the model in its order, the target last if there is one.
+
+        What was done for that goes to stderr.
+        """
         import torch
 
         from convexlift.table_files import read_table
 
-        expected = known_columns(self.run, model) or model.dim
+        expected: Any = known_columns(self.run, model) or model.dim
+        if target is not None:
+            expected = [*expected, target]
         table = read_table(self.data, **self.how, expected=expected, dtype=torch.float64)
+        if target is not None and isinstance(target, str) and not table.named:
+            raise ValueError(
+                f"{self.data} has no names, so that nothing tells which column is the target '{target}': "
+                "pass --columns and --target by number"
+            )
         for note in table.notes:
             typer.echo(f"{self.data}: {note}", err=True)
         return table
 
-    def each(self, function: Callable[[Tensor], Tensor], table: Table) -> Tensor:
+    def each(self, function: Callable[[Tensor], Tensor], table: Table, rows: Tensor | None = None) -> Tensor:
         """function(rows) in parts; an error names the first row that it is about, as the file has it."""
         import torch
 
-        parts = []
-        for start in range(0, len(table.rows), _CHUNK):
+        rows, parts = table.rows if rows is None else rows, []
+        for start in range(0, len(rows), _CHUNK):
             try:
                 with torch.no_grad():
-                    parts.append(function(table.rows[start : start + _CHUNK]))
+                    parts.append(function(rows[start : start + _CHUNK]))
             except (FloatingPointError, RuntimeError, ValueError) as error:
                 named = re.search(r"( at)? \d+ of \d+ rows \((\d+).*?\)", str(error))
                 if named is None:
@@ -78,22 +90,52 @@ class _Rows(Reading):
 class Evaluate(_Rows):
     """Score the rows of a file.
 
-    Prints the mean negative log-likelihood with its standard error. The columns are those that the model was
-    trained on, found by name in any order; other columns are ignored. A file without names has them in order.
+    Prints the mean negative log-likelihood with its standard error; of a regression the coefficient of
+    determination and the root mean square error, in the units of the target. The columns are those that the
+    model was trained on, found by name in any order; other columns are ignored. A file without names has them
+    in order.
 
     \b
     Example:
       convexlift evaluate runs/flow --data test.csv
     """
 
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Target of a regression. [default: that of training]"),
+    ] = None
+
     def __call__(self) -> None:
-        model = load_density(self.run)
+        model = load_model(self.run)
+        if isinstance(model, cl.ConvexRegression):
+            return self.evaluate_regression(model)
+        if self.target is not None:
+            raise ValueError(f"--target is for regressions; {self.run} holds a {type(model).__name__}")
+        model = as_density(model, self.run)
         table = self.read(model)
         if len(table.rows) < 2:
             raise ValueError(f"{self.data} has one row; a standard error needs at least two")
         scores = self.each(model.log_prob, table).double()
         mean, error = -float(scores.mean()), float(scores.std()) / math.sqrt(len(scores))
         typer.echo(f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({len(scores):,} rows)")
+        self.tell_reading(table)
+
+    def evaluate_regression(self, model: cl.ConvexRegression) -> None:
+        """Print how far predictions are from the targets."""
+        from convexlift.cli.regression import errors_of, in_words, read_pairs
+
+        known = known_columns(self.run, model)
+        target = self.target or (model.columns or {}).get("y", [None])[0]
+        if target is None:
+            raise ValueError(f"{self.run} does not say which column its target is: pass --target COLUMN")
+        if known is None or self.columns is not None:
+            pairs = read_pairs(self, str(target))
+            table, x, y, name = pairs.table, pairs.x, pairs.y, pairs.target
+        else:
+            table = self.read(model, int(target) if isinstance(known[0], int) else target)
+            x, y, name = table.rows[:, :-1], table.rows[:, -1], table.names[-1]
+        scores = errors_of(self.each(exact(model).predict, table, x), y)
+        typer.echo(f"{in_words(scores)} ({len(y):,} rows, target {name})")
         self.tell_reading(table)
 
 
@@ -143,22 +185,56 @@ class Transform(_Output, _Rows):
         self.tell_reading(table)
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Predict(_Output, _Rows):
+    """Write the values of a regression at the rows of a file.
+
+    Columns are found as in evaluate; the target need not be there.
+
+    \b
+    Example:
+      convexlift predict runs/cost --data new.csv --out predicted.csv
+    """
+
+    def __call__(self) -> None:
+        check_output_file(self.out, force=self.force)
+        model = load_model(self.run)
+        if not isinstance(model, cl.ConvexRegression):
+            kind = type(model).__name__
+            raise ValueError(f"{self.run} holds a {kind}; only a regression predicts a target")
+        table = self.read(model)
+        target = (model.columns or {}).get("y", ["y"])[0]
+        _write(self.out, self.each(exact(model).predict, table)[:, None], [f"{target}_predicted"])
+        self.tell_reading(table)
+
+
+def load_model(run: Path) -> Any:
+    """The model of a run folder or model file."""
+    load_torch()
+    return cl.load(run)
+
+
+def exact(model: Any) -> Any:
+    """The same model, which computes in float64."""
+    import torch
+
+    return copy.deepcopy(model).to(torch.float64)
+
+
 def load_density(run: Path) -> Any:
     """The flow or density of a run folder or model file.
 
     Raises:
         ValueError: the run has not finished, or the model has no density.
     """
-    from convexlift.training.run_folder import BEST, MODEL
+    return as_density(load_model(run), run)
 
-    file = run
-    if run.is_dir():
-        file = next((run / name for name in (MODEL, BEST) if (run / name).exists()), run)
-        if file == run:
-            raise ValueError(f"{run} holds no trained model (there is no {MODEL} in it)")
-    model = cl.load(file)
+
+def as_density(model: Any, run: Path) -> Any:
+    """The model, if it is a flow or density."""
     if not isinstance(model, cl.ConvexPotentialFlow | cl.LogConcaveDensity):
-        raise ValueError(f"{file} holds a {type(model).__name__}, which is not a density")
+        raise ValueError(f"{run} holds a {type(model).__name__}, which is not a density")
     return model
 
 

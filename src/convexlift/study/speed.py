@@ -21,7 +21,9 @@ _RATE = 1e-4
 
 
 @guarded(training=True)
-def step_times(setting: Setting, arms: Iterable[str]) -> dict[str, float]:
+def step_times(
+    setting: Setting, arms: Iterable[str], *, warm_up: int = WARM_UP, rounds: int = ROUNDS
+) -> dict[str, float]:
     """Median milliseconds of one training step of each arm, taken in turn (A B C A B C ...) with one thread.
 
     Whatever else the machine does then slows all arms alike, which the cells of a comparison, trained at
@@ -37,7 +39,7 @@ def step_times(setting: Setting, arms: Iterable[str]) -> dict[str, float]:
     """
     chosen, known, _ = subject(setting)
     budget, device = setting.budget, torch.device(setting.device)
-    steps = WARM_UP + ROUNDS
+    steps = warm_up + rounds
     settings = Settings(
         steps, budget.batch_size, budget.optimizer, _RATE, "constant", budget.clip, None, steps, seed=0
     )
@@ -49,4 +51,18 @@ def step_times(setting: Setting, arms: Iterable[str]) -> dict[str, float]:
         for _ in range(steps):
             for run in runs.values():
                 run.train_step()
-    return {arm: 1000 * statistics.median(run.durations[WARM_UP:]) for arm, run in runs.items()}
+    return {arm: 1000 * statistics.median(run.durations[warm_up:]) for arm, run in runs.items()}
+
+
+def first_guess(setting: Setting, arms: Iterable[str]) -> dict[str, float]:
+    """Seconds of a step of each arm from three of them: enough to say how long a comparison may take.
+
+    An arm that fails has none; why is told when its cells fail.
+    """
+    found: dict[str, float] = {}
+    for arm in arms:
+        try:
+            found |= step_times(setting, [arm], warm_up=1, rounds=3)
+        except Exception:  # any bug in a user's own arm
+            continue
+    return {arm: milliseconds / 1000 for arm, milliseconds in found.items()}

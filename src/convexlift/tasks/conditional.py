@@ -15,7 +15,7 @@ from convexlift.integration.rays.rule import ray_rule
 from convexlift.seeds import generator_on
 from convexlift.tasks import conditional_integrals as contexts
 from convexlift.tasks.standardise import Standardiser
-from convexlift.tasks.task import Task, check_rows, in_float64, start_rows
+from convexlift.tasks.task import Task, check_rows, columns_called, in_float64, start_rows
 
 Pair = tuple[Tensor, Tensor]
 
@@ -195,7 +195,8 @@ class ConditionalDensity(Task):
     def _fit(self, data: Any) -> Tensor:
         x, c = self._samples_and_contexts(data)
         self.standardiser.fit(x)
-        self.context_standardiser.fit(c)
+        with columns_called("column {} of the contexts"):
+            self.context_standardiser.fit(c)
         return start_rows(self._rows(data))
 
     def _rows(self, data: Any, name: str | None = None) -> Tensor:

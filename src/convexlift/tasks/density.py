@@ -15,6 +15,7 @@ from convexlift.architectures import Potential
 from convexlift.architectures.base import architecture_of
 from convexlift.calculus.newton import invert_gradient
 from convexlift.checks import check_draws, may_branch
+from convexlift.defaults import DENSITY
 from convexlift.integration import line
 from convexlift.integration.annealing import AnnealedNormaliser
 from convexlift.integration.annealing import annealed_normaliser as annealed
@@ -89,6 +90,7 @@ class LogConcaveDensity(Task):
         True
     """
 
+    defaults = DENSITY
     standardiser: Standardiser | Whitener
     log_z: Tensor
     quick_log_z: Tensor

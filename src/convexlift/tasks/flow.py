@@ -18,6 +18,7 @@ from convexlift.calculus.cholesky import logdet_of
 from convexlift.calculus.estimation import LogdetEstimate
 from convexlift.calculus.newton import Solution, default_tolerance
 from convexlift.checks import check_draws, check_samples, may_branch, name_rows, plain
+from convexlift.defaults import FLOW
 from convexlift.seeds import generator_on, replaying
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import ActNorm, Standardiser
@@ -75,6 +76,7 @@ class ConvexPotentialFlow(Task):
         ValueError: expected (N, 2) samples; got (100, 1)
     """
 
+    defaults = FLOW
     standardiser: Standardiser
 
     def __init__(

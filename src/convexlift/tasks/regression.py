@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from convexlift.architectures.base import architecture_of
+from convexlift.defaults import REGRESSION
 from convexlift.sources import Centred
 from convexlift.tasks.standardise import Standardiser
-from convexlift.tasks.task import Task, map_rows, start_rows
+from convexlift.tasks.task import Task, columns_called, map_rows, start_rows
 
 Rows = Tensor | tuple[Tensor, Tensor]
 
@@ -52,6 +53,7 @@ class ConvexRegression(Task):
         (torch.Size([50]), torch.Size([]))
     """
 
+    defaults = REGRESSION
     standardiser: Standardiser
     level: Tensor | None
 
@@ -127,7 +129,8 @@ class ConvexRegression(Task):
     def _fit(self, data: Any) -> Tensor:
         x, y = self._inputs_and_targets(data)
         self.standardiser.fit(x)
-        self.target_standardiser.fit(y[:, None])
+        with columns_called("the target"):
+            self.target_standardiser.fit(y[:, None])
         return self.standardiser(start_rows(x), self.dtype)
 
     def _start(self, x: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from convexlift.ambient import guard_methods
 from convexlift.architectures import PartialPotential, Potential
 from convexlift.checks import check_finite, check_samples, may_branch, rows_from
 from convexlift.data import count_rows
+from convexlift.defaults import ANY, Defaults
 from convexlift.screening import Finding, Part, Role, screen, tell
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import Affine, Standardiser, Whitener
@@ -51,12 +53,14 @@ class Task(nn.Module):
         columns: names of the columns that the task reads, for ``save``, or None: ``{"x": ["a", "b"]}`` for
             samples or inputs, likewise "y" for a target, "context" and "weights". In place of names stand
             numbers, from 1, for columns chosen in a table without names.
+        defaults: the settings that ``fit`` takes where it is told none.
     """
 
     # What the parts of training rows are, where they are a tuple: what has no role is not looked at.
     roles: ClassVar[tuple[Role | None, ...]] = ("samples", None)
     dim: int
     block: Any
+    defaults: ClassVar[Defaults] = ANY
     standardiser: Standardiser | Whitener
     columns: dict[str, list[str] | list[int]] | None = None
     #: rows reach the task as they are: it casts them itself, when they are on one scale
@@ -347,6 +351,23 @@ def map_rows(function: Callable[[Tensor], Tensor], x: Tensor, rows: int = _CHUNK
         with rows_from(start):
             parts.append(function(x[start : start + rows]))
     return torch.cat(parts)
+
+
+@contextmanager
+def columns_called(called: str) -> Iterator[None]:
+    """Name a column in an error by what it is: "column 0 is constant" may be of inputs, contexts or targets.
+
+    >>> with columns_called("the target"):
+    ...     raise ValueError("column 0 is constant (every value is 1): remove it")
+    Traceback (most recent call last):
+    ...
+    ValueError: the target is constant (every value is 1)
+    """
+    try:
+        yield
+    except ValueError as error:
+        named = re.sub(r"^column (\d+)", lambda match: called.format(match[1]), str(error))
+        raise ValueError(named.removesuffix(": remove it")) from None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self, final
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -168,6 +169,18 @@ class RunFolder:
         tensors = {k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
         self._write(BEST, write_whole, save(tensors, {CHECKPOINT: json.dumps(about)}))
 
+    def read_model(self) -> tuple[State, int]:
+        """The state of the module in training at its best evaluation so far, and the step of that."""
+        path = self.path / BEST
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist: the run has not been evaluated yet")
+        try:
+            with safe_open(path, framework="pt", device="cpu") as archive:
+                about = json.loads(archive.metadata()[CHECKPOINT])
+                return {name: archive.get_tensor(name) for name in archive.keys()}, int(about["step"])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a readable checkpoint (truncated, or something else)") from error
+
     def write_result(self, result: dict[str, Any]) -> None:
         """Write `result.json`."""
         self._write(RESULT, write_json, result)
@@ -178,7 +191,7 @@ class RunFolder:
             before = json.loads(path.read_text())
         except FileNotFoundError as error:
             raise ValueError(f"{path} is missing, so nothing says which run {self.path} holds") from error
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise ValueError(f"{path} is not readable JSON") from error
         if not isinstance(before, dict):
             raise ValueError(f"{path} is not the configuration of a run")

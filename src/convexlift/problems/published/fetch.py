@@ -14,6 +14,7 @@ from urllib.parse import urljoin, urlsplit
 
 from convexlift.files import cannot_write, make_folder, write_json
 from convexlift.locks import owned
+from convexlift.names import close_names
 from convexlift.problems.published import gas, hepmass, miniboone, power
 from convexlift.problems.published.tables import TextTable
 
@@ -86,7 +87,8 @@ def fetch(
         ValueError: there is nothing to download for 'digits21'; known: hepmass, miniboone, power, gas
     """
     if name not in DOWNLOADS:
-        raise ValueError(f"there is nothing to download for '{name}'; known: {', '.join(DOWNLOADS)}")
+        hint = "".join(f"; did you mean '{close}'?" for close in close_names(name, DOWNLOADS))
+        raise ValueError(f"there is nothing to download for '{name}'; known: {', '.join(DOWNLOADS)}{hint}")
     home = make_folder(folder)
     missing = not all((home / wanted.name).exists() for wanted in DOWNLOADS[name])
     with owned(home) if missing else nullcontext():
