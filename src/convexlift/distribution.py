@@ -34,7 +34,7 @@ class FlowDistribution(Distribution):
     Shapes: value (..., *batch_shape, d) -> log_prob (..., *batch_shape).
 
     Raises:
-        TypeError: another kind of module; from ``log_prob``, a value of another dtype.
+        TypeError: another kind of module; from ``log_prob``, a value that is not floating-point.
         ValueError: the flow holds an unfrozen lift; from ``log_prob``, a value of another shape, with NaN or
             infinite entries.
         FloatingPointError: from ``log_prob``, see ``ConvexPotentialFlow.log_prob``.
@@ -111,7 +111,7 @@ class FlowTransform(Transform):
     Shapes: (..., d) -> (..., d); log_abs_det_jacobian (...).
 
     Raises:
-        TypeError: another kind of module, or a point of another dtype.
+        TypeError: another kind of module, or a point that is not floating-point.
         ValueError: the flow holds an unfrozen lift; a point of another shape or not finite.
         FloatingPointError: T(x) or its log-determinant overflows.
         RuntimeError: from the inverse, some rows did not converge.
