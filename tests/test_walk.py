@@ -77,8 +77,10 @@ def test_a_cell_passes_through_few_files(script) -> None:
     walk = script.walk_of_a_cell()
     assert len(walk.files) <= 8
     assert {"study/comparison.py", "study/training.py"} <= set(walk.files)
-    given = {  # a callback of `fit`, the draws of a simulator, the loss that is averaged
+    # A callback of `fit`, how long it may take, the draws of a simulator, the loss that is averaged.
+    given = {
         ("training/fit.py", "study/training.py"),
+        ("study/comparison.py", "cli/compare.py"),
         ("data.py", "problems/simulated/gallery.py"),
         ("data.py", "tasks/density.py"),
     }

@@ -292,6 +292,7 @@ def shown() -> Iterator[Showing]:
         return
     ends: list[float] = []  # when the comparison may end, by what is known so far
 
+    @final
     class Left(ProgressColumn):
         def render(self, _: object) -> Text:
             seconds = round(max(ends[-1] - time.monotonic(), 0)) if ends else None
