@@ -6,7 +6,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convexlift.ambient import guarded
 from convexlift.names import close_names
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ FROM_FILES = (*_PUBLISHED, "mnist-latents")
 NAMES = ("digits21", *FROM_FILES, "digits-latents", "collider", *_NAMED)
 
 
-@guarded
 def problem(name: str, data: str | Path | None = None) -> Problem:
     """The problem of that name; `data` is the file or folder that those of `FROM_FILES` read.
 
@@ -70,4 +68,6 @@ def check_problem(name: str) -> None:
 
 
 def _made(module: str, function: str, *arguments: object) -> Any:
-    return getattr(import_module(f"convexlift.problems.{module}"), function)(*arguments)
+    from convexlift.ambient import guarded  # imports torch
+
+    return guarded(getattr(import_module(f"convexlift.problems.{module}"), function))(*arguments)
