@@ -155,7 +155,7 @@ def run(
     progress: Callable[[Event], object] | None,
 ) -> Comparison:
     """What `compare` does once all is named: the arms `names`, and those of the table at the common rate,
-    where the budget has one. The caller owns the folder; the workers are closed, the result is not written."""
+    where the budget has one. The caller owns the folder. Workers are closed; the result is not written."""
     remove_torn(workers.folder)
     setting, spend = workers.setting, workers.setting.budget
     chosen = subject(setting)[0]
