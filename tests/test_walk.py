@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "walk.py"
 
 # From the ground to the roof. What stands in one place may call its neighbours.
 FLOORS = (
-    {"checks", "files", "seeds", "data", "table_files", "names", "version", "freezing"},
+    {"checks", "files", "locks", "seeds", "data", "table_files", "names", "version", "freezing"},
     {"calculus"},
     {"architectures"},
     {"sources"},
