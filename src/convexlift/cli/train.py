@@ -17,7 +17,7 @@ import typer
 import convexlift as cl
 from convexlift.cli.errors import Interrupted, load_torch
 from convexlift.cli.options import Reading, one_of
-from convexlift.cli.outputs import check_output_folder
+from convexlift.cli.outputs import check_output_folder, check_writable
 from convexlift.cli.screening import allowed, in_words_of_options, warnings_told, without_missing
 from convexlift.defaults import ANY, DENSITY, FLOW
 from convexlift.files import write_json, write_whole
