@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import arrays, checks, commands, estimators, files, models, networks, training
+from . import ambient, arrays, checks, commands, doubts, estimators, files, models, networks, training, units
 from .case import Case
 
 PAGE = Path(__file__).parents[2] / "docs" / "what-happens-when.md"
 
 PARTS: dict[str, list[Case]] = {
-    "Numbers, arrays and estimators": [*arrays.CASES, *estimators.CASES],
-    "Tables in files": files.CASES,
+    "Numbers and arrays": arrays.CASES,
+    "Units, offsets and weights": units.CASES,
+    "Doubtful data": doubts.CASES,
+    "What torch is set to, and random numbers": ambient.CASES,
+    "Estimators": estimators.CASES,
+    "Tables in files": [*files.CASES, *files.WRITING],
     "Data of `fit` and of the tasks": [*training.DATA, *training.TASKS],
     "Modules and settings of `fit`": [*training.MODULES, *training.SETTINGS],
     "Runs that go on": training.FOLDERS,

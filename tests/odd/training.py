@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,52 @@ import torch
 from torch import nn
 
 import convexlift as cl
-from convexlift.data import hold_out
+from convexlift.data import Batches, hold_out
+from convexlift.locks import owned
 from convexlift.training import History
 
-from .case import Case, refused
+from .case import Case, answered, refused, warned
 from .given import Mean, density, fit, flow, made, net, regression, rows, text, with_column, with_entry
+
+
+def begun(**options: Any) -> None:
+    fit(run_dir="run", **options)
+
+
+def taken() -> Any:
+    begun()
+    with owned(Path("run")):
+        return fit(run_dir="run", resume=True)
+
+
+def after_divergence() -> int:
+    with contextlib.suppress(cl.TrainingDiverged):
+        begun(module=Mean(), data=1e30 * rows())
+    return fit(run_dir="run").steps[-1]
+
+
+def after_refusal() -> bool:
+    """Whether there is a folder of a run that could not begin."""
+    with contextlib.suppress(ValueError):
+        begun(module=flow(), data=with_column(1.0))
+    return Path("run").exists()
+
+
+def again() -> None:
+    made = flow()
+    made.initialise(rows())
+    made.initialise(100 + rows())
+
+
+def flushed() -> bool:
+    """Whether numbers below the smallest normal one are zero in training, and only there."""
+    found = []
+    made = Mean()
+    loss = made.loss
+    made.loss = lambda batch: (found.append(bool(torch.tensor(1e-30) * 1e-10 == 0)), loss(batch))[1]
+    fit(made)
+    return all(found) and bool(torch.tensor(1e-30) * 1e-10 != 0)
+
 
 DATA: list[Case] = [
     refused(
@@ -106,6 +148,22 @@ DATA: list[Case] = [
         ValueError,
         "2 rows are too few: 1 would be left to train on",
     ),
+    answered(
+        "fewer rows than a batch",
+        lambda: len(Batches(rows(5), 256, 0).at(3).data),
+        5,
+        "every batch holds all of them",
+        "convexlift.data",
+        ("epoch, position = divmod(step, max(1, n // self.batch_size))", "epoch, position = 0, step"),
+    ),
+    answered(
+        "one row in fifty to hold out of ten",
+        lambda: len(hold_out(rows(10), 0.02)[1]),
+        1,
+        "one row is held out",
+        "convexlift.data",
+        ("held = max(1, round(share * n))", "held = round(share * n)"),
+    ),
 ]
 
 MODULES: list[Case] = [
@@ -145,6 +203,21 @@ MODULES: list[Case] = [
         cl.TrainingDiverged,
         "training diverged after 0 steps: the loss is inf on a batch of 60 rows (...); "
         "the module is back at its state after 0 steps",
+    ),
+    refused(
+        "a flow trained with `lr=1e3`",
+        lambda: fit(flow(), lr=1e3, steps=30),
+        cl.TrainingDiverged,
+        "training diverged after ... steps...",
+        kin="seen later",
+    ),
+    answered(
+        "a loss that underflows",
+        flushed,
+        True,
+        "denormal numbers, which are slow, are zero in training and only there",
+        "convexlift.training.denormals.flushed",
+        contextlib.nullcontext,
     ),
 ]
 
@@ -242,11 +315,13 @@ SETTINGS: list[Case] = [
         TypeError,
         "callbacks must be functions of a FitEvent; got int",
     ),
+    refused(
+        '`patience="soon"`',
+        lambda: fit(patience="soon", validation=rows()),
+        ValueError,
+        "patience must be a number of evaluations, 'rising' or None; got 'soon'",
+    ),
 ]
-
-
-def begun(**options: Any) -> None:
-    fit(run_dir="run", **options)
 
 
 def resumed(change: Any, **options: Any) -> Any:
@@ -350,6 +425,25 @@ FOLDERS: list[Case] = [
         lambda: History.from_dict({"a": 1}),
         ValueError,
         "not a history: field 'a' is unknown",
+    ),
+    refused(
+        "a run to resume that is in progress", taken, BlockingIOError, "run is in use by another process..."
+    ),
+    answered(
+        "a folder whose run diverged, for another run",
+        after_divergence,
+        2,
+        "it is begun anew",
+        "convexlift.training.run_folder",
+        ('if not self.started or self._stopped() == "diverged":', "if not self.started:"),
+    ),
+    answered(
+        "a run that is refused before its first step",
+        after_refusal,
+        False,
+        "nothing is written",
+        "convexlift.training.run_folder.RunFolder.open",
+        lambda self, config, *, resume: self.begin(config),
     ),
 ]
 
@@ -474,6 +568,19 @@ TASKS: list[Case] = [
         lambda: cl.ConditionalDensity(cl.ICNN(2)),
         TypeError,
         "expected a PICNN or a weight source of one; got ICNN",
+    ),
+    refused(
+        "validation data whose weights are all zero",
+        lambda: fit(density(2), (rows(), torch.ones(60)), validation=(rows(), torch.zeros(60))),
+        ValueError,
+        "every weight of the validation data is zero: nothing could be chosen by them",
+    ),
+    warned(
+        "a task initialised on other data",
+        again,
+        UserWarning,
+        "this task was initialised on other data: column 0 of the samples is now ... deviations "
+        "away...: make a new task to start anew",
     ),
 ]
 
