@@ -33,10 +33,9 @@ def trained_under(mode: Any) -> float:
         return fit(Mean()).loss[-1] - plain
 
 
-def made_under_inference() -> bool:
-    with torch.inference_mode():
-        made = net()
-    return any(parameter.is_inference() for parameter in made.parameters())
+def made_under(mode: Any) -> Any:
+    with mode:
+        return next(net().parameters())
 
 
 def undisturbed(do: Any) -> bool:
@@ -78,17 +77,17 @@ CASES: list[Case] = [
     ),
     answered(
         "a network made inside `torch.inference_mode()`",
-        made_under_inference,
+        lambda: made_under(torch.inference_mode()).is_inference(),
         False,
         "it can be trained later",
         "convexlift.ambient",
         ("stack.enter_context(torch.inference_mode(False))", "pass"),
     ),
     answered(
-        "rows on the CPU, with another default device",
-        lambda: under(torch.device("meta")) - plainly(),
-        0.0,
-        "they are computed with on the CPU",
+        'a network made where the default device is "meta"',
+        lambda: str(made_under(torch.device("meta")).device),
+        "cpu",
+        "it is on the CPU, with numbers",
         "convexlift.ambient",
         ('stack.enter_context(torch.device("cpu"))', "pass"),
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from convexlift.study.protocol import Budget
 from convexlift.study.statistics import paired_difference
 from convexlift.tensorboard import TensorBoard
 
-from .case import Case, answered, refused
+from .case import Case, refused
 from .given import arrays, command, density, fit, flow, model, regression, rows, run, table, text
 
 TRAIN = "train flow --data rows.csv --out run --steps 1"
@@ -42,12 +41,6 @@ def named_model() -> None:
 def constant() -> str:
     """rows.csv, of which column b is constant."""
     return text("a,b\n" + "".join(f"{k},1\n" for k in range(20)))
-
-
-def folder_after_refusal() -> bool:
-    with contextlib.suppress(ValueError):
-        command(TRAIN, constant)()
-    return Path("run").exists()
 
 
 TRAINING: list[Case] = [
@@ -161,14 +154,6 @@ TRAINING: list[Case] = [
         ValueError,
         "rows.csv: column 'b' is constant (every value is 1): leave it out with --columns",
         kin="in words of the command",
-    ),
-    answered(
-        "`train flow` of a table that is refused",
-        folder_after_refusal,
-        False,
-        "no folder is left behind",
-        "convexlift.cli.train",
-        ("folder.rmdir()", "pass"),
     ),
 ]
 

@@ -105,7 +105,7 @@ CASES: list[Case] = [
     ),
     refused(
         "constant targets",
-        lambda: fit(regression(), (rows(), torch.ones(60))),
+        lambda: regression().preflight((rows(), torch.ones(60))),
         ValueError,
         "the target is constant (every value is 1)",
         owed_to=LOOK + "_constant",

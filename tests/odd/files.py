@@ -100,11 +100,12 @@ CASES: list[Case] = [
         "a row with a cell too many",
         lambda: read_table(text("a,b\n1,2\n3,4,5\n")),
         ValueError,
-        "rows.csv: row 2 (line 3) has 3 cells; expected 2",
+        "rows.csv: row 2 (line 3) has 3 cells; expected 2 (if a comma is part of a number, see "
+        "--decimal and --thousands)",
     ),
     refused(
         "a word in a column of numbers",
-        lambda: read_table(text("a,b\n1,2\n3,four\n")),
+        lambda: read("a,b\n1,2\n3,four\n", missing=True),
         ValueError,
         "rows.csv: row 2 (line 3), column 'b': 'four' is not a number",
     ),
@@ -139,13 +140,13 @@ CASES: list[Case] = [
         "NaN in a cell",
         lambda: read_table(text("a,b\n1,2\n3,nan\n")),
         ValueError,
-        "rows.csv: row 2, column 'b': the value is NaN",
+        "rows.csv: row 2 (line 3), column 'b': the value is NaN",
     ),
     refused(
         "a number too large for float32",
         lambda: read_table(text("a,b\n1,2\n3,1e39\n")),
         ValueError,
-        "rows.csv: row 2, column 'b': the value is 1e+39, too large for float32",
+        "rows.csv: row 2 (line 3), column 'b': the value is 1e+39, too large for float32",
         kin="a number that is not finite in float32",
     ),
     refused(
@@ -346,6 +347,7 @@ CASES: list[Case] = [
         lambda: read("a,\xe9\n1,2\n".encode("latin-1")),
         ValueError,
         "rows.csv is not a CSV text file in UTF-8 (at byte 2): save it in UTF-8",
+        kin="text, but of another encoding",
     ),
     refused(
         "`--separator x`",

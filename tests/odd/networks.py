@@ -61,7 +61,13 @@ def positive(module: Any) -> Any:
 
 
 ARCHITECTURES: list[Case] = [
-    refused("a network of no columns", lambda: cl.ICNN(0), ValueError, "dim must be at least 1; got 0"),
+    refused(
+        "a network of no columns",
+        lambda: cl.ICNN(0),
+        ValueError,
+        "dim must be at least 1; got 0",
+        kin="another count",
+    ),
     refused(
         "a hidden layer of width 0",
         lambda: cl.ICNN(2, hidden=(8, 0)),
@@ -274,6 +280,7 @@ SOURCES: list[Case] = [
         lambda: lift().weights(),
         ValueError,
         "an unfrozen lift has no weights of its own: freeze on training data or pass batch=",
+        kin="its weights, not a frozen network",
     ),
     refused(
         "the weights of a lift of an empty batch",

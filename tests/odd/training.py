@@ -48,6 +48,23 @@ def again() -> None:
     made.initialise(100 + rows())
 
 
+def steep(made: Any) -> Any:
+    return fit(made, lr=1e3, steps=30)
+
+
+def after_steep() -> bool:
+    """Whether a flow is of use after it has diverged."""
+    made = cl.ConvexPotentialFlow([cl.Squared(net())])
+    with contextlib.suppress(cl.TrainingDiverged):
+        steep(made)
+    return bool(made.freeze().log_prob(rows()).isfinite().all())
+
+
+def rising() -> int:
+    """At which of 25 steps training ends where the validation loss rises from the start."""
+    return fit(data=rows() + 5, validation=rows() - 5, steps=25, lr=0.1, schedule="constant").steps[-1]
+
+
 def flushed() -> bool:
     """Whether numbers below the smallest normal one are zero in training, and only there."""
     found = []
@@ -204,13 +221,6 @@ MODULES: list[Case] = [
         "training diverged after 0 steps: the loss is inf on a batch of 60 rows (...); "
         "the module is back at its state after 0 steps",
     ),
-    refused(
-        "a flow trained with `lr=1e3`",
-        lambda: fit(flow(), lr=1e3, steps=30),
-        cl.TrainingDiverged,
-        "training diverged after ... steps...",
-        kin="seen later",
-    ),
     answered(
         "a loss that underflows",
         flushed,
@@ -218,6 +228,30 @@ MODULES: list[Case] = [
         "denormal numbers, which are slow, are zero in training and only there",
         "convexlift.training.denormals.flushed",
         contextlib.nullcontext,
+    ),
+    refused(
+        "a flow trained with `lr=1e3`",
+        lambda: steep(cl.ConvexPotentialFlow([cl.Squared(net())])),
+        cl.TrainingDiverged,
+        "training diverged after 1 steps: the loss is inf on a batch of 60 rows (...); the "
+        "module is back at its state after 0 steps",
+        kin="of a flow",
+    ),
+    answered(
+        "a flow that has diverged, asked for log-densities",
+        after_steep,
+        True,
+        "its state before is finite on every row",
+        "convexlift.training.fit.Run._go_back",
+        lambda self: "",
+    ),
+    answered(
+        "a validation loss that rises from the first step",
+        rising,
+        13,
+        "training ends at step 13 of 25, and the best evaluation is kept",
+        "convexlift.training.fit.Run._out_of_patience",
+        lambda self: False,
     ),
 ]
 
