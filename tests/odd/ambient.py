@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -47,6 +48,16 @@ def undisturbed(do: Any) -> bool:
 
 def scored(x: Any = X, **others: Any) -> float:
     return float(ConvexPotentialFlow(**TINY, **others).fit(x).score(X))
+
+
+def in_float64() -> float:
+    """The difference that torch's default dtype makes to a fit."""
+    before, plain = torch.get_default_dtype(), scored()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return scored() - plain
+    finally:
+        torch.set_default_dtype(before)
 
 
 def in_threads() -> float:
@@ -118,5 +129,13 @@ CASES: list[Case] = [
         "convexlift.seeds",
         SEEDED,
         kin="threads, not the caller's generator",
+    ),
+    answered(
+        "fit an estimator, with torch's default dtype float64",
+        in_float64,
+        0.0,
+        "it trains in its own dtype, as otherwise",
+        "convexlift.sklearn.new_networks_in",
+        lambda dtype: contextlib.nullcontext(),
     ),
 ]

@@ -103,7 +103,7 @@ TRAINING: list[Case] = [
         "`train regression` with a target that is not there",
         command(f"{REG} --target c", table),
         ValueError,
-        "rows.csv has no column 'c'; it has a, b...",
+        "rows.csv has no column 'c'; it has a, b",
     ),
     refused(
         "`train regression` of one column alone",
@@ -235,7 +235,7 @@ USE: list[Case] = [
         "`freeze` of a folder without a run of a command",
         command("freeze run", lambda: Path("run").mkdir()),
         ValueError,
-        "run holds no run of `convexlift train` that has been evaluated: ...",
+        "run holds no run of `convexlift train` that has been evaluated: it has no train.json",
     ),
     refused(
         "`freeze` of a run that is finished",

@@ -23,7 +23,7 @@ CASES: list[Case] = [
         "one entry of 1e9 among standard normal ones",
         lambda: fit(flow(), with_entry(1e9)),
         ValueError,
-        "row 3, column 1 is 1e+09, ... robust deviations from the median: remove or clip it "
+        "row 3, column 1 is 1e+09, 1e+09 robust deviations from the median: remove or clip it "
         "(allow 'outliers' to go on all the same)",
         owed_to=LOOK + "_outliers",
         instead=sees_nothing,
@@ -32,7 +32,8 @@ CASES: list[Case] = [
         "one entry of 60 among standard normal ones",
         lambda: fit(flow(), with_entry(60.0)),
         cl.DataWarning,
-        "row 3, column 1 is 60, ... robust deviations from the median...",
+        "row 3, column 1 is 60, 60 robust deviations from the median: remove or clip it (allow "
+        "'outliers' to hear no more of it)",
         owed_to=LOOK + "_outliers",
         instead=sees_nothing,
         kin="doubtful, not meaningless",
@@ -41,7 +42,8 @@ CASES: list[Case] = [
         "-999 for a missing value",
         lambda: fit(flow(), with_entry(-999.0)),
         cl.DataWarning,
-        "row 3, column 1 is -999...",
+        "row 3, column 1 is -999, 9.9e+02 robust deviations from the median: remove or clip it "
+        "(allow 'outliers' to hear no more of it)",
         owed_to=LOOK + "_outliers",
         instead=sees_nothing,
         kin="a code",
@@ -50,7 +52,8 @@ CASES: list[Case] = [
         "a column that is there twice",
         lambda: fit(flow(), with_column(rows()[:, 0])),
         ValueError,
-        "...(allow 'repeats' to go on all the same)",
+        "column 0 repeats column 1: the density is infinite; remove one (allow 'repeats' to go "
+        "on all the same)",
         owed_to=LOOK + "_repeats",
         instead=sees_nothing,
     ),
@@ -58,7 +61,8 @@ CASES: list[Case] = [
         "a column that is 0 in nineteen rows of twenty",
         lambda: fit(flow(), with_column(torch.where(torch.arange(60) % 20 == 0, rows()[:, 0], 0))),
         ValueError,
-        "column 1 is 0 in ... % of the rows, which no density is: remove it or dequantise it...",
+        "column 1 is 0 in 95 % of the rows, which no density is: remove it or dequantise it "
+        "(allow 'spikes' to go on all the same)",
         owed_to=LOOK + "_spikes",
         instead=sees_nothing,
     ),
@@ -66,7 +70,8 @@ CASES: list[Case] = [
         "a column that is 0 in every other row",
         lambda: fit(flow(), with_column(torch.where(torch.arange(60) % 2 == 0, rows()[:, 0], 0))),
         cl.DataWarning,
-        "column 1 is 0 in ... % of the rows...",
+        "column 1 is 0 in 50 % of the rows, which no density is: remove it or dequantise it "
+        "(allow 'spikes' to hear no more of it)",
         owed_to=LOOK + "_spikes",
         instead=sees_nothing,
         kin="doubtful, not meaningless",
@@ -75,7 +80,8 @@ CASES: list[Case] = [
         "a column of the whole numbers 0 to 4",
         lambda: fit(flow(), with_column(torch.arange(60) % 5 * 1.0)),
         cl.DataWarning,
-        "column 1 has 5 distinct values in 60 rows: an infinite density is near; dequantise them...",
+        "column 1 has 5 distinct values in 60 rows: an infinite density is near; dequantise them "
+        "(allow 'ties' to hear no more of it)",
         owed_to=LOOK + "_ties",
         instead=sees_nothing,
     ),
@@ -83,7 +89,8 @@ CASES: list[Case] = [
         "rows that are there twice",
         lambda: fit(flow(), torch.cat([rows(30), rows(30)])),
         cl.DataWarning,
-        "...(allow 'duplicates' to hear no more of it)",
+        "50 % of the rows repeat earlier ones (30 rows (row 30, row 31, row 32, row 33, row 34, "
+        "...)) (allow 'duplicates' to hear no more of it)",
         owed_to=LOOK + "_duplicates",
         instead=sees_nothing,
     ),
@@ -91,7 +98,7 @@ CASES: list[Case] = [
         "five rows of six columns",
         lambda: fit(flow(6), rows(5, 6)),
         cl.DataWarning,
-        "...(allow 'few-rows' to hear no more of it)",
+        "5 rows are few for 6 columns (allow 'few-rows' to hear no more of it)",
         owed_to=LOOK + "_few_rows",
         instead=sees_nothing,
     ),
@@ -99,7 +106,9 @@ CASES: list[Case] = [
         "training rows that are validation rows too",
         lambda: fit(flow(), rows(), validation=rows(30)),
         cl.DataWarning,
-        "...(allow 'overlap' to hear no more of it)",
+        "87 % of the validation rows are training rows (26 rows (row 0, row 1, row 2, row 3, row "
+        "4, ...) of the validation data): they cannot tell when to stop (allow 'overlap' to hear "
+        "no more of it)",
         owed_to=LOOK + "_overlap",
         instead=sees_nothing,
     ),
@@ -115,7 +124,8 @@ CASES: list[Case] = [
         "a check to allow that there is none of",
         lambda: fit(flow(), allow=["outlier"]),
         ValueError,
-        "unknown check 'outlier'...",
+        "unknown check 'outlier'; known: outliers, repeats, spikes, ties, duplicates, few-rows, "
+        "overlap; did you mean 'outliers'?",
         kin="another choice",
     ),
     refused(

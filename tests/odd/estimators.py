@@ -133,7 +133,8 @@ CASES: list[Case] = [
         "an estimator that is not fitted",
         lambda: flow().score_samples(X),
         NotFittedError,
-        "This ConvexPotentialFlow instance is not fitted yet...",
+        "This ConvexPotentialFlow instance is not fitted yet. Call 'fit' with appropriate "
+        "arguments before using this estimator.",
         name="check_is_fitted",
     ),
     refused(
@@ -152,7 +153,7 @@ CASES: list[Case] = [
         '`source="exp"` of an estimator',
         lambda: flow(source="exp").fit(X),
         ValueError,
-        "unknown source 'exp'; known: ...",
+        "unknown source 'exp'; known: squared, softplus, softplus-fan-in, projected, lift, lift-reference",
         kin="another choice",
     ),
     refused(

@@ -359,13 +359,15 @@ CASES: list[Case] = [
         "columns of digits grouped by blanks",
         lambda: read("10 000 000\n20 000 000\n"),
         ValueError,
-        "rows.csv: a blank may separate columns or be part of a number...",
+        "rows.csv: a blank may separate columns or be part of a number: say which by --separator "
+        "space or --thousands ' '",
     ),
     refused(
         "a first line of numbers with decimal commas",
         lambda: read("1,5;2,5\n3;4\n"),
         ValueError,
-        "rows.csv: the first line, 1,5;2,5, may hold names or numbers...",
+        "rows.csv: the first line, 1,5;2,5, may hold names or numbers: say which by --header or "
+        "--no-header, and see --decimal and --thousands",
     ),
     answered(
         "a table for a model, its columns in another order",

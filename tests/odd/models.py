@@ -186,7 +186,7 @@ CASES: list[Case] = [
         "`load` of a folder without a model",
         lambda: cl.load("."),
         FileNotFoundError,
-        ". is a folder that holds no trained model (there is no model.safetensors in it)...",
+        ". is a folder that holds no trained model (there is no model.safetensors in it)",
     ),
     refused(
         "`load` of a file that you may not read",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from typing import Any
 
@@ -21,12 +22,19 @@ def lift(**options: Any) -> Any:
     return cl.Lift(net(), **options)
 
 
-def steep() -> Any:
+def steep(**options: Any) -> Any:
     """A flow of two potentials that grow like the fourth power."""
     nets = [cl.ICNN(2, hidden=(16, 16), activation="smooth_squared_relu", seed=k) for k in range(2)]
-    made = cl.ConvexPotentialFlow(nets)
+    made = cl.ConvexPotentialFlow(nets, **options)
     made.initialise(rows())
     return made.freeze()
+
+
+def mapped_rows(far: int) -> Any:
+    """Rows of which one is far out, mapped eight at a time."""
+    x = rows()
+    x[far] = 1e30
+    return steep(chunk=8)(x)
 
 
 def reloaded() -> Any:
@@ -102,7 +110,7 @@ ARCHITECTURES: list[Case] = [
         '`activation="gelu"`',
         lambda: cl.ICNN(2, activation="gelu"),
         ValueError,
-        "unknown activation 'gelu'; known: ...",
+        "unknown activation 'gelu'; known: softplus, smooth_squared_relu, relu, or an Activation",
     ),
     refused(
         "a sharpness of ReLU",
@@ -483,6 +491,15 @@ TASKS: list[Case] = [
         ValueError,
         "this flow is still in training: export flow.freeze(data)",
     ),
+    refused(
+        "one row of 60 that a flow cannot map, of rows taken 8 at a time",
+        lambda: mapped_rows(59),
+        FloatingPointError,
+        "the Hessian is not positive definite in float64 at 1 of 4 rows (59): raise strong_convexity "
+        "or look for non-finite inputs",
+        owed_to="convexlift.checks.rows_from",
+        instead=lambda start: contextlib.nullcontext(),
+    ),
 ]
 
 OBJECTIVES: list[Case] = [
@@ -490,7 +507,7 @@ OBJECTIVES: list[Case] = [
         '`objective="map"` of a density',
         lambda: density(objective="map"),
         ValueError,
-        "unknown objective 'map'; known: ...",
+        "unknown objective 'map'; known: mle, importance, importance-flow, chains, score, denoising, nce",
         kin="another choice",
     ),
     refused(

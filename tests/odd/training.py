@@ -108,13 +108,14 @@ DATA: list[Case] = [
         "`fit` on rows with a NaN",
         lambda: fit(data=with_entry(torch.nan)),
         ValueError,
-        "training data have NaN at row 3, column 1...",
+        "training data have NaN at row 3, column 1: NaN in 1 row of 60, column 1; "
+        "convexlift.drop_missing leaves such rows out",
     ),
     refused(
         "`fit` in float32 on numbers of 1e300",
         lambda: fit(data=1e300 * rows().double().exp()),
         ValueError,
-        "training data in float32 have an infinity at row 0, column 0...",
+        "training data in float32 have an infinity at row 0, column 0 (60 of 60 rows have NaN or infinities)",
         kin="infinite only once it is cast",
     ),
     refused(
@@ -461,7 +462,10 @@ FOLDERS: list[Case] = [
         "not a history: field 'a' is unknown",
     ),
     refused(
-        "a run to resume that is in progress", taken, BlockingIOError, "run is in use by another process..."
+        "a run to resume that is in progress",
+        taken,
+        BlockingIOError,
+        "run is in use by another process: wait until that ends, or choose another folder",
     ),
     answered(
         "a folder whose run diverged, for another run",
@@ -613,8 +617,8 @@ TASKS: list[Case] = [
         "a task initialised on other data",
         again,
         UserWarning,
-        "this task was initialised on other data: column 0 of the samples is now ... deviations "
-        "away...: make a new task to start anew",
+        "this task was initialised on other data: column 0 of the samples is now 107 deviations "
+        "away and 1 times as wide; its scales stay as they are: make a new task to start anew",
     ),
 ]
 
