@@ -33,6 +33,7 @@ from convexlift.training import History, fit
 from convexlift.training.history import TrainingDiverged
 
 sys.path.append(str(Path(__file__).parents[1] / "timings"))  # for the studies too
+import timing as timing  # for the other studies
 from timing import Result, markdown
 
 Outcome = dict[str, Any]
