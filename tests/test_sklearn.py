@@ -416,7 +416,7 @@ def test_columns_keep_their_names(estimator: type, tmp_path: Path) -> None:
 
 
 def test_targets_that_vary() -> None:
-    with pytest.raises(ValueError, match=r"^the targets are constant \(every value is 1\)$"):
+    with pytest.raises(ValueError, match=r"^the target is constant \(every value is 1\)$"):
         ConvexRegressor().fit(X, np.ones(20))
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         ConvexRegressor().fit(X, np.ones(19))

@@ -58,9 +58,10 @@ def array_of(values: Any, *, name: str = "values") -> NDArray[Any]:
         raise TypeError(f"{name} are {_KINDS[array.dtype.kind]} ({array.dtype}): give numbers")
     if array.dtype.kind == "O":
         array = _of_objects(array, name)
-    kept = array.dtype in (np.float32, np.float64)  # in either byte order
+    native = array.dtype.newbyteorder("=")
+    kept = native in (np.float32, np.float64)
     with np.errstate(over="ignore"):  # an extended number may be infinite here, which its check will say
-        return np.array(array, dtype=array.dtype.newbyteorder("=") if kept else np.float64, order="C")
+        return np.array(array, dtype=native if kept else np.float64, order="C")
 
 
 def is_table(values: object) -> bool:

@@ -220,7 +220,7 @@ def _each(parts: Sequence[Part], look: Callable[[Part], Iterator[Finding]]) -> I
 def _constant(part: Part) -> Iterator[Finding]:
     if part.role == "targets" and len(part.rows) > 1 and bool((part.rows == part.rows[0]).all()):
         value = float(part.rows[0, 0])
-        yield Finding("constant", True, f"{part.called(0)} is constant (every value is {value:.6g})")
+        yield Finding("constant", True, f"{part.called(0)} is constant (every value is {value:z.6g})")
 
 
 def _spread(values: Tensor) -> tuple[float, float]:
@@ -302,7 +302,7 @@ def _spikes(part: Part) -> Iterator[Finding]:
         if len(values) == 1 or share < least:
             continue
         told = piled if part.is_density and share >= _PILED else spiked
-        told.append(f"{part.called(column)} is {value:.6g} in {100 * share:.2g} % of the rows")
+        told.append(f"{part.called(column)} is {value:z.6g} in {100 * share:.2g} % of the rows")
     advice = ", which no density is: remove it or dequantise it" if part.is_density else ""
     for told, refused in ((piled, True), (spiked, False)):
         if told:

@@ -166,15 +166,15 @@ def read_table(
     if separator is not None and separator not in SEPARATORS and separator not in WORDS:
         raise ValueError(f"cells cannot be separated by {separator!r}: it is one of , ; | tab space")
     content = file.read_bytes()
-    if not content:
-        raise ValueError(f"{file} is empty")
-    if suffix in (".npy", ".npz"):
-        cells, numbers = _array(file, content, key)
-    elif suffix in (".parquet", ".feather"):
-        cells, numbers = _frame(file, content)
-    else:
+    if suffix.startswith((".csv", ".tsv")):
         marks = {"separator": separator, "decimal": decimal, "thousands": thousands}
         cells, numbers = _text(file, content, suffix, header, known_names(expected), marks)
+    elif not content:
+        raise ValueError(f"{file} is empty")
+    elif suffix in (".npy", ".npz"):
+        cells, numbers = _array(file, content, key)
+    else:
+        cells, numbers = _frame(file, content)
     places, left_out, notes = select(cells, columns), dict[int, str](), list[str]()
     if cells.named and known_names(expected):
         places, notes = by_name(cells, places, known_names(expected))

@@ -60,9 +60,11 @@ def warned(title: str, do: Callable[[], Any], kind: type[Warning], said: str, **
     return Case(title, do, kind, said, **others)
 
 
-def answered(title: str, do: Callable[[], Any], value: Any, said: str, owed_to: str, instead: Any) -> Case:
+def answered(
+    title: str, do: Callable[[], Any], value: Any, said: str, owed_to: str, instead: Any, kin: str = ""
+) -> Case:
     """A case with a right value, though one might have feared another."""
-    return Case(title, do, None, said, value, owed_to, instead)
+    return Case(title, do, None, said, value, owed_to, instead, kin)
 
 
 @final

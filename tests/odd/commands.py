@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import typer
+
+import convexlift as cl
 from convexlift.problems import problem
 from convexlift.study.comparison import compare
 from convexlift.study.protocol import Budget
@@ -15,15 +18,29 @@ from convexlift.study.statistics import paired_difference
 from convexlift.tensorboard import TensorBoard
 
 from .case import Case, refused
-from .given import arrays, command, density, fit, model, regression, rows, table, text
+from .given import arrays, command, density, fit, flow, model, regression, rows, run, table, text
 
 TRAIN = "train flow --data rows.csv --out run --steps 1"
+REG = "train regression --data rows.csv --out run --steps 1"
 
 
 def comparison(**change: Any) -> None:
     """A folder with the result of a comparison."""
     found = {"schema": 1, "problem": "gumbel", "task": "density", "arms": {}, "protocol": {}, **change}
     text(json.dumps(found), "run/result.json")
+
+
+def named_model() -> None:
+    """A model of columns a and b."""
+    made = flow().freeze()
+    made.columns = {"x": ["a", "b"]}
+    Path("run").mkdir()
+    cl.save(made, "run/model.safetensors")
+
+
+def constant() -> str:
+    """rows.csv, of which column b is constant."""
+    return text("a,b\n" + "".join(f"{k},1\n" for k in range(20)))
 
 
 TRAINING: list[Case] = [
@@ -76,20 +93,83 @@ TRAINING: list[Case] = [
         NotADirectoryError,
         "tb is a file; TensorBoard needs a folder",
     ),
+    refused(
+        "`train flow --patience soon`",
+        command(f"{TRAIN} --patience soon"),
+        ValueError,
+        "--patience must be a number of evaluations, rising or none; got soon",
+    ),
+    refused(
+        "`train regression` with a target that is not there",
+        command(f"{REG} --target c", table),
+        ValueError,
+        "rows.csv has no column 'c'; it has a, b",
+    ),
+    refused(
+        "`train regression` of one column alone",
+        command(f"{REG} --target a", lambda: text("a\n1\n2\n3\n4\n5\n")),
+        ValueError,
+        "rows.csv has no column beside the target 'a'",
+    ),
+    refused(
+        "`train regression` with the target among the inputs",
+        command(f"{REG} --target a --columns a,b", table),
+        ValueError,
+        "--columns a,b are the inputs: leave the target 'a' out",
+    ),
+    refused(
+        "`train regression` with a constant target",
+        command(f"{REG} --target b", constant),
+        ValueError,
+        "rows.csv: the target 'b' is constant (every value is 1)",
+    ),
+    refused(
+        "`train flow --sharpness 0`",
+        command("train flow --data rows.csv --out run --sharpness 0", table),
+        ValueError,
+        "--sharpness must be positive; got 0.0",
+    ),
+    refused(
+        "`train flow --hidden 8,8 --depth 3`",
+        command("train flow --data rows.csv --out run --hidden 8,8 --depth 3", table),
+        ValueError,
+        "--hidden 8,8 has 2 layers; leave --depth out",
+    ),
+    refused(
+        "`train flow --hidden wide`",
+        command("train flow --data rows.csv --out run --hidden wide"),
+        typer.BadParameter,
+        "'wide' is not a width; give one, as in 64, or several, as in 64,64,32",
+    ),
+    refused(
+        "`train flow --dtype half`",
+        command(f"{TRAIN} --dtype half"),
+        ValueError,
+        "unknown dtype 'half'; known: float32, float64",
+        kin="another choice",
+    ),
+    refused(
+        "`train flow` of a table with a constant column",
+        command(TRAIN, constant),
+        ValueError,
+        "rows.csv: column 'b' is constant (every value is 1): leave it out with --columns",
+        kin="in words of the command",
+    ),
 ]
 
 USE: list[Case] = [
     refused(
         "`evaluate` of a folder without a model",
         command("evaluate run --data rows.csv", table, lambda: Path("run").mkdir()),
-        ValueError,
-        "run holds no trained model (there is no model.safetensors in it)",
+        FileNotFoundError,
+        "run is a folder that holds no trained model (there is no model.safetensors in it)",
+        kin="by a command",
     ),
     refused(
-        "`evaluate` of a regression",
+        "`evaluate` of a regression that does not know its target",
         command("evaluate run --data rows.csv", table, lambda: model(regression)),
         ValueError,
-        "run/model.safetensors holds a ConvexRegression, which is not a density",
+        "run does not say which column its target is: pass --target COLUMN",
     ),
     refused(
         "`evaluate` on one row",
@@ -126,6 +206,64 @@ USE: list[Case] = [
         command("sample run --out none/new.csv"),
         FileNotFoundError,
         "cannot write none/new.csv: there is no folder none",
+    ),
+    refused(
+        "`evaluate` of a table that lacks a column of the model",
+        command("evaluate run --data rows.csv", named_model, lambda: text("a,c\n1,2\n3,4\n")),
+        ValueError,
+        "rows.csv has no column 'b', which the model reads; it has a, c",
+    ),
+    refused(
+        "`evaluate` of a table without names and with too many columns",
+        command("evaluate run --data rows.csv", named_model, lambda: text("1.5,2,3\n4.5,5,7\n")),
+        ValueError,
+        "rows.csv has 3 columns without names; the model reads 2 (a, b): choose them with --columns",
+    ),
+    refused(
+        "`evaluate --target` of a flow",
+        command("evaluate run --data rows.csv --target a", table, model),
+        ValueError,
+        "--target is for regressions; run holds a ConvexPotentialFlow",
+    ),
+    refused(
+        "`freeze` of a folder that is not there",
+        command("freeze run"),
+        FileNotFoundError,
+        "run does not exist",
+    ),
+    refused(
+        "`freeze` of a folder without a run of a command",
+        command("freeze run", lambda: Path("run").mkdir()),
+        ValueError,
+        "run holds no run of `convexlift train` that has been evaluated: it has no train.json",
+    ),
+    refused(
+        "`freeze` of a run that is finished",
+        command(
+            "freeze run", table, lambda: run("train flow --data rows.csv --out run --steps 1 --hidden 4")
+        ),
+        FileExistsError,
+        "run holds model.safetensors already; pass --force to replace it",
+    ),
+    refused(
+        "`sample` of a regression",
+        command("sample run --out new.csv", lambda: model(regression)),
+        ValueError,
+        "run holds a ConvexRegression, which is not a density",
+    ),
+    refused(
+        "`predict` with a flow",
+        command("predict run --data rows.csv --out y.csv", table, model),
+        ValueError,
+        "run holds a ConvexPotentialFlow; only a regression predicts a target",
+    ),
+    refused(
+        "`evaluate` of a run that has not ended",
+        command("evaluate run --data rows.csv", table, lambda: fit(run_dir="run", validation=rows())),
+        ValueError,
+        "run/best.safetensors is a checkpoint of an unfinished training run, not a frozen model: "
+        "go on with the run, or make a model of its best step so far with `convexlift freeze run`",
+        kin="by a command",
     ),
 ]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.exceptions import NotFittedError
 
-from convexlift.sklearn import ConvexPotentialFlow, ConvexRegressor, LogConcaveDensity
+from convexlift.sklearn import ConvexPotentialFlow, ConvexRegressor, LogConcaveDensity, _Estimator
 
-from .case import Case, refused
+from .case import Case, answered, refused
 from .given import TINY, rows
 
 X = rows().double().numpy()
@@ -50,6 +53,34 @@ def odd(value: float) -> Any:
     x[3, 1] = value
     return x
 
+
+def warm() -> Any:
+    made = flow(warm_start=True).fit(X)
+    return made.set_params(hidden=(5,)).fit(X)
+
+
+def twice() -> float:
+    """The difference that an earlier fit on other data makes."""
+    made = flow().fit(100 + 7 * X)
+    return float(made.fit(X).score(X) - flow().fit(X).score(X))
+
+
+def weighted(n: int) -> float:
+    """The score with n rows of weight zero behind the others, far off."""
+    x = np.concatenate([X, np.full((n, 2), 50.0)])
+    return float(LogConcaveDensity(**TINY).fit(x, sample_weight=np.repeat([1.0, 0.0], [60, n])).score(X))
+
+
+def told(verbose: int) -> int:
+    """How many lines a fit writes on stderr."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        flow(verbose=verbose).fit(X)
+    return said.getvalue().count("\n")
+
+
+begun = _Estimator._begun
+FRAME = pd.DataFrame(X, columns=["a", "b"])
 
 CASES: list[Case] = [
     by_sklearn(
@@ -102,14 +133,9 @@ CASES: list[Case] = [
         "an estimator that is not fitted",
         lambda: flow().score_samples(X),
         NotFittedError,
-        "This ConvexPotentialFlow instance is not fitted yet...",
+        "This ConvexPotentialFlow instance is not fitted yet. Call 'fit' with appropriate "
+        "arguments before using this estimator.",
         name="check_is_fitted",
-    ),
-    refused(
-        "a regressor with constant targets",
-        lambda: regressor(np.ones(60)),
-        ValueError,
-        "the targets are constant (every value is 1)",
     ),
     refused(
         '`dtype="float16"` of an estimator',
@@ -127,7 +153,7 @@ CASES: list[Case] = [
         '`source="exp"` of an estimator',
         lambda: flow(source="exp").fit(X),
         ValueError,
-        "unknown source 'exp'; known: ...",
+        "unknown source 'exp'; known: squared, softplus, softplus-fan-in, projected, lift, lift-reference",
         kin="another choice",
     ),
     refused(
@@ -142,5 +168,57 @@ CASES: list[Case] = [
         ValueError,
         "Sample weights must contain at least one non-zero number.",
         name="_check_sample_weight",
+    ),
+    refused(
+        "`warm_start=True` with other layers",
+        warm,
+        ValueError,
+        "warm_start=True goes on with the last fit, whose hidden was (4,) and is (5,) now: set "
+        "warm_start=False to start anew",
+    ),
+    answered(
+        "rows of weight zero, of a density",
+        lambda: weighted(3) - weighted(0),
+        0.0,
+        "the score is as without them",
+        "convexlift.sklearn",
+        ("kept = weights > 0", "kept = weights >= 0"),
+    ),
+    by_sklearn(
+        "a data frame with its columns in another order than in `fit`",
+        lambda: flow().fit(FRAME).score_samples(FRAME[["b", "a"]]),
+        ValueError,
+        "The feature names should match those that were passed during fit. Feature names must be "
+        "in the same order as they were in fit.",
+    ),
+    by_sklearn(
+        "a data frame with other columns than in `fit`",
+        lambda: flow().fit(FRAME).score_samples(FRAME.rename(columns={"a": "c"})),
+        ValueError,
+        "The feature names should match those that were passed during fit...",
+    ),
+    answered(
+        "an estimator fitted to a data frame",
+        lambda: flow().fit(FRAME).model_.columns,
+        {"x": ["a", "b"]},
+        "its model knows the names of the columns, in a file too",
+        "convexlift.sklearn",
+        ('task.columns = {**known, "y": [target]} if isinstance(target, str) else known', "pass"),
+    ),
+    answered(
+        "an estimator fitted again, to other data",
+        twice,
+        0.0,
+        "it starts anew",
+        "convexlift.sklearn._Estimator._begun",
+        lambda self, seed: vars(self).setdefault("kept", begun(self, seed)),
+    ),
+    answered(
+        "`verbose=2`",
+        lambda: told(2) > 0,
+        True,
+        "a line on stderr at each evaluation",
+        "convexlift.sklearn._shown",
+        lambda estimator: False,
     ),
 ]

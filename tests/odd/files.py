@@ -4,14 +4,46 @@ from __future__ import annotations
 
 import gzip
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from convexlift.files import write_whole
 from convexlift.table_files import read_table, write_table
 
-from .case import Case, refused
+from .case import Case, answered, refused
 from .given import array, arrays, rows, table, text
+
+
+def read(content: str | bytes, **how: Any) -> list[Any]:
+    found = read_table(text(content), **how)
+    return [found.names, found.rows.tolist()]
+
+
+def noted(content: str) -> list[str]:
+    """What is said where a model of columns a and b reads a table."""
+    return read_table(text(content), expected=["a", "b"]).notes
+
+
+def mode_after(before: int) -> int:
+    write_whole("a", b"old")
+    os.chmod("a", before)
+    write_whole("a", b"new")
+    return Path("a").stat().st_mode & 0o777
+
+
+def link_after() -> bool:
+    write_whole("a", b"old")
+    os.symlink("a", "b")
+    write_whole("b", b"new")
+    return Path("b").is_symlink()
+
+
+AB = [["a", "b"], [[1.0, 2.0]]]
+TEXT = "convexlift.table_text"
+COLUMNS = "convexlift.table_columns"
 
 CASES: list[Case] = [
     refused(
@@ -25,12 +57,6 @@ CASES: list[Case] = [
         lambda: (os.mkdir("rows.csv"), read_table("rows.csv")),
         ValueError,
         "rows.csv is a folder; expected a .csv, .npy or .npz file (also ...)",
-    ),
-    refused(
-        "a spreadsheet",
-        lambda: read_table(text("", "rows.xlsx")),
-        ValueError,
-        "rows.xlsx is not a .csv, .npy or .npz file (also ...)",
     ),
     refused("an empty file", lambda: read_table(text("", "rows.npy")), ValueError, "rows.npy is empty"),
     refused("a file of blank lines", lambda: read_table(text("\n \n\n")), ValueError, "rows.csv is empty"),
@@ -74,11 +100,12 @@ CASES: list[Case] = [
         "a row with a cell too many",
         lambda: read_table(text("a,b\n1,2\n3,4,5\n")),
         ValueError,
-        "rows.csv: row 2 (line 3) has 3 cells; expected 2",
+        "rows.csv: row 2 (line 3) has 3 cells; expected 2 (if a comma is part of a number, see "
+        "--decimal and --thousands)",
     ),
     refused(
         "a word in a column of numbers",
-        lambda: read_table(text("a,b\n1,2\n3,four\n")),
+        lambda: read("a,b\n1,2\n3,four\n", missing=True),
         ValueError,
         "rows.csv: row 2 (line 3), column 'b': 'four' is not a number",
     ),
@@ -113,13 +140,13 @@ CASES: list[Case] = [
         "NaN in a cell",
         lambda: read_table(text("a,b\n1,2\n3,nan\n")),
         ValueError,
-        "rows.csv: row 2, column 'b': the value is NaN",
+        "rows.csv: row 2 (line 3), column 'b': the value is NaN",
     ),
     refused(
         "a number too large for float32",
         lambda: read_table(text("a,b\n1,2\n3,1e39\n")),
         ValueError,
-        "rows.csv: row 2, column 'b': the value is 1e+39, too large for float32",
+        "rows.csv: row 2 (line 3), column 'b': the value is 1e+39, too large for float32",
         kin="a number that is not finite in float32",
     ),
     refused(
@@ -224,5 +251,227 @@ CASES: list[Case] = [
         lambda: write_table("none/rows.csv", rows(), ["a", "b"]),
         FileNotFoundError,
         "cannot write none/rows.csv: No such file or directory",
+    ),
+    answered(
+        "cells separated by semicolons",
+        lambda: read("a;b\n1;2\n"),
+        AB,
+        "they are two columns, a and b",
+        TEXT,
+        (
+            'candidates = ["\\t"] if suffix.startswith(".tsv") else [c for c in SEPARATORS if c != " "]',
+            'candidates = [","]',
+        ),
+    ),
+    answered(
+        "a table written by a spreadsheet, with a byte order mark",
+        lambda: read("\ufeffa,b\n1,2\n"),
+        AB,
+        "the mark is no part of the first name",
+        TEXT,
+        ('"utf-8-sig"', '"utf-8"'),
+    ),
+    answered(
+        "a table in UTF-16, as spreadsheets write it",
+        lambda: read("a,b\n1,2\n".encode("utf-16")),
+        AB,
+        "it is read",
+        TEXT,
+        ('"utf-16" if marked else', '"utf-8" if marked else'),
+    ),
+    answered(
+        "a line of commas at the end of a table",
+        lambda: read("a,b\n1,2\n,\n"),
+        AB,
+        "it is no row",
+        TEXT,
+        (
+            'text, self._empty = re.subn(rf"(?m)^[ \\t{re.escape(self.separator)}]+$", "", text)',
+            "self._empty = 0",
+        ),
+    ),
+    answered(
+        "comments above a table, the last one its names",
+        lambda: read("# made by hand\n# a,b\n1,2\n"),
+        AB,
+        "the names are found",
+        TEXT + ".Text._names_follow",
+        lambda self, comment, text: False,
+    ),
+    answered(
+        "a line sep=; above a table",
+        lambda: read("sep=;\na;b\n1,5;2\n", decimal=","),
+        [["a", "b"], [[1.5, 2.0]]],
+        "it is no line of the table",
+        TEXT,
+        ("text = text[said.end() - 1 :] if said else text", "text = text"),
+    ),
+    answered(
+        "names 0,1,2 of a data frame above other than whole numbers",
+        lambda: read("0,1,2\n0.5,1.5,2.5\n"),
+        [["0", "1", "2"], [[0.5, 1.5, 2.5]]],
+        "the first line holds names",
+        TEXT,
+        ("if first == counted and len(first) > 2 and not all(map(str.isdigit, second)):", "if False:"),
+    ),
+    answered(
+        "a table without a header",
+        lambda: read("0.5\n1.5\n"),
+        [["x1"], [[0.5], [1.5]]],
+        "the columns are called x1, x2, ...",
+        TEXT + ".Text._is_header",
+        lambda self, first, second, expected: True,
+    ),
+    answered(
+        "numbers with a minus sign of typesetters",
+        lambda: read("a,b\n\N{MINUS SIGN}1,2\n"),
+        [["a", "b"], [[-1.0, 2.0]]],
+        "it is a minus",
+        TEXT,
+        ('.replace("\\N{MINUS SIGN}", "-")', ""),
+    ),
+    refused(
+        "a spreadsheet",
+        lambda: read_table(text("", "rows.xlsx")),
+        ValueError,
+        "rows.xlsx is not a .csv, .npy or .npz file (also ...): save the sheet as .csv",
+    ),
+    refused(
+        "a workbook named .csv",
+        lambda: read(b"PK\3\4\0"),
+        ValueError,
+        "rows.csv is not a CSV text file but an archive or a workbook: save the table as .csv",
+    ),
+    refused(
+        "a text in another encoding than UTF-8",
+        lambda: read("a,\xe9\n1,2\n".encode("latin-1")),
+        ValueError,
+        "rows.csv is not a CSV text file in UTF-8 (at byte 2): save it in UTF-8",
+        kin="text, but of another encoding",
+    ),
+    refused(
+        "`--separator x`",
+        lambda: read("a,b\n1,2\n", separator="x"),
+        ValueError,
+        "cells cannot be separated by 'x': it is one of , ; | tab space",
+    ),
+    refused(
+        "columns of digits grouped by blanks",
+        lambda: read("10 000 000\n20 000 000\n"),
+        ValueError,
+        "rows.csv: a blank may separate columns or be part of a number: say which by --separator "
+        "space or --thousands ' '",
+    ),
+    refused(
+        "a first line of numbers with decimal commas",
+        lambda: read("1,5;2,5\n3;4\n"),
+        ValueError,
+        "rows.csv: the first line, 1,5;2,5, may hold names or numbers: say which by --header or "
+        "--no-header, and see --decimal and --thousands",
+    ),
+    answered(
+        "a table for a model, its columns in another order",
+        lambda: read("b,a\n2,1\n", expected=["a", "b"]),
+        AB,
+        "they are put in the model's order, which is said",
+        "convexlift.table_columns",
+        (
+            "kept = [place for name in wanted for place in among if cells.name(place) == name]",
+            "kept = [place for place in among if cells.name(place) in wanted]",
+        ),
+    ),
+    answered(
+        "a data frame's row numbers in a first column without a name",
+        lambda: read(",a,b\n0,1,2\n1,3,4\n"),
+        [["a", "b"], [[1.0, 2.0], [3.0, 4.0]]],
+        "they are left out, which is said",
+        "convexlift.table_files",
+        ('found[place] = "row numbers"', "pass"),
+    ),
+    answered(
+        "row labels in a first column without a name",
+        lambda: read(",a,b\nx,1,2\ny,3,4\n"),
+        [["a", "b"], [[1.0, 2.0], [3.0, 4.0]]],
+        "they are left out, which is said",
+        "convexlift.table_files",
+        (
+            'left_out = {k: "row labels" for k in index_columns(cells, places) if cells.is_text(k)}',
+            "pass",
+        ),
+    ),
+    answered(
+        "a first column called index that counts rows",
+        lambda: read("index,a,b\n0,1,2\n1,3,4\n"),
+        [["a", "b"], [[1.0, 2.0], [3.0, 4.0]]],
+        "it is left out, which is said",
+        COLUMNS,
+        ("or _COUNTER.fullmatch(cells.names[place])", ""),
+    ),
+    answered(
+        "a comma at the end of every line",
+        lambda: read("a,b,\n1,2,\n"),
+        AB,
+        "it makes no column",
+        "convexlift.table_files",
+        ('found[place] = "empty"', "pass"),
+    ),
+    answered(
+        "a first line of NA",
+        lambda: read("NA,NA\n1,2\n", missing=True)[0],
+        ["x1", "x2"],
+        "it is a row of missing values and no names",
+        TEXT,
+        ("return not {cell.lower() for cell in first} <= MISSING", "return True"),
+    ),
+    answered(
+        "digits grouped by points before a decimal comma",
+        lambda: read("a;b\n1.234,5;2\n", decimal=",", thousands="."),
+        [["a", "b"], [[1234.5, 2.0]]],
+        "they are read as asked for by --decimal and --thousands",
+        TEXT,
+        ('plain.replace(self.thousands, "") if self.thousands else plain', "plain"),
+    ),
+    refused(
+        "decimal commas in a table separated by semicolons, without `--decimal`",
+        lambda: read("a;b\n1,5;2\n"),
+        ValueError,
+        "rows.csv: row 1 (line 2), column 'a': '1,5' is not a number (see --decimal and --thousands)",
+        kin="a cell that is no number",
+    ),
+    answered(
+        "a table for a model, with a column that the model does not read",
+        lambda: noted("a,b,c\n1,2,3\n"),
+        ["ignored, as the model does not read them: c"],
+        "it is ignored, which is said",
+        COLUMNS,
+        ('notes.append(f"ignored, as the model does not read them: {listed(ignored)}")', "pass"),
+    ),
+    answered(
+        "a table without names, for a model with names",
+        lambda: noted("1,2.5\n3,4.5\n"),
+        ["the file has no column names: x1, x2 taken by position as a, b"],
+        "its columns are taken in order if their number fits, which is said",
+        COLUMNS,
+        ('return kept, [f"the file has no column names: {taken} as {listed(names)}"]', "return kept, []"),
+    ),
+]
+
+
+WRITING: list[Case] = [
+    answered(
+        "a file that is replaced was readable by its owner alone",
+        lambda: mode_after(0o600),
+        0o600,
+        "the new one is as private",
+        "convexlift.files",
+        ("os.chmod(temporary, file.stat().st_mode & 0o7777)", "pass"),
+    ),
+    answered(
+        "a file to write is a symbolic link",
+        link_after,
+        True,
+        "it stays one: the file that it names is written",
+        "convexlift.files",
+        ("Path(os.path.realpath(shown))", "shown"),
     ),
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
@@ -13,7 +15,7 @@ import convexlift as cl
 from convexlift.calculus.activations import Activation
 from convexlift.saving import register
 
-from .case import Case, refused
+from .case import Case, answered, refused
 from .given import fit, flow, net, rows, text
 
 FILE = "model.safetensors"
@@ -49,8 +51,25 @@ def filled(value: float, name: str) -> Any:
     return made.requires_grad_(False)
 
 
-class Other(nn.Module):
-    """Not registered."""
+def with_columns(columns: Any) -> None:
+    made = flow().freeze()
+    made.columns = columns
+    cl.save(made, FILE)
+
+
+def unreadable() -> Any:
+    cl.save(net().freeze(), FILE)
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    with patch("convexlift.saving.open", create=True, side_effect=denied):
+        return cl.load(FILE)
+
+
+def with_another_block() -> float:
+    """How far a density is from one of its integral once its block holds other weights."""
+    one, other = (cl.LogConcaveDensity(cl.ICNN(1, hidden=(4,), seed=seed)).freeze() for seed in (0, 1))
+    one.log_prob(rows(dim=1))
+    one.block.load_state_dict(other.block.state_dict())
+    return float((one.log_prob(rows(dim=1)) - other.log_prob(rows(dim=1))).abs().max())
 
 
 CASES: list[Case] = [
@@ -123,7 +142,8 @@ CASES: list[Case] = [
         "`load` of a run's best model so far",
         lambda: (fit(run_dir="run", validation=rows()), cl.load("run/best.safetensors")),
         ValueError,
-        "run/best.safetensors is a checkpoint of an unfinished training run, not a frozen model",
+        "run/best.safetensors is a checkpoint of an unfinished training run, not a frozen model: go on "
+        "with the run, or make a model of its best step so far with `convexlift freeze run`",
     ),
     refused(
         "`load` of a model of a later version",
@@ -149,5 +169,37 @@ CASES: list[Case] = [
         lambda: register(type("ICNN", (nn.Module,), {})),
         ValueError,
         "another class named ICNN is registered",
+    ),
+    refused(
+        "`save` of a model whose `columns` are no lists",
+        lambda: with_columns({"x": "ab"}),
+        TypeError,
+        "columns must be lists of names, as {'x': ['a', 'b']}; got {'x': 'ab'}",
+    ),
+    refused(
+        "`save` of a model with a name too many in `columns`",
+        lambda: with_columns({"x": ["a", "b", "c"]}),
+        ValueError,
+        "columns names 3 columns of x; the model reads 2",
+    ),
+    refused(
+        "`load` of a folder without a model",
+        lambda: cl.load("."),
+        FileNotFoundError,
+        ". is a folder that holds no trained model (there is no model.safetensors in it)",
+    ),
+    refused(
+        "`load` of a file that you may not read",
+        unreadable,
+        OSError,
+        "cannot read model.safetensors: Permission denied",
+    ),
+    answered(
+        "other weights loaded into the network of a frozen density",
+        with_another_block,
+        0.0,
+        "its log Z is found anew",
+        "convexlift.tasks.density.LogConcaveDensity._refresh",
+        lambda self: None,
     ),
 ]

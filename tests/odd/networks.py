@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from typing import Any
 
@@ -21,12 +22,19 @@ def lift(**options: Any) -> Any:
     return cl.Lift(net(), **options)
 
 
-def steep() -> Any:
+def steep(**options: Any) -> Any:
     """A flow of two potentials that grow like the fourth power."""
     nets = [cl.ICNN(2, hidden=(16, 16), activation="smooth_squared_relu", seed=k) for k in range(2)]
-    made = cl.ConvexPotentialFlow(nets)
+    made = cl.ConvexPotentialFlow(nets, **options)
     made.initialise(rows())
     return made.freeze()
+
+
+def mapped_rows(far: int) -> Any:
+    """Rows of which one is far out, mapped eight at a time."""
+    x = rows()
+    x[far] = 1e30
+    return steep(chunk=8)(x)
 
 
 def reloaded() -> Any:
@@ -61,7 +69,13 @@ def positive(module: Any) -> Any:
 
 
 ARCHITECTURES: list[Case] = [
-    refused("a network of no columns", lambda: cl.ICNN(0), ValueError, "dim must be at least 1; got 0"),
+    refused(
+        "a network of no columns",
+        lambda: cl.ICNN(0),
+        ValueError,
+        "dim must be at least 1; got 0",
+        kin="another count",
+    ),
     refused(
         "a hidden layer of width 0",
         lambda: cl.ICNN(2, hidden=(8, 0)),
@@ -96,7 +110,7 @@ ARCHITECTURES: list[Case] = [
         '`activation="gelu"`',
         lambda: cl.ICNN(2, activation="gelu"),
         ValueError,
-        "unknown activation 'gelu'; known: ...",
+        "unknown activation 'gelu'; known: softplus, smooth_squared_relu, relu, or an Activation",
     ),
     refused(
         "a sharpness of ReLU",
@@ -274,6 +288,7 @@ SOURCES: list[Case] = [
         lambda: lift().weights(),
         ValueError,
         "an unfrozen lift has no weights of its own: freeze on training data or pass batch=",
+        kin="its weights, not a frozen network",
     ),
     refused(
         "the weights of a lift of an empty batch",
@@ -476,6 +491,15 @@ TASKS: list[Case] = [
         ValueError,
         "this flow is still in training: export flow.freeze(data)",
     ),
+    refused(
+        "one row of 60 that a flow cannot map, of rows taken 8 at a time",
+        lambda: mapped_rows(59),
+        FloatingPointError,
+        "the Hessian is not positive definite in float64 at 1 of 4 rows (59): raise strong_convexity "
+        "or look for non-finite inputs",
+        owed_to="convexlift.checks.rows_from",
+        instead=lambda start: contextlib.nullcontext(),
+    ),
 ]
 
 OBJECTIVES: list[Case] = [
@@ -483,7 +507,7 @@ OBJECTIVES: list[Case] = [
         '`objective="map"` of a density',
         lambda: density(objective="map"),
         ValueError,
-        "unknown objective 'map'; known: ...",
+        "unknown objective 'map'; known: mle, importance, importance-flow, chains, score, denoising, nce",
         kin="another choice",
     ),
     refused(

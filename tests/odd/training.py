@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,69 @@ import torch
 from torch import nn
 
 import convexlift as cl
-from convexlift.data import hold_out
+from convexlift.data import Batches, hold_out
+from convexlift.locks import owned
 from convexlift.training import History
 
-from .case import Case, refused
+from .case import Case, answered, refused, warned
 from .given import Mean, density, fit, flow, made, net, regression, rows, text, with_column, with_entry
+
+
+def begun(**options: Any) -> None:
+    fit(run_dir="run", **options)
+
+
+def taken() -> Any:
+    begun()
+    with owned(Path("run")):
+        return fit(run_dir="run", resume=True)
+
+
+def after_divergence() -> int:
+    with contextlib.suppress(cl.TrainingDiverged):
+        begun(module=Mean(), data=1e30 * rows())
+    return fit(run_dir="run").steps[-1]
+
+
+def after_refusal() -> bool:
+    """Whether there is a folder of a run that could not begin."""
+    with contextlib.suppress(ValueError):
+        begun(module=flow(), data=with_column(1.0))
+    return Path("run").exists()
+
+
+def again() -> None:
+    made = flow()
+    made.initialise(rows())
+    made.initialise(100 + rows())
+
+
+def steep(made: Any) -> Any:
+    return fit(made, lr=1e3, steps=30)
+
+
+def after_steep() -> bool:
+    """Whether a flow is of use after it has diverged."""
+    made = cl.ConvexPotentialFlow([cl.Squared(net())])
+    with contextlib.suppress(cl.TrainingDiverged):
+        steep(made)
+    return bool(made.freeze().log_prob(rows()).isfinite().all())
+
+
+def rising() -> int:
+    """At which of 25 steps training ends where the validation loss rises from the start."""
+    return fit(data=rows() + 5, validation=rows() - 5, steps=25, lr=0.1, schedule="constant").steps[-1]
+
+
+def flushed() -> bool:
+    """Whether numbers below the smallest normal one are zero in training, and only there."""
+    found = []
+    made = Mean()
+    loss = made.loss
+    made.loss = lambda batch: (found.append(bool(torch.tensor(1e-30) * 1e-10 == 0)), loss(batch))[1]
+    fit(made)
+    return all(found) and bool(torch.tensor(1e-30) * 1e-10 != 0)
+
 
 DATA: list[Case] = [
     refused(
@@ -49,13 +108,14 @@ DATA: list[Case] = [
         "`fit` on rows with a NaN",
         lambda: fit(data=with_entry(torch.nan)),
         ValueError,
-        "training data have NaN at row 3, column 1...",
+        "training data have NaN at row 3, column 1: NaN in 1 row of 60, column 1; "
+        "convexlift.drop_missing leaves such rows out",
     ),
     refused(
         "`fit` in float32 on numbers of 1e300",
         lambda: fit(data=1e300 * rows().double().exp()),
         ValueError,
-        "training data in float32 have an infinity at row 0, column 0...",
+        "training data in float32 have an infinity at row 0, column 0 (60 of 60 rows have NaN or infinities)",
         kin="infinite only once it is cast",
     ),
     refused(
@@ -106,6 +166,22 @@ DATA: list[Case] = [
         ValueError,
         "2 rows are too few: 1 would be left to train on",
     ),
+    answered(
+        "fewer rows than a batch",
+        lambda: len(Batches(rows(5), 256, 0).at(3).data),
+        5,
+        "every batch holds all of them",
+        "convexlift.data",
+        ("epoch, position = divmod(step, max(1, n // self.batch_size))", "epoch, position = 0, step"),
+    ),
+    answered(
+        "one row in fifty to hold out of ten",
+        lambda: len(hold_out(rows(10), 0.02)[1]),
+        1,
+        "one row is held out",
+        "convexlift.data",
+        ("held = max(1, round(share * n))", "held = round(share * n)"),
+    ),
 ]
 
 MODULES: list[Case] = [
@@ -145,6 +221,38 @@ MODULES: list[Case] = [
         cl.TrainingDiverged,
         "training diverged after 0 steps: the loss is inf on a batch of 60 rows (...); "
         "the module is back at its state after 0 steps",
+    ),
+    answered(
+        "a loss that underflows",
+        flushed,
+        True,
+        "denormal numbers, which are slow, are zero in training and only there",
+        "convexlift.training.denormals.flushed",
+        contextlib.nullcontext,
+    ),
+    refused(
+        "a flow trained with `lr=1e3`",
+        lambda: steep(cl.ConvexPotentialFlow([cl.Squared(net())])),
+        cl.TrainingDiverged,
+        "training diverged after 1 steps: the loss is inf on a batch of 60 rows (...); the "
+        "module is back at its state after 0 steps",
+        kin="of a flow",
+    ),
+    answered(
+        "a flow that has diverged, asked for log-densities",
+        after_steep,
+        True,
+        "its state before is finite on every row",
+        "convexlift.training.fit.Run._go_back",
+        lambda self: "",
+    ),
+    answered(
+        "a validation loss that rises from the first step",
+        rising,
+        13,
+        "training ends at step 13 of 25, and the best evaluation is kept",
+        "convexlift.training.fit.Run._out_of_patience",
+        lambda self: False,
     ),
 ]
 
@@ -242,11 +350,13 @@ SETTINGS: list[Case] = [
         TypeError,
         "callbacks must be functions of a FitEvent; got int",
     ),
+    refused(
+        '`patience="soon"`',
+        lambda: fit(patience="soon", validation=rows()),
+        ValueError,
+        "patience must be a number of evaluations, 'rising' or None; got 'soon'",
+    ),
 ]
-
-
-def begun(**options: Any) -> None:
-    fit(run_dir="run", **options)
 
 
 def resumed(change: Any, **options: Any) -> Any:
@@ -350,6 +460,28 @@ FOLDERS: list[Case] = [
         lambda: History.from_dict({"a": 1}),
         ValueError,
         "not a history: field 'a' is unknown",
+    ),
+    refused(
+        "a run to resume that is in progress",
+        taken,
+        BlockingIOError,
+        "run is in use by another process: wait until that ends, or choose another folder",
+    ),
+    answered(
+        "a folder whose run diverged, for another run",
+        after_divergence,
+        2,
+        "it is begun anew",
+        "convexlift.training.run_folder",
+        ('if not self.started or self._stopped() == "diverged":', "if not self.started:"),
+    ),
+    answered(
+        "a run that is refused before its first step",
+        after_refusal,
+        False,
+        "nothing is written",
+        "convexlift.training.run_folder.RunFolder.open",
+        lambda self, config, *, resume: self.begin(config),
     ),
 ]
 
@@ -474,6 +606,19 @@ TASKS: list[Case] = [
         lambda: cl.ConditionalDensity(cl.ICNN(2)),
         TypeError,
         "expected a PICNN or a weight source of one; got ICNN",
+    ),
+    refused(
+        "validation data whose weights are all zero",
+        lambda: fit(density(2), (rows(), torch.ones(60)), validation=(rows(), torch.zeros(60))),
+        ValueError,
+        "every weight of the validation data is zero: nothing could be chosen by them",
+    ),
+    warned(
+        "a task initialised on other data",
+        again,
+        UserWarning,
+        "this task was initialised on other data: column 0 of the samples is now 107 deviations "
+        "away and 1 times as wide; its scales stay as they are: make a new task to start anew",
     ),
 ]
 

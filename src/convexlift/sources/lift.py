@@ -284,10 +284,8 @@ class Lift(WeightSource):
         Raises:
             ValueError: no data, unless the lift has settled; or a weight is not a number.
         """
-        if self.settled or self.code is not None:
+        if data is None or self.settled or self.code is not None:
             return self._frozen(self._weights_from(self.summary(None)))
-        if data is None:
-            raise ValueError(NEEDS_BATCH)
         return self._frozen(self._weights_from(self._standardised(self._pooled(data))))
 
     def _weights_from(self, summary: Tensor) -> dict[str, Tensor]:

@@ -473,7 +473,7 @@ def check_outliers(x: Tensor) -> None:
     if bool(piled.any()):
         column = int(piled.nonzero()[0])
         raise ValueError(
-            f"column {column} is {float(middle[column]):.6g} in nine rows of ten, which no density is: "
+            f"column {column} is {float(middle[column]):z.6g} in nine rows of ten, which no density is: "
             "remove it or add noise to it"
         )
     distance = (x - middle).abs() / (high - low)

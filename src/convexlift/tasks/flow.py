@@ -17,7 +17,7 @@ from convexlift.architectures.potential import Method, check_method
 from convexlift.calculus.cholesky import logdet_of
 from convexlift.calculus.estimation import LogdetEstimate
 from convexlift.calculus.newton import Solution, default_tolerance
-from convexlift.checks import check_draws, check_samples, may_branch, name_rows, plain
+from convexlift.checks import check_draws, check_samples, may_branch, name_rows, plain, rows_from
 from convexlift.defaults import FLOW
 from convexlift.seeds import generator_on, replaying
 from convexlift.sources import is_lifted
@@ -447,7 +447,11 @@ def _by_chunks(
     """step(x), so many rows at a time; each chunk keeps nothing for the backward but its own rows of x."""
     if len(x) <= rows or not may_branch(x):
         return step(x)
-    parts = [checkpoint(step, part, use_reentrant=False, context_fn=replaying) for part in x.split(rows)]
+    parts = []
+    for start in range(0, len(x), rows):
+        with rows_from(start):
+            part = x[start : start + rows]
+            parts.append(checkpoint(step, part, use_reentrant=False, context_fn=replaying))
     return torch.cat([z for z, _ in parts]), torch.cat([logdet for _, logdet in parts])
 
 

@@ -104,7 +104,7 @@ class Standardiser(Affine):
                 raise ValueError(f"column {column} is too large for {called} (up to {size:.3g})")
             if deviation[column] <= 2 * limits.eps * largest[column] / unit[column]:
                 value = float(x[0, column])
-                raise ValueError(f"column {column} is constant (every value is {value:.6g}): remove it")
+                raise ValueError(f"column {column} is constant (every value is {value:z.6g}): remove it")
             if spread < limits.tiny:
                 raise ValueError(f"column {column} is too small for {called} (deviation {spread:.3g})")
         self.mean.copy_(unit * (first + centre))

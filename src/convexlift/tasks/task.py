@@ -140,7 +140,7 @@ class Task(nn.Module):
         if bool(constant.any()):
             column = int(constant.nonzero()[0])
             called = column if names is None else f"'{names[column]}'"
-            raise ValueError(f"column {called} is constant (every value is {float(rows[0, column]):g})")
+            raise ValueError(f"column {called} is constant (every value is {float(rows[0, column]):zg})")
         self.check_entries(rows)
         copy.deepcopy(self.standardiser).fit(rows)
         tell(self.examine(data, names=names, allow=allow), where, depth=3)
