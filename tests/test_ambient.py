@@ -27,6 +27,7 @@ from convexlift.integration.log_concave_mle import log_concave_mle
 from convexlift.integration.plane import normaliser as plane
 from convexlift.problems.catalogue import problem
 from convexlift.seeds import seeded
+from convexlift.tasks.region import region_outlines
 
 
 def rows(n: int, dim: int, seed: int = 0) -> Tensor:
@@ -87,7 +88,7 @@ def _density(dim: int, objective: str = "mle") -> Callable[[], list[Any]]:
         x, weights = rows(120, dim), rows(120, 1, 3)[:, 0].square()
         with seeded(0):  # of an objective that has a network of its own
             task = cl.LogConcaveDensity(cl.Softplus(network(dim)), objective)
-        *found, frozen = fitted(task, (x, weights), validation=(x[:30], weights[:30]))
+        *found, frozen = fitted(task, (x, weights), validation=(rows(30, dim, 4), weights[:30]))
         if dim > 2 and objective != "mle":
             return found
         one = [frozen.log_prob(x[:9]), frozen.score(x), frozen.mode(), frozen.normaliser(particles=256).log_z]
@@ -236,6 +237,14 @@ def _problems() -> list[Any]:
     return found
 
 
+def _about_rows() -> list[Any]:
+    task = cl.LogConcaveDensity(network(2), "mle")
+    x = rows(60, 2)
+    task.initialise(x)
+    outline = region_outlines(task.freeze(), (0.5,))
+    return [*outline, cl.dequantise((3 * x).round()), *cl.drop_missing(x)]
+
+
 ENTRIES: dict[str, Callable[[], list[Any]]] = {
     "flow": _flow,
     "flow of lifts": _lift_flow,
@@ -258,6 +267,7 @@ ENTRIES: dict[str, Callable[[], list[Any]]] = {
     "integrals": _integrals,
     "distribution": _distribution,
     "problems": _problems,
+    "rows and regions": _about_rows,
 }
 
 

@@ -20,6 +20,8 @@ import convexlift as cl
 from convexlift import sklearn as estimators
 from convexlift.arrays import tensor_of
 from convexlift.data import hold_out
+from convexlift.sklearn import ConvexRegressor, LogConcaveDensity
+from convexlift.testing import check_convex, check_derivatives
 
 X = np.random.default_rng(0).normal(size=(40, 2)).round(3)  # float16 has them but for rounding
 WHOLE = np.arange(12).reshape(6, 2)
@@ -241,3 +243,44 @@ def test_a_grid_of_numpy_s_numbers() -> None:
     plain = {k: v.tolist() if isinstance(v, np.ndarray) else v.item() for k, v in options.items()}
     assert found.score(X) == estimators.ConvexPotentialFlow(**plain).fit(X).score(X)
     assert found.sample(np.int64(3), random_state=np.int64(1)).shape == (3, 2)
+
+
+def test_estimators_take_tensors_that_carry_a_graph() -> None:
+    x = torch.randn(40, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y, weights = x[:, 0].square(), x[:, 0].abs() + 1
+    how = {"hidden": (8,), "steps": 3, "random_state": 0}
+    tracked = x.clone().requires_grad_()
+    one = ConvexRegressor(**how).fit(x.numpy(), y.numpy())
+    other = ConvexRegressor(**how).fit(tracked, tracked[:, 0].square())
+    np.testing.assert_array_equal(one.predict(x.numpy()), other.predict(2 * tracked / 2))
+    density = LogConcaveDensity(**how).fit(tracked, sample_weight=tracked[:, 0].abs() + 1)
+    expected = LogConcaveDensity(**how).fit(x.numpy(), sample_weight=weights.numpy())
+    np.testing.assert_array_equal(density.score_samples(tracked), expected.score_samples(x.numpy()))
+
+
+class Measured(torch.Tensor):
+    """As libraries of units have them."""
+
+
+@pytest.mark.parametrize("make", [lambda x: torch._neg_view(-x), lambda x: x.clone().as_subclass(Measured)])
+def test_views_and_subclasses_of_tensors_train(make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = None
+    for rows in (x, make(x)):
+        flow = cl.ConvexPotentialFlow([cl.Squared(cl.ICNN(2, hidden=(8,), seed=0))])
+        cl.fit(flow, rows, steps=3, progress=False)
+        found = flow.freeze(rows).log_prob(x)
+        expected = found if expected is None else expected
+        assert torch.equal(found, expected)
+        assert all(type(tensor) is torch.Tensor for tensor in flow.state_dict().values())
+
+
+def test_seeds_and_scales_of_checks_may_be_numpys() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return x.square().sum(1)
+
+    scales = np.array([1.0, 10.0])
+    assert check_convex(f, dim=2, scales=scales, starts=8, seed=np.int64(1)).convex
+    assert check_derivatives(f, gradient=lambda x: 2 * x, dim=2, seed=np.int64(1)).errors["gradient"] < 1e-12
+    counts = torch.tensor([[0.0], [2.0], [2.0], [4.0]])
+    assert torch.equal(cl.dequantise(counts, seed=np.int64(3)), cl.dequantise(counts, seed=3))

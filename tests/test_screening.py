@@ -83,6 +83,29 @@ FOUND: dict[str, tuple[Tensor, list[tuple[str, bool]], str]] = {
         [("duplicates", False)],
         "17 % of the rows repeat earlier ones (100 rows (row 500",
     ),
+    "a third of codes": (
+        put(X, slice(0, 170), 0, -999.0),
+        [("outliers", False), ("spikes", False)],
+        "170 rows (row 0, row 1, row 2, row 3, row 4, ...), column 0 is -999",
+    ),
+    "as many of another kind": (
+        put(X, slice(0, 200), 0, 1e20),
+        [("outliers", True), ("spikes", False)],
+        "200 rows (row 0",
+    ),
+    "a code near the others": (put(25 + 8 * X, [3, 9], 0, -99.0), [("outliers", False)], "column 0 is -99"),
+    "one far value of ten": (put(X[:10], 3, 0, 1e30), [("outliers", True)], "row 3, column 0 is 1e+30"),
+    "a column twice in ten rows": (
+        torch.cat([X[:10], X[:10, :1]], 1),
+        [("repeats", True)],
+        "column 0 repeats column 2",
+    ),
+    "a column of repeated rows": (
+        torch.cat([X[:250, :1], X[:250, :1]]),
+        [("duplicates", False)],
+        "50 % of the rows repeat earlier ones",
+    ),
+    "coarsely rounded values": ((6 * X[:, :1]).round() / 12, [("ties", False)], "distinct values in 500"),
     "more columns than rows": (normal(30, 40), [("few-rows", False)], "30 rows are few for 40 columns"),
 }
 
@@ -254,7 +277,10 @@ def test_the_warning_points_at_the_caller() -> None:
         warnings.simplefilter("always")
         cl.fit(flow().double(), put(X, 8, 0, -999.0), steps=1, progress=False)
         flow().preflight(put(X, 8, 0, -999.0))
-    assert [warning.filename for warning in caught] == [__file__] * 2
+        ConvexPotentialFlow(hidden=(4,), steps=1).fit(put(X, 8, 0, -999.0))
+        with torch.autocast("cpu", torch.bfloat16):
+            flow().preflight(put(X, 8, 0, -999.0))
+    assert [warning.filename for warning in caught] == [__file__] * 4
 
 
 def test_constant_targets_are_called_so() -> None:
@@ -365,3 +391,19 @@ def test_the_command_line_refuses_and_dequantises(capsys: pytest.CaptureFixture[
     assert "warning: column 'a' has " in capsys.readouterr().err
     assert main(["train", "density", "--data", "rows.csv", *SMALL, "--out", "three", "--dequantise"]) == 0
     assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("n", [100, 1000, 20_000])
+def test_values_that_agree_as_rounded_ones_do_are_no_repeated_rows(n: int) -> None:
+    random = np.random.default_rng(0)
+    ages, years = random.integers(18, 90, n), random.integers(1950, 2024, n)
+    cents = random.lognormal(3, 1, n).round(2)
+    degrees, counts = random.normal(20, 8, n).round(1), random.poisson(3, n)
+    for columns in ([ages], [cents], [ages, years], [counts, ages], [degrees]):
+        rows = torch.from_numpy(np.stack(columns, 1).astype(float))
+        assert kinds(rows, "inputs") == []
+
+
+def test_shares_near_one_are_told_apart() -> None:
+    x = put(X * 0, slice(0, 2), 0, 1.0)[:, :1]
+    assert "column 0 is 0 in 99.6 % of the rows" in screen([Part(x, "samples")])[0].message()

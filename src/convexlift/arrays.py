@@ -108,7 +108,8 @@ def _whole(x: Tensor, name: str) -> Tensor:
         raise TypeError(f"{name} are sparse: pass to_dense() of them")
     if x.device.type == "meta":
         raise ValueError(f"{name} are on the device 'meta', which holds no numbers")
-    x = x.detach().to_dense() if x.layout != torch.strided else x.detach()
+    x = x.detach().as_subclass(Tensor)
+    x = x.to_dense() if x.layout != torch.strided else x.resolve_neg()
     x = x if x.is_floating_point() else x.double()
     return x.clone() if x.is_inference() else x
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guarded
 from convexlift.names import SCREENS, check_name
+from convexlift.seeds import generator_on
 
+# Where the frames lie that no user knows.
+_INSIDE = (f"{Path(__file__).parent}", f"{Path(torch.__file__).parent}")
 # What the columns of a table are to a task: a density of them is sought, a function of them, or of others.
 Role = Literal["samples", "inputs", "contexts", "targets"]
-# Two columns of samples from which a density is infinite, were it to be fitted; so few rows say nothing.
-_LEAST = 20
+# So few rows say nothing; of what lies far out, or is a combination of others, fewer do.
+_LEAST, _LEAST_CLEAR = 20, 8
 # Rows, evenly spaced, by which quantiles and shares are found.
 _SOME = 50_000
 
@@ -32,15 +38,19 @@ _ALONE, _ALONE_GAP = 30.0, 5.0
 _ALONE_TARGET, _ALONE_GAP_TARGET = 15.0, 3.0
 _FEW, _FEW_SHARE = 3, 0.02
 # Whole numbers of nines, which stand for missing values, count from here if nothing is near.
-_CODE, _CODE_GAP = 8.0, 2.0
+_CODE, _CODE_GAP = 5.0, 2.0
 # A value that so large a share of rows has makes the spread of the others unknown; so large, warned of.
 _PILED, _SPIKE = 0.9, 0.2
 # Distinct values, as a share of the rows, below which a column counts as discrete; of whole numbers.
-_DISTINCT, _DISTINCT_WHOLE = 0.05, 0.15
+_DISTINCT, _DISTINCT_WHOLE = 0.1, 0.15
 # Of a column, the share of its deviation that the others leave unexplained: refused, warned of.
 _DEPENDENT, _NEARLY_DEPENDENT = 1e-6, 1e-3
 # Shares of rows that repeat earlier ones, and of validation rows that are training rows.
 _REPEATED, _SHARED = 0.05, 0.05
+# Repeats that rounded values explain are none: so many times those of columns that are independent.
+_REPEATED_BY_CHANCE = 5.0
+# Rows from which each kind is looked for.
+_ENOUGH = {"few-rows": 1, "outliers": _LEAST_CLEAR, "repeats": _LEAST_CLEAR}
 
 
 class DataWarning(UserWarning):
@@ -114,8 +124,9 @@ def screen(
     - ``repeats``: a column of which the others leave under 1e-6 of the deviation unexplained (refused where
       a density is sought: it is infinite) or 1e-3 (warned of).
     - ``spikes``: a value that nine rows of ten have (refused in samples), or one of five (warned of).
-    - ``ties``: a column of samples with fewer distinct values than 5 % of the rows, or 15 % if whole numbers.
-    - ``duplicates``: more than 5 % of the rows repeat earlier ones.
+    - ``ties``: a column of samples with fewer distinct values than 10 % of the rows, or 15 % if they
+      are whole numbers.
+    - ``duplicates``: more than 5 % of the rows repeat earlier ones, and many more than rounded values would.
     - ``few-rows``: fewer rows than columns.
     - ``overlap``: more than 5 % of the validation rows are training rows.
 
@@ -148,13 +159,15 @@ def screen(
         "overlap": lambda: _overlap(parts, validation),
     }
     for kind, look in looks.items():
-        if kind not in allowed and len(parts[0].rows) >= (1 if kind == "few-rows" else _LEAST):
+        if kind not in allowed and len(parts[0].rows) >= _ENOUGH.get(kind, _LEAST):
             found += look()
     return sorted(found, key=lambda finding: not finding.refused)
 
 
-def tell(findings: Iterable[Finding], where: Callable[[int], str] | None = None, depth: int = 2) -> None:
+def tell(findings: Iterable[Finding], where: Callable[[int], str] | None = None) -> None:
     """Raise ValueError for the first finding that is refused; issue a ``DataWarning`` for each of the others.
+
+    The warnings point at whoever called this library.
 
     >>> tell([Finding("ties", True, "no density")])
     Traceback (most recent call last):
@@ -166,9 +179,10 @@ def tell(findings: Iterable[Finding], where: Callable[[int], str] | None = None,
             switch = f" (allow '{finding.kind}' to go on all the same)" if finding.kind in SCREENS else ""
             raise ValueError(finding.message(where) + switch)
         text = f"{finding.message(where)} (allow '{finding.kind}' to hear no more of it)"
-        warnings.warn(text, DataWarning, stacklevel=depth + 1)
+        warnings.warn(text, DataWarning, stacklevel=_frames_inside())
 
 
+@guarded
 def dequantise(x: Tensor, seed: int = 0) -> Tensor:
     """Values (N, d) with uniform noise as wide as the step between the values of each column.
 
@@ -188,7 +202,8 @@ def dequantise(x: Tensor, seed: int = 0) -> Tensor:
     """
     if not bool(x.isfinite().all()):
         raise ValueError("samples have NaN or infinities: leave these rows out first (drop_missing)")
-    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.5
+    generator = generator_on(seed=seed)
+    noise = torch.rand(x.shape, generator=generator, dtype=torch.float64, device="cpu") - 0.5
     z = x.clone()
     for column in range(x.shape[1]):
         values = x[:, column].double().unique()
@@ -197,6 +212,7 @@ def dequantise(x: Tensor, seed: int = 0) -> Tensor:
     return z
 
 
+@guarded
 def drop_missing(*parts: Tensor) -> tuple[Tensor, Tensor]:
     """The rows without NaN, of one table or of several that belong together side by side, and which they are.
 
@@ -210,6 +226,14 @@ def drop_missing(*parts: Tensor) -> tuple[Tensor, Tensor]:
     table = torch.cat([part[:, None] if part.ndim == 1 else part for part in parts], 1)
     kept = (~table.isnan().any(1)).nonzero()[:, 0]
     return table[kept], kept
+
+
+def _frames_inside() -> int:
+    """How many frames from the caller of this on are those of this library, or of torch's decorators."""
+    frame, count = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame, count = frame.f_back, count + 1
+    return count
 
 
 def _each(parts: Sequence[Part], look: Callable[[Part], Iterator[Finding]]) -> Iterator[Finding]:
@@ -226,17 +250,21 @@ def _constant(part: Part) -> Iterator[Finding]:
 def _spread(values: Tensor) -> tuple[float, float]:
     """The median and the robust deviation of values (N,), by their middle half.
 
-    Where that is one value, as in sparse columns, by those of the other values; zero if these are too few.
+    Where one value makes up a large share, by those of the others, for it may be a code; where it makes up
+    nearly all, as in sparse columns, or the others have no middle half, their distance from it counts too.
+    Zero if the others are too few.
     """
     quartiles = values.new_tensor([0.25, 0.5, 0.75])
     low, middle, high = values.quantile(quartiles).tolist()
-    if high > low:
-        return middle, (high - low) / 1.349
-    others = values[values != middle]
-    if len(others) < _LEAST:
-        return middle, 0.0
-    low, centre, high = others.quantile(quartiles).tolist()
-    return centre, max((high - low) / 1.349, abs(centre - middle))
+    known, counts = values.unique(return_counts=True)
+    common, share = float(known[counts.argmax()]), float(counts.max()) / len(values)
+    others = values[values != common]
+    if len(others) >= _LEAST and (share >= _SPIKE or high == low):
+        low, centre, high = others.quantile(quartiles).tolist()
+        if high == low or share >= _PILED:
+            return centre, max((high - low) / 1.349, abs(centre - common))
+        return centre, (high - low) / 1.349
+    return middle, (high - low) / 1.349
 
 
 def _outliers(part: Part) -> Iterator[Finding]:
@@ -275,7 +303,7 @@ def _gap(values: Tensor, away: Tensor, least: float, ratio: float) -> float:
 
     What lies beyond are few rows, or one or two values: many rows apart are a part of the law.
     """
-    top = away.topk(min(len(away), max(_FEW + 1, len(away) // 4)))
+    top = away.sort(descending=True)
     alone = (top.values[:-1] >= least) & (top.values[:-1] > ratio * top.values[1:].clamp_min(1.0))
     for count in (alone.nonzero()[:, 0] + 1).tolist()[::-1]:
         if count <= max(_FEW, _FEW_SHARE * len(away)) or len(values[top.indices[:count]].unique()) <= 2:
@@ -302,7 +330,8 @@ def _spikes(part: Part) -> Iterator[Finding]:
         if len(values) == 1 or share < least:
             continue
         told = piled if part.is_density and share >= _PILED else spiked
-        told.append(f"{part.called(column)} is {value:z.6g} in {100 * share:.2g} % of the rows")
+        percent = f"{100 * share:.2g}" if share < 0.995 else f"{min(100 * share, 99.9):.3g}"
+        told.append(f"{part.called(column)} is {value:z.6g} in {percent} % of the rows")
     advice = ", which no density is: remove it or dequantise it" if part.is_density else ""
     for told, refused in ((piled, True), (spiked, False)):
         if told:
@@ -376,10 +405,29 @@ def _duplicates(parts: Sequence[Part]) -> Iterator[Finding]:
     again = torch.zeros_like(codes, dtype=torch.bool)
     again[order[1:]] = codes[order[1:]] == codes[order[:-1]]
     count = int(again.sum())
-    if count > _REPEATED * len(codes):
+    if count > max(_REPEATED * len(codes), _REPEATED_BY_CHANCE * _chance_repeats(parts)):
         rows = again.nonzero()[:5, 0].tolist()
         text = f"{100 * count / len(codes):.0f} % of the rows repeat earlier ones ({{rows}})"
         yield Finding("duplicates", False, text, tuple(rows), count)
+
+
+def _chance_repeats(parts: Sequence[Part]) -> float:
+    """How many pairs of rows would be equal if columns were independent, and as finely told as they seem.
+
+    Two values of a column with density p, told to the step s, agree with probability s times the integral of
+    p squared, which is about 0.4 s over the width of the middle half; and no more often than values here do.
+    """
+    pairs = len(parts[0].rows) ** 2 / 2
+    quartiles = torch.tensor([0.25, 0.75], dtype=torch.float64, device="cpu")
+    for values in (column for part in parts for column in part.some.unbind(1)):
+        known, counts = values.unique(return_counts=True)
+        agree = float(counts.double().square().sum()) / len(values) ** 2
+        low, high = values.quantile(quartiles.to(values)).tolist()
+        if high > low and len(known) > 1:
+            step = float(known.diff().quantile(0.05))
+            agree = min(agree, 0.4 * step / (high - low))
+        pairs *= agree
+    return pairs
 
 
 def _few_rows(parts: Sequence[Part]) -> Iterator[Finding]:

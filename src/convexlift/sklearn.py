@@ -76,10 +76,9 @@ class _Estimator(BaseEstimator):
     def _validated(self, X: ArrayLike, *y: ArrayLike, **checks: Any) -> Any:
         """X, or X and y, as scikit-learn checks them before training."""
         # Two rows to standardise by, and one to validate on.
-        for values in (X, *y):
-            refuse(values)  # scikit-learn reads what a mask hides
         least = 3 if self.validation_fraction else 2
-        return validate_data(self, X, *y, dtype=np.float64, ensure_min_samples=least, **checks)
+        read = [_readable(values) for values in (X, *y)]
+        return validate_data(self, *read, dtype=np.float64, ensure_min_samples=least, **checks)
 
     def _train(self, rows: Rows, where: Callable[[int], str] | None = None, *, target: object = None) -> Self:
         """Train the task on the rows but for a validation share; keep it frozen, with its columns' names.
@@ -99,7 +98,7 @@ class _Estimator(BaseEstimator):
         if names is not None:
             known = {"x": names.tolist()}
             task.columns = {**known, "y": [target]} if isinstance(target, str) else known
-        tell(task.examine(rows, names=names, allow=self.allow), where, depth=3)
+        tell(task.examine(rows, names=names, allow=self.allow), where)
         train, validation = hold_out(rows, share, seed) if share else (rows, None)
         history = fit(
             task,
@@ -154,8 +153,7 @@ class _Estimator(BaseEstimator):
     def _rows(self, X: ArrayLike) -> Tensor:
         """Rows to evaluate the fitted model on, where it is: its owner may have moved it."""
         check_is_fitted(self, "model_")
-        refuse(X)
-        rows = _tensor(validate_data(self, X, dtype=np.float64, reset=False))
+        rows = _tensor(validate_data(self, _readable(X), dtype=np.float64, reset=False))
         return rows.to(self.model_.standardiser.mean)
 
 
@@ -325,7 +323,7 @@ class LogConcaveDensity(_Density):
 
         Rows of weight zero are left out.
         """
-        refuse(sample_weight, name="sample weights")
+        sample_weight = _readable(sample_weight, "sample weights")
         X = self._validated(X)
         rows = _tensor(X)
         if sample_weight is None:
@@ -428,6 +426,12 @@ def _shown(estimator: _Estimator) -> bool | Show:
         sys.stderr.flush()
 
     return show
+
+
+def _readable(values: Any, name: str = "values") -> Any:
+    """The values, if scikit-learn can read them; it reads what a mask hides, and no tensor with a graph."""
+    refuse(values, name=name)
+    return tensor_of(values, name=name).cpu().numpy() if isinstance(values, Tensor) else values
 
 
 def _tensor(array: ArrayLike) -> Tensor:

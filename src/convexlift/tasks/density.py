@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from convexlift.ambient import guarded
+from convexlift.ambient import guarded, new_networks_in
 from convexlift.architectures import Potential
 from convexlift.architectures.base import architecture_of
 from convexlift.calculus.newton import invert_gradient
@@ -101,9 +101,9 @@ class LogConcaveDensity(Task):
         self.dim = architecture_of(block).dim
         self.block = block
         like = next(block.parameters())
-        self.objective = (
-            objective_named(objective, self.dim) if isinstance(objective, str) else objective
-        ).to(like)
+        with new_networks_in(like.dtype):
+            chosen = objective_named(objective, self.dim) if isinstance(objective, str) else objective
+        self.objective = chosen.to(like)
         self.standardiser = (Standardiser(1) if self.dim == 1 else Whitener(self.dim)).to(like)
         # log Z of a frozen density, and an estimate that is good enough to validate by; NaN where unknown.
         self.register_buffer("log_z", torch.tensor(torch.nan, dtype=like.dtype, device=like.device))

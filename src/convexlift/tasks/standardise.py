@@ -38,7 +38,8 @@ class Affine(nn.Module):
         self.register_buffer("wide", None)
 
     def _fitted_on(self, data: Tensor) -> Self:
-        self.wide = data.new_empty(0) if data.dtype == torch.float64 else None
+        wide = data.dtype == torch.float64
+        self.wide = torch.empty(0, dtype=data.dtype, device=data.device) if wide else None
         self.fitted.fill_(True)
         return self
 

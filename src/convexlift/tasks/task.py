@@ -143,7 +143,7 @@ class Task(nn.Module):
             raise ValueError(f"column {called} is constant (every value is {float(rows[0, column]):zg})")
         self.check_entries(rows)
         copy.deepcopy(self.standardiser).fit(rows)
-        tell(self.examine(data, names=names, allow=allow), where, depth=3)
+        tell(self.examine(data, names=names, allow=allow), where)
 
     @torch.no_grad()
     def examine(

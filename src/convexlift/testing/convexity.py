@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convexlift.ambient import guarded
 from convexlift.checks import check_samples
+from convexlift.seeds import generator_on
 from convexlift.testing.precision import accepted_dtype, digits, double
 from convexlift.testing.results import CheckFailed, ConvexityResult, Function
 from convexlift.testing.rounding import INTERVALS, concavity, fall, is_stepped, noise, shake
@@ -81,11 +82,11 @@ def check_convex(
         >>> check_convex(lambda x: ramps(x) - 0.1 * (x[:, 0] - x[:, 1]).relu(), dim=3, raises=False).convex
         False
     """
-    if not scales or not all(scale > 0 and math.isfinite(scale) for scale in scales):
+    if not len(scales) or not all(scale > 0 and math.isfinite(scale) for scale in scales):
         raise ValueError(f"scales must be positive; got {tuple(scales)}")
     f, centres = _precise(f, dim, points)
     with torch.enable_grad():
-        search = _Search(f, centres, scales, torch.Generator().manual_seed(seed))
+        search = _Search(f, centres, scales, generator_on(seed=seed))
         found = [search.chords()]
         if search.differentiable:
             found.append(search.slopes())
@@ -105,7 +106,7 @@ class _Search:
     """The searches of ``check_convex``. Rows are points; ``level`` (N,) is the index of the scale of each."""
 
     def __init__(
-        self, f: Function, centres: Tensor, scales: Sequence[float], generator: torch.Generator
+        self, f: Function, centres: Tensor, scales: Sequence[float], generator: torch.Generator | None
     ) -> None:
         self.f = f
         self.centres = centres

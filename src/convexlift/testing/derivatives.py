@@ -11,6 +11,7 @@ from torch import Tensor
 
 from convexlift.ambient import guarded
 from convexlift.checks import check_samples
+from convexlift.seeds import generator_on
 from convexlift.testing.precision import accepted_dtype, digits, double
 from convexlift.testing.results import CheckFailed, DerivativesResult, Function
 from convexlift.testing.rounding import shake
@@ -81,7 +82,7 @@ def check_derivatives(
         raise ValueError("names= chooses among the methods of f; it does not go with closed forms passed")
     value: Function = f.value if hasattr(f, "value") else f
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_on(seed=seed)
     if points is None:
         points = torch.randn(7, dim, generator=generator, dtype=torch.float64, device="cpu")
     elif not len(check_samples(points, dim, name="points")):

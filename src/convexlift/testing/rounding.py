@@ -19,7 +19,7 @@ _STEPS = 0.25
 def shake(points: Tensor, seed: int = 0) -> Tensor:
     """Points moved entry by entry by up to two units in the last place or so, in a fixed pattern."""
     generator = torch.Generator().manual_seed(seed)
-    part = 2 * torch.rand(points.shape, generator=generator, dtype=torch.float64).to(points) - 1
+    part = 2 * torch.rand(points.shape, generator=generator, dtype=torch.float64, device="cpu").to(points) - 1
     return points * (1 + 2 * torch.finfo(points.dtype).eps * part)
 
 
