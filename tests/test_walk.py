@@ -15,6 +15,7 @@ FLOORS = (
     {
         "checks",
         "files",
+        "locks",
         "seeds",
         "data",
         "table_columns",

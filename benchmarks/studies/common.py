@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from convexlift.data import Batches, Data, whole
+from convexlift.names import SCREENS
 from convexlift.problems import Problem
 from convexlift.seeds import seed_of
 from convexlift.study.digest import code_digest
@@ -32,6 +33,7 @@ from convexlift.training import History, fit
 from convexlift.training.history import TrainingDiverged
 
 sys.path.append(str(Path(__file__).parents[1] / "timings"))  # for the studies too
+import timing as timing  # for the other studies
 from timing import Result, markdown
 
 Outcome = dict[str, Any]
@@ -116,7 +118,7 @@ def train(
     every = max(1, steps // evaluations)
     try:
         equal: dict[str, Any] = {"steps": steps, "evaluate_every": every, "patience": None, "progress": False}
-        return fit(task, data, validation=validation, **equal, **options)
+        return fit(task, data, validation=validation, allow=SCREENS, **equal, **options)
     except TrainingDiverged:
         return None
 

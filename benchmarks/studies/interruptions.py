@@ -28,8 +28,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import timing
 import torch
+from common import timing
 
 from convexlift.cli.main import main as convexlift
 

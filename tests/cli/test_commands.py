@@ -556,7 +556,7 @@ def test_a_row_that_cannot_be_scored_has_the_line_of_the_file(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(models, "_CHUNK", 3)
-    write("rows.csv", "a,b\n\n" + "1,2\n" * 7 + "1e30,2\n")
+    write("rows.csv", "a,b\n\n" + "1,2\n" * 7 + "1e200,2\n")
     assert main(["evaluate", str(trained), "--data", "rows.csv"]) == 1
     assert capsys.readouterr().err.startswith("error: rows.csv: row 8 (line 10): the log-density ")
 

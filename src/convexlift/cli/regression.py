@@ -58,6 +58,13 @@ class Regression(Training):
     def build(self, dim: int) -> cl.ConvexRegression:
         return cl.ConvexRegression(cl.Centred(self.network(dim), slopes=self.slopes))
 
+    def preflight(self, model: Any, data: Any, rows: Rows, **how: Any) -> None:
+        try:
+            super().preflight(model, data, rows, **how)
+        except ValueError as error:
+            called = f"the target '{rows.more['target']}' "
+            raise ValueError(str(error).replace("the target ", called, 1)) from None
+
     @property
     def strong_convexity(self) -> float:
         return REGRESSION.strong_convexity

@@ -17,7 +17,7 @@ import typer
 import convexlift as cl
 from convexlift.cli.errors import Interrupted, load_torch
 from convexlift.cli.options import Reading, one_of
-from convexlift.cli.outputs import check_output_folder
+from convexlift.cli.outputs import check_output_folder, check_writable
 from convexlift.cli.screening import allowed, in_words_of_options, warnings_told, without_missing
 from convexlift.defaults import ANY, DENSITY, FLOW
 from convexlift.files import write_json, write_whole
@@ -156,7 +156,7 @@ class Training(Reading):
         rows = self.read()
         model = self.untrained(rows)
         with warnings_told():  # rows are numbered as in the file
-            self.preflight(model, rows.data, rows, allowed(self.allow), rows.where)
+            self.preflight(model, rows.data, rows, allow=allowed(self.allow), where=rows.where)
         train, validation = hold_out(rows.data, self.validation_fraction, self.seed)
         self.preflight(model, train, rows)
         told: dict[str, Any] = {}
@@ -227,6 +227,7 @@ class Training(Reading):
         model: Any,
         data: Any,
         rows: Rows,
+        *,
         allow: Iterable[str] = SCREENS,
         where: Callable[[int], str] | None = None,
     ) -> None:
@@ -237,7 +238,7 @@ class Training(Reading):
             text = in_words_of_options(str(error))
             if text.startswith("the table "):
                 raise ValueError(f"{self.data}{text.removeprefix('the table')}") from None
-            advice = ": leave it out with --columns" if "is constant" in text else ""
+            advice = ": leave it out with --columns" if re.match("column .* is constant", text) else ""
             counted = " (counted from 0)" if re.search(r"column \d", text) else ""
             raise ValueError(f"{self.data}: {text}{advice}{counted}") from None
 
@@ -379,8 +380,11 @@ class Training(Reading):
             return []
         from convexlift.mechanism import Recorder, probe_batches
         from convexlift.tensorboard import TensorBoard
+        from convexlift.training.run_folder import RunFolder
 
-        if not self.resume and any(folder.glob("events.out.tfevents.*")):
+        check_writable(folder)
+        anew = RunFolder(self.out).replaceable  # what it wrote here is replaced, too
+        if not self.resume and not anew and any(folder.glob("events.out.tfevents.*")):
             raise FileExistsError(
                 f"{folder} holds a TensorBoard run already; pass --resume to go on in it, or another folder"
             )

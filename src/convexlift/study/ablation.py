@@ -98,7 +98,7 @@ def ablate(
         traced=True,
         fixed_rate=True,
     )
-    with owned(out), Workers(Setting(make, spend), Path(out) / "cells", jobs=jobs, resume=resume) as workers:
+    with Workers(Setting(make, spend), Path(out) / "cells", jobs=jobs, resume=resume) as workers, owned(out):
         arms, may_grow = ABLATION_ARMS, rates is None
         found = run(
             workers, arms, arms, may_grow=may_grow, command=command, progress=progress, forecast=forecast

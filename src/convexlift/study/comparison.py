@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
 
-from convexlift.checks import check_device
-from convexlift.files import write_json
+from convexlift.files import remove_torn, write_json
 from convexlift.locks import owned
 from convexlift.names import DEFAULT_ARMS
 from convexlift.objectives import objective_named
@@ -140,11 +139,8 @@ def compare(
     spend = budget_for(
         chosen.task, budget, chosen.dim, rates=rates, evaluation_seeds=seeds, fixed_rate=fixed_rate
     )
-    check_device(device)
-    with (
-        owned(out),
-        Workers(Setting(make, spend, device), Path(out) / "cells", jobs=jobs, resume=resume) as workers,
-    ):
+    setting = Setting(make, spend, device)
+    with Workers(setting, Path(out) / "cells", jobs=jobs, resume=resume) as workers, owned(out):
         at_fixed_rate = FIXED_RATE_ARMS if own is None else names
         found = run(
             workers,
@@ -170,7 +166,8 @@ def run(
     forecast: Callable[[float], object] | None = None,
 ) -> Comparison:
     """What `compare` does once all is named: the arms `names`, and those of the table at the common rate,
-    where the budget has one. The workers are closed; the result is not written."""
+    where the budget has one. The caller owns the folder. Workers are closed; the result is not written."""
+    remove_torn(workers.folder)
     setting, spend = workers.setting, workers.setting.budget
     chosen = subject(setting)[0]
     outcomes = Outcomes(workers, progress)

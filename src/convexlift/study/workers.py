@@ -20,7 +20,7 @@ from typing import final
 import torch
 
 from convexlift.checks import check_count, check_device
-from convexlift.files import remove_torn, write_json
+from convexlift.files import write_json
 from convexlift.study.cells import Cell, Outcome, Setting, cell_path, read_outcome
 from convexlift.study.training import train_cell
 
@@ -33,7 +33,7 @@ class Workers:
 
     Args:
         setting: what the cells share.
-        folder: where outcomes are stored; that of one caller at a time.
+        folder: where outcomes are stored.
         jobs: cells at a time; by default one for each core, one on an accelerator.
         resume: take the outcomes that are stored already, or run those cells again too.
 
@@ -46,7 +46,6 @@ class Workers:
         self.setting, self.folder, self.resume = setting, folder, resume
         self.jobs = _jobs(jobs, setting.device)
         _check_writable(folder)
-        remove_torn(folder)
         self._pool: ProcessPoolExecutor | None = None
         self._ends: tuple[Connection, ...] = ()
 
