@@ -185,8 +185,8 @@ def test_a_regression_is_evaluated_on_the_columns_it_knows_however_they_are_chos
         ),
         (
             ["bare.csv"],
-            "bare.csv has no names, so that nothing tells which column is the target 'cost': pass --target by "
-            "number",
+            "bare.csv has no names, so that nothing tells which column is the target 'cost': "
+            "pass --target by number",
         ),
     ):
         capsys.readouterr()
@@ -213,6 +213,23 @@ def test_a_constant_target_is_called_what_it_is(capsys: pytest.CaptureFixture[st
     contexts = torch.stack([torch.randn(9), torch.ones(9)], 1)
     with pytest.raises(ValueError, match=r"^column 1 of the contexts is constant \(every value is 1\)$"):
         conditional.initialise((x[:, :1], contexts))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_run_is_frozen_from_its_own_table_alone(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["train", "flow", "--data", write_costs(), *SMALL, "--steps", "6", "--dtype", dtype]
+    assert main([*call, "--out", "run"]) == 0
+    trained = Path("run/model.safetensors").read_bytes()
+    Path("costs.csv").rename("moved.csv")
+    assert main(["freeze", "run", "--data", "moved.csv", "--force"]) == 0
+    assert Path("run/model.safetensors").read_bytes() == trained
+
+    table = np.loadtxt("moved.csv", delimiter=",", skiprows=1)
+    np.savetxt("turned.csv", table[:, ::-1], delimiter=",", header="a,cost,b", comments="")
+    capsys.readouterr()
+    assert main(["freeze", "run", "--data", "turned.csv", "--force"]) == 1
+    assert capsys.readouterr().err == "error: turned.csv does not hold the rows that run was trained on\n"
+    assert Path("run/model.safetensors").read_bytes() == trained
 
 
 def test_what_is_no_regression_is_told(fitted: str, capsys: pytest.CaptureFixture[str]) -> None:
