@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from itertools import takewhile
 
+from convexlift.names import close_names
+
 # What a model knows of its columns: names, places (from 1) in a file without names, or just their number.
 Expected = Sequence[str] | Sequence[int] | int
 
@@ -82,6 +84,35 @@ def select(cells: Cells, columns: str | None) -> list[int]:
     return kept
 
 
+def target_column(cells: Cells, target: str, columns: str | None, expected: Expected | None) -> int:
+    """The place of a column by name or number that stands apart from ``columns``, or from all others.
+
+    Raises:
+        ValueError: there is no such column, or it is one of the ``columns`` or of those that a model reads.
+    """
+    names = [cells.name(place) for place in range(len(cells.names))]
+    if target in names:
+        check_names(cells, [names.index(target)])
+        found = names.index(target)
+    elif target.isdecimal():
+        found = select(cells, target)[0]
+    elif cells.named:
+        hint = "".join(f"; did you mean '{close}'?" for close in close_names(target, names))
+        raise ValueError(f"{cells.file} has no column '{target}'; it has {listed(names)}{hint}")
+    else:
+        unknown = f"nothing tells which column is the target '{target}'"
+        raise ValueError(f"{cells.file} has no names, so that {unknown}: pass --target by number")
+    if columns is not None and found in select(cells, columns):
+        raise ValueError(f"--columns {columns} are the inputs: leave the target '{target}' out")
+    if cells.named and names[found] in known_names(expected):
+        raise ValueError(
+            f"{cells.file}: the model reads '{names[found]}', which cannot be its target as well"
+        )
+    if len(names) < 2:
+        raise ValueError(f"{cells.file} has no column beside the target '{target}'")
+    return found
+
+
 def index_columns(cells: Cells, places: list[int]) -> list[int]:
     """Those of the first columns that may be the index of a data frame, by their names; never all."""
     leading = takewhile(
@@ -114,12 +145,12 @@ def by_name(cells: Cells, among: list[int], wanted: Sequence[str]) -> tuple[list
 
 
 def by_position(
-    cells: Cells, among: list[int], expected: Expected, *, chosen: bool
+    cells: Cells, among: list[int], expected: Expected, *, chosen: bool, beside: str = ""
 ) -> tuple[list[int], list[str]]:
     """The places of columns that are taken in order if their number fits, and what to say of it.
 
     Places that a model remembers are used in a file without names that has more columns, unless columns are
-    chosen.
+    chosen. ``beside`` says what else was read.
 
     Raises:
         ValueError: there are more or fewer columns than the model reads, or their order is not known.
@@ -137,7 +168,7 @@ def by_position(
             )
         kept = places if set(places) <= set(among) else kept
     if len(kept) != count:
-        has = f"{len(kept)} column{'s' * (len(kept) != 1)}{'' if cells.named else ' without names'}"
+        has = f"{len(kept)} column{'s' * (len(kept) != 1)}{'' if cells.named else ' without names'}{beside}"
         reads = f"{count}{f' ({listed(names)})' if names else ''}"
         raise ValueError(f"{cells.file} has {has}; the model reads {reads}: choose them with --columns")
     taken = f"{listed([cells.name(place) for place in kept])} taken by position"

@@ -28,6 +28,7 @@ from convexlift.table_columns import (
     known_names,
     listed,
     select,
+    target_column,
 )
 from convexlift.table_text import SEPARATORS, WORDS, Text, unquoted
 
@@ -105,6 +106,7 @@ def read_table(
     decimal: str | None = None,
     thousands: str | None = None,
     expected: Expected | None = None,
+    target: str | None = None,
     missing: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Table:
@@ -128,6 +130,8 @@ def read_table(
         expected: what a model knows of its columns, as ``Table.columns`` has it, or just their number. They
             are found by name, others ignored; in a file without names, or for a model without, they are taken
             by position if their number fits. What was done is in ``Table.notes``.
+        target: a column, by name or number, that is read beside ``columns`` or all others and put last; what
+            is expected are the others.
         missing: keep empty cells, NaN, NA and the like as NaN. By default they are errors.
         dtype: of the rows; they are parsed in float64.
 
@@ -176,29 +180,35 @@ def read_table(
     else:
         cells, numbers = _frame(file, content)
     places, left_out, notes = select(cells, columns), dict[int, str](), list[str]()
+    aside = [] if target is None else [target_column(cells, target, columns, expected)]
     if cells.named and known_names(expected):
-        places, notes = by_name(cells, places, known_names(expected))
-        table = numbers(places)
+        others = [place for place in places if place not in aside]
+        places, notes = by_name(cells, others, known_names(expected))
+        table = numbers(places + aside)
     else:
+        places = list(dict.fromkeys(places + aside))
         check_names(cells, places)
         if columns is None:
             left_out = {k: "row labels" for k in index_columns(cells, places) if cells.is_text(k)}
-        read = [place for place in places if place not in left_out]
+        read = [place for place in places if place in aside or place not in left_out]
         table = numbers(read)
         if columns is None:
             left_out |= _no_data(cells, read, table)
-        places = [place for place in read if place not in left_out]
+        places = [place for place in read if place not in aside and place not in left_out]
         if expected is not None:
-            places, notes = by_position(cells, places, expected, chosen=columns is not None)
-        table = table[:, [read.index(place) for place in places]]
+            beside = " beside the target" if aside else ""
+            places, notes = by_position(cells, places, expected, chosen=columns is not None, beside=beside)
+        table = table[:, [read.index(place) for place in places + aside]]
+    places += aside
+    left_out = {place: why for place, why in left_out.items() if place not in aside}
     names = [cells.name(place) for place in places]
-    others = {place: "not chosen" for place in range(len(cells.names)) if place not in places}
+    unread = {place: "not chosen" for place in range(len(cells.names)) if place not in places}
     return Table(
         _checked(cells, table, places, missing, dtype),
         names,
         cells.named,
-        {**{cells.name(place): why for place, why in (others | left_out).items()}, **cells.apart},
-        names if cells.named else None if columns is None else [place + 1 for place in places],
+        {**{cells.name(place): why for place, why in (unread | left_out).items()}, **cells.apart},
+        names if cells.named else [place + 1 for place in places] if columns or aside else None,
         str(cells) if isinstance(cells, Text) else "",
         notes,
         cells.line,

@@ -154,6 +154,52 @@ def test_the_target_is_a_column_by_name_or_number(capsys: pytest.CaptureFixture[
     assert not Path("bad").exists()
 
 
+def test_a_regression_is_evaluated_on_the_columns_it_knows_however_they_are_chosen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    call = ["train", "regression", "--data", write_costs(), "--target", "cost", *SMALL, "--steps", "4"]
+    assert main([*call, "--out", "run"]) == 0
+    table = np.loadtxt("costs.csv", delimiter=",", skiprows=1)  # b, cost, a
+    np.savetxt("turned.csv", table[:, [2, 1, 0]], delimiter=",", header="a,cost,b", comments="")
+    np.savetxt("bare.csv", table, delimiter=",")
+
+    def score(*arguments: str, run: str = "run") -> str:
+        capsys.readouterr()
+        assert main(["evaluate", run, "--data", *arguments]) == 0
+        return capsys.readouterr().out.split(" (")[0]
+
+    right = score("costs.csv")
+    for arguments in (
+        ["turned.csv"],
+        ["turned.csv", "--columns", "a,b"],
+        ["turned.csv", "--columns", "1,3", "--target", "2"],
+        ["bare.csv", "--target", "2"],
+        ["bare.csv", "--columns", "1,3", "--target", "2"],
+    ):
+        assert score(*arguments) == right
+    for arguments, message in (
+        (["turned.csv", "--columns", "a"], "turned.csv has no column 'b', which the model reads; it has a"),
+        (
+            ["turned.csv", "--target", "b"],
+            "turned.csv: the model reads 'b', which cannot be its target as well",
+        ),
+        (
+            ["bare.csv"],
+            "bare.csv has no names, so that nothing tells which column is the target 'cost': "
+            "pass --target by number",
+        ),
+    ):
+        capsys.readouterr()
+        assert main(["evaluate", "run", "--data", *arguments]) == 1
+        assert capsys.readouterr().err == f"error: {message}\n"
+
+    # A target in the middle of a file without names is found there again, and by name in one with names.
+    call[3], call[5] = "bare.csv", "2"
+    assert main([*call, "--out", "unnamed"]) == 0
+    for arguments in (["bare.csv"], ["costs.csv"], ["costs.csv", "--target", "cost"]):
+        assert score(*arguments, run="unnamed") == right
+
+
 def test_a_constant_target_is_called_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     write_costs(scale=0.0)
     call = ["train", "regression", "--data", "costs.csv", "--target", "cost", "--out", "run"]
@@ -167,6 +213,23 @@ def test_a_constant_target_is_called_what_it_is(capsys: pytest.CaptureFixture[st
     contexts = torch.stack([torch.randn(9), torch.ones(9)], 1)
     with pytest.raises(ValueError, match=r"^column 1 of the contexts is constant \(every value is 1\)$"):
         conditional.initialise((x[:, :1], contexts))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_run_is_frozen_from_its_own_table_alone(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["train", "flow", "--data", write_costs(), *SMALL, "--steps", "6", "--dtype", dtype]
+    assert main([*call, "--out", "run"]) == 0
+    trained = Path("run/model.safetensors").read_bytes()
+    Path("costs.csv").rename("moved.csv")
+    assert main(["freeze", "run", "--data", "moved.csv", "--force"]) == 0
+    assert Path("run/model.safetensors").read_bytes() == trained
+
+    table = np.loadtxt("moved.csv", delimiter=",", skiprows=1)
+    np.savetxt("turned.csv", table[:, ::-1], delimiter=",", header="a,cost,b", comments="")
+    capsys.readouterr()
+    assert main(["freeze", "run", "--data", "turned.csv", "--force"]) == 1
+    assert capsys.readouterr().err == "error: turned.csv does not hold the rows that run was trained on\n"
+    assert Path("run/model.safetensors").read_bytes() == trained
 
 
 def test_what_is_no_regression_is_told(fitted: str, capsys: pytest.CaptureFixture[str]) -> None:

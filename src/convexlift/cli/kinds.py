@@ -56,15 +56,20 @@ class Freeze:
     def __call__(self) -> None:
         training = self.training()
         load_torch()
-        from convexlift.data import hold_out
+        import torch
+
+        from convexlift.data import describe, hold_out
         from convexlift.training.run_folder import BEST, MODEL, RunFolder
 
         if (self.run / MODEL).exists() and not self.force:
             raise FileExistsError(f"{self.run} holds {MODEL} already; pass --force to replace it")
-        state, step = RunFolder(self.run).read_model()
+        run = RunFolder(self.run)
+        state, step = run.read_model()
         rows = training.read()
-        model = training.untrained(rows)
         train, _ = hold_out(rows.data, training.validation_fraction, training.seed)
+        if describe(train) != run.read_config().get("data"):
+            raise ValueError(f"{training.data} does not hold the rows that {self.run} was trained on")
+        model = training.untrained(rows).to(getattr(torch, training.dtype))
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
@@ -88,7 +93,6 @@ class Freeze:
             kind, options = KINDS[told["kind"]], told["options"]
             known = {field.name for field in fields(kind)}
             options = {name: value for name, value in options.items() if name in known}
-            data = Path(options.pop("data")) if self.data is None else self.data
-            return kind(**options, data=data, out=self.run)
+            return kind(**{**options, "data": self.data or Path(options["data"]), "out": self.run})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} does not say how the run was made: {error}") from error

@@ -45,7 +45,7 @@ class _Rows(Reading):
 
     run: Run
 
-    def read(self, model: Any, target: str | int | None = None) -> Table:
+    def read(self, model: Any, target: str | None = None) -> Table:
         """The table with the columns of the model in its order, the target last if there is one.
 
         What was done for that goes to stderr.
@@ -54,15 +54,8 @@ class _Rows(Reading):
 
         from convexlift.table_files import read_table
 
-        expected: Any = known_columns(self.run, model) or model.dim
-        if target is not None:
-            expected = [*expected, target]
-        table = read_table(self.data, **self.how, expected=expected, dtype=torch.float64)
-        if target is not None and isinstance(target, str) and not table.named:
-            raise ValueError(
-                f"{self.data} has no names, so that nothing tells which column is the target '{target}': "
-                "pass --columns and --target by number"
-            )
+        expected = known_columns(self.run, model) or model.dim
+        table = read_table(self.data, **self.how, expected=expected, target=target, dtype=torch.float64)
         for note in table.notes:
             if target is not None and note.startswith("columns are put in"):
                 continue  # the target is last wherever it stood
@@ -124,18 +117,13 @@ class Evaluate(_Rows):
 
     def evaluate_regression(self, model: cl.ConvexRegression) -> None:
         """Print how far predictions are from the targets."""
-        from convexlift.cli.regression import errors_of, in_words, read_pairs
+        from convexlift.cli.regression import errors_of, in_words
 
-        known = known_columns(self.run, model)
         target = self.target or (model.columns or {}).get("y", [None])[0]
         if target is None:
             raise ValueError(f"{self.run} does not say which column its target is: pass --target COLUMN")
-        if known is None or self.columns is not None:
-            pairs = read_pairs(self, str(target))
-            table, x, y, name = pairs.table, pairs.x, pairs.y, pairs.target
-        else:
-            table = self.read(model, int(target) if isinstance(known[0], int) else target)
-            x, y, name = table.rows[:, :-1], table.rows[:, -1], table.names[-1]
+        table = self.read(model, str(target))
+        x, y, name = table.rows[:, :-1], table.rows[:, -1], table.names[-1]
         scores = errors_of(self.each(exact(model).predict, table, x), y)
         typer.echo(f"{in_words(scores)} ({len(y):,} rows, target {name})")
         self.tell_reading(table)

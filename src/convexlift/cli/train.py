@@ -193,13 +193,15 @@ class Training(Reading):
             rows = cl.dequantise(rows, self.seed)
         return Rows(rows, list(table.names), table, where)
 
-    def table(self) -> Table:
-        """The table as the file has it, in float64."""
+    def table(self, target: str | None = None) -> Table:
+        """The table as the file has it, in float64, a target last."""
         import torch
 
         from convexlift.table_files import read_table
 
-        return read_table(self.data, **self.how, missing=self.drop_missing, dtype=torch.float64)
+        return read_table(
+            self.data, **self.how, target=target, missing=self.drop_missing, dtype=torch.float64
+        )
 
     def prepared(self, table: Table) -> tuple[Tensor, Callable[[int], str]]:
         """Its rows, without missing values if so asked, and what names a row of them in the file."""

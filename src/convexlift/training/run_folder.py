@@ -185,16 +185,21 @@ class RunFolder:
         """Write `result.json`."""
         self._write(RESULT, write_json, result)
 
-    def _check_config(self, config: dict[str, Any]) -> None:
+    def read_config(self) -> dict[str, Any]:
+        """What the run is, as `begin` wrote it down."""
         path = self.path / CONFIG
         try:
-            before = json.loads(path.read_text())
+            config = json.loads(path.read_text())
         except FileNotFoundError as error:
             raise ValueError(f"{path} is missing, so nothing says which run {self.path} holds") from error
         except ValueError as error:
             raise ValueError(f"{path} is not readable JSON") from error
-        if not isinstance(before, dict):
+        if not isinstance(config, dict):
             raise ValueError(f"{path} is not the configuration of a run")
+        return config
+
+    def _check_config(self, config: dict[str, Any]) -> None:
+        before = self.read_config()
         for key in [*config, *before]:
             if before.get(key) != config.get(key):
                 was, now = _value(before, key), _value(config, key)
