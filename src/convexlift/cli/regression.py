@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, final
 
@@ -52,7 +53,8 @@ class Regression(Training):
         return Rows((x, y), names, table, where, {"target": target})
 
     def columns_of(self, rows: Rows) -> dict[str, Any] | None:
-        *inputs, target = rows.table.columns or ()
+        columns: Sequence[Any] = rows.table.columns or range(1, len(rows.table.names) + 1)
+        *inputs, target = columns
         return {"x": inputs, "y": [target]}
 
     def build(self, dim: int) -> cl.ConvexRegression:
