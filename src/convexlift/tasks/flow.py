@@ -202,7 +202,7 @@ class ConvexPotentialFlow(Task):
         self._require_weights(batch)
         z = self._rows(x)
         with evaluating(self):
-            out = torch.eye(self.dim).to(z)
+            out = torch.eye(self.dim, dtype=z.dtype, device=z.device)
             for (norm, _), potential in zip(self._layers(), self._potentials(batch), strict=True):
                 z = norm(z)
                 out = potential.hessian(z) @ (norm.log_scale.exp()[:, None] * out)
