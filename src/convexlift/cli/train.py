@@ -422,7 +422,7 @@ class Density(Training):
 
     Normalised by quadrature on one or two columns; above, by annealed importance sampling with a standard
     error. Draws density.svg: the density, its regions of 50, 90 and 99 %, or a corner plot, with the data.
-    Whole numbers are read as numbers: a count has no density, so add uniform noise of one step to it first.
+    Whole numbers are read as numbers: a count has no density, so pass --dequantise.
 
     \b
     Examples:
