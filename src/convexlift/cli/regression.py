@@ -52,8 +52,8 @@ class Regression(Training):
         return Rows((x, y), names, table, where, {"target": target})
 
     def columns_of(self, rows: Rows) -> dict[str, Any] | None:
-        *inputs, target = rows.table.columns or ()
-        return {"x": inputs, "y": [target]}
+        known = rows.table.columns or rows.table.names
+        return {"x": known[:-1], "y": known[-1:]}
 
     def build(self, dim: int) -> cl.ConvexRegression:
         return cl.ConvexRegression(cl.Centred(self.network(dim), slopes=self.slopes))
