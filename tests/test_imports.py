@@ -63,7 +63,7 @@ MAY: dict[str, set[str]] = {
     "seeds": {"checks"},
     "data": {"arrays", "checks", "seeds"},
     "screening": {"names"},
-    "table_columns": set(),
+    "table_columns": {"names"},
     "table_text": {"table_columns"},
     "table_files": {"checks", "files", "table_columns", "table_text"},
     "freezing": {"ambient"},

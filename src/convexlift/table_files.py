@@ -58,7 +58,8 @@ class Table:
             that were chosen in a file without names, or None for all columns of such a file.
         how: how a text was read, in words.
         notes: what was done to give a model the columns that it knows, a line each.
-        lines: of a row 0, 1, ... of ``rows``, see ``line``.
+        lines: of a row 0, 1, ... of the file, see ``line``.
+        kept: which rows of the file, counted from 0, ``rows`` are, where some were left out.
 
     Example:
         >>> print(Table(torch.zeros(1500, 2), ["pt", "eta"], True, {"id": "not chosen"}))
@@ -73,10 +74,11 @@ class Table:
     how: str = ""
     notes: list[str] = field(default_factory=list)
     lines: Callable[[int], int | None] = field(default=lambda row: None, repr=False)
+    kept: Tensor | None = None
 
     def line(self, row: int) -> int | None:
         """The line of the file that row 0, 1, ... ends in; None where the file has no lines."""
-        return self.lines(row)
+        return self.lines(self._in_file(row))
 
     def where(self, row: int) -> str:
         """Row 0, 1, ... as the user finds it in the file.
@@ -84,7 +86,10 @@ class Table:
         >>> Table(torch.zeros(3, 1), ["x1"], lines=lambda row: row + 2).where(1)
         'row 2 (line 3)'
         """
-        return _where(self.lines, row)
+        return _where(self.lines, self._in_file(row))
+
+    def _in_file(self, row: int) -> int:
+        return row if self.kept is None else int(self.kept[row])
 
     def __str__(self) -> str:
         sizes = [

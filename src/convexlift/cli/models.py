@@ -17,6 +17,7 @@ import convexlift as cl
 from convexlift.cli.errors import load_torch
 from convexlift.cli.options import Reading
 from convexlift.cli.outputs import check_output_file
+from convexlift.cli.screening import without_missing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +56,8 @@ class _Rows(Reading):
         from convexlift.table_files import read_table
 
         expected = known_columns(self.run, model) or model.dim
-        table = read_table(self.data, **self.how, expected=expected, target=target, dtype=torch.float64)
+        how = {**self.how, "expected": expected, "target": target}
+        table = without_missing(read_table(self.data, **how, dtype=torch.float64))
         for note in table.notes:
             if target is not None and note.startswith("columns are put in"):
                 continue  # the target is last wherever it stood

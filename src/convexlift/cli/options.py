@@ -37,12 +37,15 @@ class Reading:
     ] = None
     decimal: Annotated[str | None, typer.Option(help="Decimal mark of a text: . or , [default: .]")] = None
     thousands: Annotated[str | None, typer.Option(help="What groups the digits in a text.")] = None
+    drop_missing: Annotated[
+        bool, typer.Option("--drop-missing", help="Leave rows with missing values out.")
+    ] = False
 
     @property
     def how(self) -> dict[str, Any]:
         """What `convexlift.table_files.read_table` is told beside the file."""
         told = ("key", "columns", "header", "separator", "decimal", "thousands")
-        return {name: getattr(self, name) for name in told}
+        return {**{name: getattr(self, name) for name in told}, "missing": self.drop_missing}
 
     def tell_reading(self, table: Any) -> None:
         """Print how the table was read, and what was taken for what."""

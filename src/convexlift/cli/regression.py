@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, final
 
@@ -45,17 +44,15 @@ class Regression(Training):
 
     def read(self) -> Rows:
         table = self.table(target=self.target)
-        xy, where = self.prepared(table)
-        x, y = xy[:, :-1], xy[:, -1]
+        x, y = table.rows[:, :-1], table.rows[:, -1]
         if self.dequantise:
             x = cl.dequantise(x, self.seed)
         *names, target = table.names
-        return Rows((x, y), names, table, where, {"target": target})
+        return Rows((x, y), names, table, {"target": target})
 
     def columns_of(self, rows: Rows) -> dict[str, Any] | None:
-        columns: Sequence[Any] = rows.table.columns or range(1, len(rows.table.names) + 1)
-        *inputs, target = columns
-        return {"x": inputs, "y": [target]}
+        known = rows.table.columns or rows.table.names
+        return {"x": known[:-1], "y": known[-1:]}
 
     def build(self, dim: int) -> cl.ConvexRegression:
         return cl.ConvexRegression(cl.Centred(self.network(dim), slopes=self.slopes))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import typer
 
 from convexlift.names import SCREENS, check_name
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from convexlift.table_files import Table
 
 
 def allowed(option: str | None) -> tuple[str, ...]:
@@ -53,11 +54,13 @@ def warnings_told() -> Iterator[None]:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def without_missing(rows: Tensor, where: Callable[[int], str] | None) -> tuple[Tensor, Any]:
-    """The rows without NaN, and what names them; says how many were left out."""
+def without_missing(table: Table) -> Table:
+    """The table without its rows with NaN, of which there are some if they were asked for; says how many."""
     from convexlift.screening import drop_missing
 
-    left, kept = drop_missing(rows)
-    if len(left) < len(rows):
-        typer.echo(f"left out {len(rows) - len(left):,} of {len(rows):,} rows with missing values", err=True)
-    return left, lambda row: where(int(kept[row])) if where is not None else f"row {int(kept[row])}"
+    rows, kept = drop_missing(table.rows)
+    lost = len(table.rows) - len(rows)
+    if not lost:
+        return table
+    typer.echo(f"left out {lost:,} of {len(table.rows):,} rows with missing values", err=True)
+    return replace(table, rows=rows, kept=kept)

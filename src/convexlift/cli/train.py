@@ -61,12 +61,11 @@ def widths(text: str) -> str:
 @dataclass(frozen=True)
 class Rows:
     """What a run trains on: rows as its task takes them, the names of their columns, the table they are of,
-    what names a row in the file, and what else the run should remember of them."""
+    and what else the run should remember of them."""
 
     data: Any
     names: list[str]
     table: Table
-    where: Callable[[int], str]
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -125,9 +124,6 @@ class Training(Reading):
     allow: Annotated[
         str | None, typer.Option(help=f"Checks of the data to leave out, by commas: {', '.join(SCREENS)}.")
     ] = None
-    drop_missing: Annotated[
-        bool, typer.Option("--drop-missing", help="Leave rows with missing values out.")
-    ] = False
     dequantise: Annotated[
         bool, typer.Option("--dequantise", help="Add noise of a step's width to columns of few values.")
     ] = False
@@ -156,7 +152,7 @@ class Training(Reading):
         rows = self.read()
         model = self.untrained(rows)
         with warnings_told():  # rows are numbered as in the file
-            self.preflight(model, rows.data, rows, allow=allowed(self.allow), where=rows.where)
+            self.preflight(model, rows.data, rows, allow=allowed(self.allow), where=rows.table.where)
         train, validation = hold_out(rows.data, self.validation_fraction, self.seed)
         self.preflight(model, train, rows)
         told: dict[str, Any] = {}
@@ -188,10 +184,8 @@ class Training(Reading):
     def read(self) -> Rows:
         """The rows to train on."""
         table = self.table()
-        rows, where = self.prepared(table)
-        if self.dequantise:
-            rows = cl.dequantise(rows, self.seed)
-        return Rows(rows, list(table.names), table, where)
+        rows = cl.dequantise(table.rows, self.seed) if self.dequantise else table.rows
+        return Rows(rows, list(table.names), table)
 
     def table(self, target: str | None = None) -> Table:
         """The table as the file has it, in float64, a target last."""
@@ -199,15 +193,7 @@ class Training(Reading):
 
         from convexlift.table_files import read_table
 
-        return read_table(
-            self.data, **self.how, target=target, missing=self.drop_missing, dtype=torch.float64
-        )
-
-    def prepared(self, table: Table) -> tuple[Tensor, Callable[[int], str]]:
-        """Its rows, without missing values if so asked, and what names a row of them in the file."""
-        if self.drop_missing:
-            return without_missing(table.rows, table.where)
-        return table.rows, table.where
+        return without_missing(read_table(self.data, **self.how, target=target, dtype=torch.float64))
 
     def untrained(self, rows: Rows) -> Any:
         """The task for such rows, before training."""
@@ -422,7 +408,7 @@ class Density(Training):
 
     Normalised by quadrature on one or two columns; above, by annealed importance sampling with a standard
     error. Draws density.svg: the density, its regions of 50, 90 and 99 %, or a corner plot, with the data.
-    Whole numbers are read as numbers: a count has no density, so add uniform noise of one step to it first.
+    Whole numbers are read as numbers: a count has no density, so pass --dequantise.
 
     \b
     Examples:
