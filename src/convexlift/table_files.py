@@ -30,7 +30,7 @@ from convexlift.table_columns import (
     select,
     target_column,
 )
-from convexlift.table_text import SEPARATORS, WORDS, Text, unquoted
+from convexlift.table_text import MISSING, SEPARATORS, WORDS, Text, unquoted
 
 # The columns of some places as float64, (N, d): NaN where a value is missing.
 Numbers = Callable[[Sequence[int]], np.ndarray]
@@ -438,6 +438,8 @@ def _checked(
         plain = cell.strip("+-").lower()
         what = f"'{cell}' is not a number" if cell else "the cell is empty"
         what = "the value is NaN" if plain == "nan" else what
+        if cell.lower() in MISSING:
+            what += "; --drop-missing leaves such rows out"
     elif np.isinf(value):
         what = "the value is infinite"
     else:

@@ -113,7 +113,7 @@ CASES: list[Case] = [
         "an empty cell",
         lambda: read_table(text("a,b\n1,2\n3,\n")),
         ValueError,
-        "rows.csv: row 2 (line 3), column 'b': the cell is empty",
+        "rows.csv: row 2 (line 3), column 'b': the cell is empty; --drop-missing leaves such rows out",
         kin="a cell that is no number",
     ),
     refused(
@@ -140,7 +140,7 @@ CASES: list[Case] = [
         "NaN in a cell",
         lambda: read_table(text("a,b\n1,2\n3,nan\n")),
         ValueError,
-        "rows.csv: row 2 (line 3), column 'b': the value is NaN",
+        "rows.csv: row 2 (line 3), column 'b': the value is NaN; --drop-missing leaves such rows out",
     ),
     refused(
         "a number too large for float32",
