@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from convexlift.files import write_whole
 from convexlift.study.report.page import read_result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +59,7 @@ def main() -> int:
         after = rewritten(before, kinds)
         stale |= after != before
         if after != before and not check:
-            page.write_text(after, encoding="utf-8")
+            write_whole(page, after.encode())
     return int(stale and check)
 
 

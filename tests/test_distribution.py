@@ -122,8 +122,8 @@ def test_values_are_checked(frozen):
         unchecked.log_prob(bad)
     with pytest.raises(ValueError, match=r"^expected \(..., 2\) points; got \(4, 3\)$"):
         unchecked.log_prob(torch.zeros(4, 3, dtype=torch.float64))
-    with pytest.raises(TypeError, match="^expected float64 samples; got float32$"):
-        p.log_prob(torch.zeros(1, 2))
+    with pytest.raises(TypeError, match="^expected floating-point samples; got int64$"):
+        unchecked.log_prob(torch.zeros(1, 2, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("kind", [FlowDistribution, FlowTransform])

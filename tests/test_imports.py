@@ -13,7 +13,24 @@ import convexlift
 
 SOURCE = Path(convexlift.__file__).parent
 STUB = "__init__.pyi"  # what the package loads when it is asked for
-_GROUND = {"names", "version", "checks", "files", "seeds", "data", "table_files", "freezing"}
+_GROUND = {
+    "ambient",
+    "arrays",
+    "names",
+    "defaults",
+    "version",
+    "checks",
+    "files",
+    "locks",
+    "origins",
+    "seeds",
+    "data",
+    "screening",
+    "table_columns",
+    "table_text",
+    "table_files",
+    "freezing",
+}
 _CORE = {*_GROUND, "calculus", "architectures"}
 _SOURCES = {*_CORE, "sources"}
 _OBJECTIVES = {*_SOURCES, "integration", "objectives"}
@@ -34,15 +51,23 @@ _LIBRARY = {
 
 # What each part of the package may import from the package.
 MAY: dict[str, set[str]] = {
+    "ambient": set(),
+    "arrays": {"checks"},
     "names": set(),
+    "defaults": set(),
+    "origins": set(),
     "version": set(),
     "checks": set(),
     "files": set(),
-    "seeds": set(),
-    "data": {"checks", "seeds"},
-    "table_files": {"checks", "files"},
-    "freezing": set(),
-    "testing": {"checks", "testing"},
+    "locks": {"files"},
+    "seeds": {"checks"},
+    "data": {"arrays", "checks", "seeds"},
+    "screening": {"names"},
+    "table_columns": {"names"},
+    "table_text": {"table_columns"},
+    "table_files": {"checks", "files", "table_columns", "table_text"},
+    "freezing": {"ambient"},
+    "testing": {"ambient", "checks", "testing"},
     "calculus": {*_GROUND, "calculus"},
     "architectures": _CORE,
     "sources": _SOURCES,

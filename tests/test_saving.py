@@ -242,6 +242,7 @@ def altered(file: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], ob
             lambda tensors, config: tensors["biases.0"].fill_(torch.nan),
             "'biases.0' has entries that are not finite",
         ),
+        (lambda tensors, config: config.update(columns="ab"), "columns must be lists of names"),
         (lambda tensors, config: config.pop("schema"), "has an unreadable description of its model"),
     ],
 )
@@ -283,3 +284,61 @@ def test_how_a_flow_takes_its_log_determinant_is_saved(tmp_path: Path) -> None:
     assert isinstance(loaded, cl.ConvexPotentialFlow) and loaded.logdet_method == "estimated"
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(loaded.log_prob(x), flow.log_prob(x))
+
+
+COLUMNS = {
+    "flow": (frozen_flow, {"x": ["pt", "eta"]}),
+    "places": (frozen_flow, {"x": [4, 2]}),
+    "density": (frozen_density, {"x": ["pt"], "weights": ["w"]}),
+    "conditional": (frozen_conditional, {"x": ["pt"], "context": ["eta", "phi"]}),
+    "regression": (frozen_regression, {"x": ["pt", "eta", "phi"], "y": ["mass"]}),
+}
+
+
+@pytest.mark.parametrize("case", COLUMNS)
+def test_a_file_carries_the_names_of_columns(tmp_path: Path, case: str) -> None:
+    make, columns = COLUMNS[case]
+    model = make()
+    assert model.columns is None
+    saving.save(model, tmp_path / "without.safetensors")
+    assert saving.load(tmp_path / "without.safetensors").columns is None
+    model.columns = columns
+    saving.save(model, tmp_path / "with.safetensors")
+    assert saving.load(tmp_path / "with.safetensors").columns == columns
+
+
+def test_names_of_columns_go_from_a_task_to_what_is_frozen_and_to_a_mixture(tmp_path: Path) -> None:
+    flow = ConvexPotentialFlow([cl.Softplus(cl.ICNN(2, hidden=(4,), seed=0))])
+    flow.columns = {"x": ["pt", "eta"]}
+    flow.initialise(points(2))
+    frozen, again = flow.freeze(), flow.freeze()
+    mixture = cl.Ensemble([frozen, again])
+    assert frozen.columns == mixture.columns == {"x": ["pt", "eta"]}
+    saving.save(mixture, tmp_path / "mixture.safetensors")
+    assert saving.load(tmp_path / "mixture.safetensors").columns == {"x": ["pt", "eta"]}
+    again.columns = {"x": ["eta", "pt"]}
+    with pytest.raises(ValueError, match="members of an ensemble must read the same columns in one order"):
+        cl.Ensemble([frozen, again])
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        ({"x": ["pt"]}, ValueError, "columns names 1 columns of x; the model reads 2"),
+        (
+            ["pt", "eta"],
+            TypeError,
+            r"columns must be lists of names, as {.*}; got \['pt', 'eta'\]",
+        ),
+        ({"x": "pt"}, TypeError, "columns must be lists of names"),
+        ({"x": ["pt", 2]}, TypeError, "columns must be lists of names"),
+    ],
+)
+def test_names_that_are_none_are_refused(
+    tmp_path: Path, columns: Any, error: type[Exception], message: str
+) -> None:
+    model = frozen_flow()
+    model.columns = columns
+    with pytest.raises(error, match=message):
+        saving.save(model, tmp_path / "flow.safetensors")
+    assert not list(tmp_path.iterdir())

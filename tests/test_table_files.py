@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import sys
 from pathlib import Path
 
@@ -76,9 +77,12 @@ BAD_CSV = {
     "text without header": ("1,2\n3,four\n", r"t.csv: row 2 \(line 2\), column 2: 'four' is not a number"),
     "empty cell": ("a,b\n1,\n", r"t.csv: row 1 \(line 2\), column 'b': the cell is empty"),
     "ragged": ("a,b\n1,2\n\n3\n", r"t.csv: row 2 \(line 4\) has 1 cells; expected 2"),
-    "NaN": ("a,b\n1,2\nnan,3\n", r"t.csv: row 2, column 'a': the value is NaN"),
-    "infinite": ("1,2\n1,-inf\n", r"t.csv: row 2, column 2: the value is infinite"),
-    "too large": ("1,2\n1,1e300\n", r"t.csv: row 2, column 2: the value is 1e\+300, too large for float32"),
+    "NaN": ("a,b\n1,2\nnan,3\n", r"t.csv: row 2 \(line 3\), column 'a': the value is NaN"),
+    "infinite": ("1,2\n1,-inf\n", r"t.csv: row 2 \(line 2\), column 2: the value is infinite"),
+    "too large": (
+        "1,2\n1,1e300\n",
+        r"line 2\), column 2: the value is 1e\+300, too large for float32",
+    ),
     "zero bytes": (b"1,2\n\0,4\n", "t.csv is not a CSV text file"),
     "random": (bytes(range(255, 100, -1)) * 4, "t.csv is not a CSV text file"),
     "quote": ('a,b\n"1,2\n', "t.csv is not a readable CSV file"),
@@ -231,7 +235,7 @@ NOT_GUESSED = {
     "one mark for two": ("a\n1\n", {"decimal": ",", "thousands": ","}, "decimal mark ',' and thousands mark"),
     "no decimal mark": ("a\n1\n", {"decimal": ";"}, "cannot have decimal mark ';' and thousands mark None"),
     "behind true and false": ("True,1\nFalse,x\n", {}, r"row 2 \(line 2\), column 2: 'x' is not a number"),
-    "NaN in capitals": ("a,b\n1,NAN\n", {}, "t.csv: row 1, column 'b': the value is NaN"),
+    "NaN in capitals": ("a,b\n1,NAN\n", {}, r"t.csv: row 1 \(line 2\), column 'b': the value is NaN"),
 }
 
 
@@ -265,10 +269,400 @@ def test_one_line_says_what_was_read(tmp_path: Path, text: str, columns: str | N
     assert line in found and "\n" not in found
 
 
+def frame_bytes(**columns: list[object]) -> bytes:
+    import pandas
+
+    buffer = io.BytesIO()
+    pandas.DataFrame(columns).to_parquet(buffer)
+    return buffer.getvalue()
+
+
+# What a file may hold, how it is read, and the rows, the names and what is told, or the message.
+ODD: dict[str, tuple[str | bytes, dict[str, object], list[list[float]] | str, str]] = {
+    # numbers
+    "exponents and points": ("a\n1e5\n1E-3\n+2.\n-.5\n", {}, [[1e5], [1e-3], [2], [-0.5]], "a"),
+    "blanks around": (" a , b \n 3 ,\t4 \n", {}, [[3, 4]], "a b"),
+    "a no-break space": ("a,b\n\u00a03,4\u2009\n", {}, [[3, 4]], "a b"),
+    "thin spaces": ("a;b\n1\u202f234,5;2\n", {"decimal": ",", "thousands": " "}, [[1234.5, 2]], "a b"),
+    "a minus sign": ("a,b\n\u22123,4\n1,\u22122.5\n", {}, [[-3, 4], [1, -2.5]], "a b"),
+    "thousands in quotes": ('a\n"1,257.5"\n"2,000"\n', {"thousands": ","}, [[1257.5], [2000]], "a"),
+    "underscores, said": ("a\n1_000\n", {"thousands": "_"}, [[1000]], "a"),
+    "in quotes": ('"a","b"\n"1","2"\n', {}, [[1, 2]], "a b"),
+    "NaN in any spelling": ("a\n1\nNan\n", {}, r"row 2 \(line 3\), column 'a': the value is NaN", ""),
+    "infinity in any spelling": (
+        "a\n1\n-Infinity\n",
+        {},
+        r"row 2 \(line 3\), column 'a': the value is inf",
+        "",
+    ),
+    "beyond float64": ("a\n1\n1e400\n", {}, r"row 2 \(line 3\), column 'a': the value is infinite", ""),
+    "underscores": ("a\n1_000\n", {}, r"'1_000' is not a number \(see --decimal and --thousands\)", ""),
+    "an underscore in no name": ("2023_01\n2023_02\n", {}, "'2023_02' is not a number", ""),
+    "hexadecimal": ("a\n0x10\n", {}, "'0x10' is not a number", ""),
+    "thousands": ('a\n"1,257.5"\n', {}, r"'1,257.5' is not a number \(see --decimal and --thousands\)", ""),
+    "no thousands": ('a\n"1,25"\n', {"thousands": ","}, "'1,25' is not a number", ""),
+    "thousands, no quotes": (
+        "1,257.5\n2,300.1\n",
+        {},
+        "a comma may separate two columns or be part of a",
+        "",
+    ),
+    "a point for a comma": ("a\n1.5\n", {"decimal": ","}, "'1.5' is not a number", ""),
+    "a date": ("a\n2020-01-01\n", {}, "'2020-01-01' is not a number", ""),
+    "a time": ("a\n12:30\n", {}, "'12:30' is not a number", ""),
+    "a share": ("a\n5%\n", {}, "'5%' is not a number", ""),
+    "money": ("a\n$5\n", {}, r"'\$5' is not a number", ""),
+    "a fraction": ("a\n1/2\n", {}, "'1/2' is not a number", ""),
+    "Fortran": ("a\n1d5\n", {}, "'1d5' is not a number", ""),
+    "complex": ("a\n1+2j\n", {}, r"'1\+2j' is not a number", ""),
+    "other digits": ("a\n\u0661\u0662\n", {}, "is not a number", ""),
+    "other quotes": ("a,b\n'1','2'\n", {}, "\"'1'\" is not a number", ""),
+    # the first line
+    "counted from 1": (
+        "1,2,3\n.5,.6,.7\n",
+        {},
+        "the first line, 1,2,3, may hold names or numbers: say which",
+        "",
+    ),
+    "counted from 1, said": ("1,2,3\n.5,.6,.7\n", {"header": True}, [[0.5, 0.6, 0.7]], "1 2 3"),
+    "counted from 1, denied": ("1,2\n.5,.6\n", {"header": False}, [[1, 2], [0.5, 0.6]], "x1 x2"),
+    "years": ("2001,2002,2003\n10,20,35\n", {}, "first line, 2001,2002,2003, may hold names or numbers", ""),
+    "wavelengths": (
+        "400.0,400.5,401.0,401.5\n5,2,9,1.5\n",
+        {},
+        "may hold names or numbers: say which by",
+        "",
+    ),
+    "years above an index": (
+        ",2001,2002\n0,5,6\n",
+        {},
+        "first line, ,2001,2002, may hold names or numbers",
+        "",
+    ),
+    "even rows": ("1,2,3\n4,5,6\n", {}, [[1, 2, 3], [4, 5, 6]], "x1 x2 x3"),
+    "names and numbers": (
+        "year,2001\n1,5\n",
+        {},
+        r"'year' is not a number \(if the first line holds names",
+        "",
+    ),
+    "names and numbers, said": ("year,2001\n1,5\n", {"header": True}, [[1, 5]], "year 2001"),
+    "decimal commas": ("1,5;2,5\n3;4\n", {}, "may hold names or numbers.*see --decimal", ""),
+    "marks of missing values": ("?,-\n1,2\n", {}, r"row 1 \(line 1\), column 1: '\?' is not a number", ""),
+    "<NA>": ("<NA>,null\n1,2\n", {}, r"row 1 \(line 1\), column 1: '<NA>' is not a number", ""),
+    "names of a model": ("0,1,2\n3,4,5\n", {"expected": ["0", "1", "2"]}, [[3, 4, 5]], "0 1 2"),
+    "a comment": ("# by hand\n\na,b\n1,2\n", {}, [[1, 2]], "a b"),
+    "names in a comment": ("# by hand\n# a,b\n1,2\n", {}, [[1, 2]], "a b"),
+    "as numpy.savetxt": ("# a  b\n1.0  2.0\n3.0 4.0\n", {}, [[1, 2], [3, 4]], "a b"),
+    "a comment with a quotation mark": ('# 5" tubes\n1,2\n', {}, [[1, 2]], "x1 x2"),
+    "a comment below": ("a,b\n1,2\n# c\n", {}, r"row 2 \(line 3\) has 1 cells; expected 2", ""),
+    "names again": ("a,b\n1,2\na,b\n", {}, r"row 2 \(line 3\), column 'a': 'a' is not a number", ""),
+    # what separates cells
+    "sep=": ("sep=;\na;b\n1;2\n", {}, [[1, 2]], "a b"),
+    "sep= and another mark": ("sep=:\na:b\n1:2\n", {}, [[1, 2]], "a b"),
+    "bars": ("a|b\n1|2\n", {}, [[1, 2]], "a b"),
+    "blanks": ("a  b\n 1   2\n", {}, [[1, 2]], "a b"),
+    "blanks, said": ("1 234\n5 678\n", {"separator": "space"}, [[1, 234], [5, 678]], "x1 x2"),
+    "blanks or thousands": ("1 234\n5 678\n", {}, "a blank may separate columns or be part of a number", ""),
+    "blanks in a name": ("my name\n1\n", {}, [[1]], "my name"),
+    "tabs, said": ("a,b\tc\n1\t2\n", {"separator": "tab"}, [[1, 2]], "a,b c"),
+    "commas, said": ("0,1257\n1,0331\n", {"separator": ","}, [[0, 1257], [1, 331]], "x1 x2"),
+    "commas of two columns": (
+        "0,1257,1,0331\n2,5000,3,0100\n",
+        {},
+        "separate columns or be part of a number",
+        "",
+    ),
+    "colons": (
+        "a:b\n1:2\n",
+        {"separator": ":"},
+        "cells cannot be separated by ':': it is one of , ; | tab",
+        "",
+    ),
+    "no such": ("a:b\n1:2\n", {}, "column 'a:b': '1:2' is not a number", ""),
+    "semicolons beside commas": ("1,5;2,5\n3,5;4,5\n", {"decimal": ","}, [[1.5, 2.5], [3.5, 4.5]], "x1 x2"),
+    # lines
+    "CR": ("a,b\r1,2\r3,4\r", {}, [[1, 2], [3, 4]], "a b"),
+    "blank lines": ("\n\na,b\n\n1,2\n  \n3,4\n\n", {}, [[1, 2], [3, 4]], "a b"),
+    "separators at the end": ("a,b,,\n1,2,,\n3,4,,\n", {}, [[1, 2], [3, 4]], "a b"),
+    "separators at the end, no names": ("1,2,\n3,4,\n", {}, [[1, 2], [3, 4]], "x1 x2"),
+    "separators at the end of rows": (
+        "a,b\n1,2,\n",
+        {},
+        r"has 3 cells; expected 2 \(the last is empty\)",
+        "",
+    ),
+    "names of columns alone": ("a,b\nx,1,2\n", {}, r"row 1 \(line 2\) has 3 cells; expected 2", ""),
+    # bytes
+    "UTF-16": ("a,b\r\n1,2\r\n".encode("utf-16"), {}, [[1, 2]], "a b"),
+    "UTF-16, unmarked": ("a,b\n1,2\n".encode("utf-16-le"), {}, "is not a CSV text file", ""),
+    "Latin-1": (
+        "\u00e9,b\n1,2\n".encode("latin-1"),
+        {},
+        r"is not a CSV text file in UTF-8 \(at byte 0\): save it",
+        "",
+    ),
+    "gzip": (
+        gzip.compress(b"a\n1\n"),
+        {},
+        "is not a CSV text file but compressed: its name should end in",
+        "",
+    ),
+    "a workbook": (
+        b"PK\3\4abc",
+        {},
+        "is not a CSV text file but an archive or a workbook: save the table",
+        "",
+    ),
+    "a web page": ("<!DOCTYPE html>\n<html>\n", {}, "'<html>' is not a number", ""),
+    # columns that hold no data
+    "index twice": ("Unnamed: 0.1,Unnamed: 0,a\n0,0,5\n1,1,6\n", {}, [[5], [6]], "a"),
+    "index of two levels": (",,a\n0,0,5\n0,1,6\n1,0,3\n", {}, [[5], [6], [3]], "a"),
+    "index of two frames": (",a\n0,5\n1,6\n2,3\n0,7\n1,8\n", {}, [[5], [6], [3], [7], [8]], "a"),
+    "index, shuffled": (",a\n3,5\n1,6\n", {}, [[5], [6]], "a"),
+    "index of dates": (",a\n2020-01-01,5\n2020-01-02,6\n", {}, [[5], [6]], "a"),
+    "index under its name": ("index,a\n0,5\n1,6\n", {}, [[5], [6]], "a"),
+    "index of R": ('"rownames","a"\n"1",5\n"2",6\n', {}, [[5], [6]], "a"),
+    "index that is chosen": ("index,a\n0,5\n1,6\n", {"columns": "index"}, [[0], [1]], "index"),
+    "no index": ("index,a\n3,5\n1,6\n", {}, [[3, 5], [1, 6]], "index a"),
+    "names alike but for blanks": ("a, a\n1,2\n", {}, r"several columns 'a' \(1, 2\)", ""),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_an_odd_file_gives_its_values_or_a_message(tmp_path: Path, case: str) -> None:
+    content, how, expected, names = ODD[case]
+    file = written(tmp_path / "t.csv", content)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            tables.read_table(file, **how)
+        return
+    table = tables.read_table(file, **how, dtype=torch.float64)
+    assert table.rows.tolist() == expected
+    assert " ".join(table.names) == names
+
+
+MARKS = "x\n?\n-\n1\nN/A\n<NA>\nnull\n#N/A\nNaT\nNone\n nan \n"
+
+
+def test_missing_values_are_kept_where_they_are_asked_for_and_have_lines(tmp_path: Path) -> None:
+    table = tables.read_table(written(tmp_path / "t.csv", "a,b\n1,\n\nNA,4\n5,6\n"), missing=True)
+    assert np.array_equal(table.rows, [[1, np.nan], [np.nan, 4], [5, 6]], equal_nan=True)
+    assert [table.line(row) for row in range(3)] == [2, 4, 5] and table.where(1) == "row 2 (line 4)"
+    table = tables.read_table(written(tmp_path / "t.csv", MARKS), missing=True)
+    assert table.rows.isnan().flatten().tolist() == [True] * 2 + [False] + [True] * 7
+    np.save(tmp_path / "t.npy", [[1.0, np.nan]])
+    table = tables.read_table(tmp_path / "t.npy", missing=True)
+    assert table.rows.isnan().tolist() == [[False, True]] and table.where(0) == "row 1"
+    with pytest.raises(ValueError, match=r"row 2 \(line 3\), column 'a': the value is infinite"):
+        tables.read_table(written(tmp_path / "t.csv", "a\nNA\ninf\n"), missing=True)
+
+
+def test_rows_have_the_lines_of_the_file(tmp_path: Path) -> None:
+    text = 'sep=,\n# by hand\n\n"a\nb",c\n1,2\n\n"3\n",4\n'
+    table = tables.read_table(written(tmp_path / "t.csv", text))
+    assert table.names == ["a b", "c"] and [table.line(row) for row in (0, 1)] == [6, 9]
+
+
+@pytest.mark.parametrize(
+    ("text", "how", "told"),
+    [
+        ("a,b\n1,2\n", {}, "names in line 1, cells separated by commas, decimal point"),
+        ("1;2\n3;4\n", {}, "no line of names, cells separated by semicolons, decimal point"),
+        ("x\n1,5\n", {"decimal": ","}, "names in line 1, decimal comma"),
+        ("x\n1 500\n", {"thousands": " "}, "names in line 1, decimal point, digits grouped by ' '"),
+        (
+            "# c\na\tb\n1\t2\n\n\t\n",
+            {},
+            "names in line 2, cells separated by tabs, decimal point, 1 comment skipped, "
+            "1 line without values skipped",
+        ),
+    ],
+)
+def test_how_a_text_was_read_is_told(tmp_path: Path, text: str, how: dict[str, str], told: str) -> None:
+    assert tables.read_table(written(tmp_path / "t.csv", text), **how).how == told
+
+
+NO_NAMES = "the file has no column names: x1, x2 taken by position as a, b"
+FOR_A_MODEL: dict[str, tuple[str, object, str | None, list[float] | str, list[str]]] = {
+    "same": ("a,b\n1,2\n", ["a", "b"], None, [1, 2], []),
+    "turned": ("b,a\n1,2\n", ["a", "b"], None, [2, 1], ["columns are put in the model's order: a, b"]),
+    "more": (
+        "id,a,c,b\nx,1,7,2\n",
+        ["a", "b"],
+        None,
+        [1, 2],
+        ["ignored, as the model does not read them: id, c"],
+    ),
+    "more, chosen": ("a,c,b\n1,7,2\n", ["a", "b"], "a,b", [1, 2], []),
+    "turned, chosen": (
+        "a,b\n1,2\n",
+        ["a", "b"],
+        "b,a",
+        [1, 2],
+        ["columns are put in the model's order: a, b"],
+    ),
+    "others twice": ("a,c,c\n1,7,2\n", ["a"], None, [1], ["ignored, as the model does not read them: c, c"]),
+    "twice": ("a,b,b\n1,7,2\n", ["a", "b"], None, r"t.csv has several columns 'b' \(2, 3\)", []),
+    "missing": (
+        "b,c\n1,2\n",
+        ["a", "b"],
+        None,
+        "t.csv has no column 'a', which the model reads; it has b, c",
+        [],
+    ),
+    "all missing": (
+        "c,d\n1,2\n",
+        ["a", "b"],
+        None,
+        "t.csv has no columns 'a', 'b', which the model reads",
+        [],
+    ),
+    "other case": (
+        "A,b\n1,2\n",
+        ["a", "b"],
+        None,
+        "t.csv has no column 'a', which the model reads; it has A, b",
+        [],
+    ),
+    "left out": (
+        "a,b\n1,2\n",
+        ["a", "b"],
+        "b",
+        "t.csv has no column 'a', which the model reads; it has b",
+        [],
+    ),
+    "an index": (
+        ",b,a\n0,1,2\n1,1,2\n",
+        ["a", "b"],
+        None,
+        [2, 1],
+        ["columns are put in the model's order: a, b", "ignored, as the model does not read them: x1"],
+    ),
+    "an index that is read": ("index,a\n0,1\n1,2\n", ["index", "a"], None, [0, 1], []),
+    "without names": ("1,2\n", ["a", "b"], None, [1, 2], [NO_NAMES]),
+    "three without names": (
+        "1,2,5\n",
+        ["a", "b"],
+        None,
+        r"t.csv has 3 columns without names; the model reads 2 \(a, b\): choose them with --columns",
+        [],
+    ),
+    "two of three": (
+        "1,2,5\n",
+        ["a", "b"],
+        "3,1",
+        [5, 1],
+        ["the file has no column names: x3, x1 taken by position as a, b"],
+    ),
+    "model without names": (
+        "b,a\n1,2\n",
+        2,
+        None,
+        [1, 2],
+        ["the model has no column names: b, a taken by position"],
+    ),
+    "model without names, too many": (
+        "b,a,c\n1,2,3\n",
+        2,
+        None,
+        "t.csv has 3 columns; the model reads 2: choose",
+        [],
+    ),
+    "no names at all": (
+        "1,2\n",
+        2,
+        None,
+        [1, 2],
+        ["neither the model nor the file has column names: x1, x2 taken by position"],
+    ),
+    "places": (
+        "7,1,8,2\n",
+        [4, 2],
+        None,
+        [2, 1],
+        ["neither the model nor the file has column names: x4, x2 taken by position"],
+    ),
+    "places that are not there": (
+        "7,1\n",
+        [4, 2],
+        None,
+        [7, 1],
+        ["neither the model nor the file has column names: x1, x2 taken by position"],
+    ),
+    "places in two orders": (
+        "7,1\n",
+        [2, 1],
+        None,
+        "trained on columns 2, 1 of such a file: say their order here",
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOR_A_MODEL)
+def test_a_model_gets_the_columns_that_it_knows(tmp_path: Path, case: str) -> None:
+    text, known, columns, expected, notes = FOR_A_MODEL[case]
+    file = written(tmp_path / "t.csv", text)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            tables.read_table(file, columns=columns, expected=known)
+        return
+    table = tables.read_table(file, columns=columns, expected=known)
+    assert table.rows[0].tolist() == expected and table.notes == notes
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "known"),
+    [("a,b\n1,2\n", "b", ["b"]), ("1,2\n", "2", [2]), ("1,2\n", "2,1", [2, 1]), ("1,2\n", None, None)],
+)
+def test_what_a_model_will_know(
+    tmp_path: Path, text: str, columns: str | None, known: list[str] | None
+) -> None:
+    assert tables.read_table(written(tmp_path / "t.csv", text), columns=columns).columns == known
+
+
+def test_frames_with_columns_that_hold_no_data(tmp_path: Path) -> None:
+    for name in ("Unnamed: 0", "__index_level_0__", "index", "level_0"):
+        file = written(tmp_path / "t.parquet", frame_bytes(**{name: [0, 1, 2], "a": [3, 4, 5]}))
+        assert str(tables.read_table(file)) == f"3 rows, 1 column: a; left out: {name} (row numbers)"
+    file = written(tmp_path / "t.parquet", frame_bytes(**{"Unnamed: 0": ["x", "y"], "a": [3, 4]}))
+    assert str(tables.read_table(file)) == "2 rows, 1 column: a; left out: Unnamed: 0 (row labels)"
+
+
+def test_arrays_with_names(tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", np.array([(1, 2.5), (3, 4.5)], dtype=[("a", "i4"), ("b", ">f8")]))
+    table = tables.read_table(tmp_path / "t.npy", expected=["b", "a"], dtype=torch.float64)
+    assert table.named and table.rows.tolist() == [[2.5, 1], [4.5, 3]]
+    np.save(tmp_path / "t.npy", np.array([(1, "x")], dtype=[("a", "i4"), ("b", "U1")]))
+    with pytest.raises(ValueError, match="column 'b' is not numeric: its type is <U1"):
+        tables.read_table(tmp_path / "t.npy")
+    for order in (np.asfortranarray, lambda rows: rows.astype(">f4")):
+        np.save(tmp_path / "t.npy", order(np.arange(6.0).reshape(3, 2)))
+        assert tables.read_table(tmp_path / "t.npy").rows.tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("t.xlsx", "save the sheet as .csv"),
+        ("t.csv.zip", "unpack it"),
+        ("t.csv.bz2", "unpack it"),
+        ("t.csv.xz", "unpack it"),
+        ("t.h5", "save the table as .parquet or .csv"),
+    ],
+)
+def test_other_kinds_of_files_say_what_to_do(tmp_path: Path, name: str, advice: str) -> None:
+    with pytest.raises(ValueError, match=rf"is not a .csv, .npy or .npz file \(.*\): {advice}$"):
+        tables.read_table(written(tmp_path / name, b"abc"))
+
+
 def test_gzipped_text_and_tabs(tmp_path: Path) -> None:
     file = written(tmp_path / "t.CSV.gz", gzip.compress(b"a,b\n1,2\n"))
     assert tables.read_table(file).names == ["a", "b"]
     assert tables.read_table(written(tmp_path / "t.tsv", "a,b\tc\n1\t2\n")).names == ["a,b", "c"]
+    file = written(tmp_path / "t.tsv", "a\tb\n1,5\t2\n")
+    assert tables.read_table(file, decimal=",").rows.tolist() == [[1.5, 2]]
     assert tables.read_table(written(tmp_path / "t.csv", "\ta\n0\t1\n1\t2\n")).names == ["a"]
     for content, message in (
         (gzip.compress(b"a,b\n1,2\n")[:-4], "t.csv.gz is damaged or truncated"),
@@ -323,7 +717,10 @@ def test_float64_is_kept(tmp_path: Path, suffix: str) -> None:
     rows = torch.randn(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e300
     tables.write_table(tmp_path / f"t{suffix}", rows, ["a", "b"])
     assert torch.equal(tables.read_table(tmp_path / f"t{suffix}", dtype=torch.float64).rows, rows)
-    with pytest.raises(ValueError, match=r"row 1, column .*: the value is .*e\+300, too large for float32"):
+    where = r"row 1 \(line 2\)" if "sv" in suffix else "row 1"
+    with pytest.raises(
+        ValueError, match=rf"{where}, column .*: the value is .*e\+300, too large for float32"
+    ):
         tables.read_table(tmp_path / f"t{suffix}")
 
 

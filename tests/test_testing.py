@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
@@ -207,6 +208,31 @@ def test_a_slightly_concave_direction_is_found(dim: int) -> None:
     assert result.worst == pytest.approx(-0.01, rel=0.05)
 
 
+def test_rounding_of_single_precision_at_far_points_is_not_concavity() -> None:
+    a = torch.randn(32, 5, generator=torch.Generator().manual_seed(0))
+    assert check_convex(lambda x: torch.logsumexp(x @ a.T, -1), dim=5).convex
+
+
+@pytest.mark.parametrize(
+    "within",
+    [
+        lambda x: x.float().to(x.dtype),
+        lambda x: x.detach().float().to(x.dtype),
+        lambda x: torch.from_numpy(x.detach().float().numpy()).to(x.dtype),
+    ],
+)
+def test_single_precision_within_is_not_concavity(within: Callable[[Tensor], Tensor]) -> None:
+    assert check_convex(lambda x: (within(x) - 3).square().sum(1), dim=3, starts=32).convex
+    assert check_convex(lambda x: within(x.square().sum(1) + 1e6) - 1e6, dim=3, starts=32).convex
+    assert not check_convex(lambda x: within(x).cos().sum(1), dim=3, starts=32, raises=False).convex
+
+
+def test_a_function_whose_gradient_takes_single_precision_alone_is_checked_in_it() -> None:
+    a = torch.zeros(3)
+    huber = lambda x: F.huber_loss(x, a.expand_as(x), reduction="none").sum(1)  # noqa: E731
+    assert check_convex(huber, dim=3, starts=32).convex
+
+
 def test_a_function_without_gradient_is_checked_by_its_values() -> None:
     def values(x: Tensor) -> Tensor:
         return torch.from_numpy(x.detach().numpy().clip(0).sum(1))
@@ -324,6 +350,41 @@ def test_single_precision_is_compared_less_sharply() -> None:
     assert check_derivatives(f, gradient=lambda x: 2.0001 * x, dim=2).errors["gradient"] > 1e-6
     with pytest.raises(CheckFailed, match="gradient is off by 0.05"):
         check_derivatives(f, gradient=lambda x: 2.1 * x, dim=2)
+
+
+def softmax_far_out(x: Tensor) -> Tensor:
+    return torch.softmax(1e5 * x.float(), 1) * 1e5
+
+
+def test_rounding_is_no_wrong_derivative() -> None:
+    far = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    check_derivatives(
+        lambda x: torch.logsumexp(1e5 * x.float(), 1), gradient=softmax_far_out, dim=3, points=far
+    )
+    with pytest.raises(CheckFailed, match="gradient is off by 0.1"):
+        check_derivatives(
+            lambda x: torch.logsumexp(1e5 * x.float(), 1),
+            gradient=lambda x: 1.1 * softmax_far_out(x),
+            dim=3,
+            points=far,
+        )
+
+
+@pytest.mark.parametrize(("dtype", "condition"), [(torch.float32, 1e5), (torch.float64, 1e9)])
+def test_the_log_determinant_of_an_ill_conditioned_hessian_is_rounded(
+    dtype: torch.dtype, condition: float
+) -> None:
+    q = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).double()).Q
+    hessian = ((q * torch.logspace(-math.log10(condition), 0, 8).double()) @ q.T).to(dtype)
+    exact = hessian.double().logdet()
+    for factor, passes in ((1.0, True), (1.5, False)):
+        result = check_derivatives(
+            lambda x: (x.to(dtype) @ hessian * x.to(dtype)).sum(1) / 2,
+            logdet=lambda x, f=factor: (f * exact).expand(len(x)),
+            dim=8,
+            raises=False,
+        )
+        assert (result.errors["logdet"] <= 1e-10) == passes
 
 
 def test_derivatives_at_given_points() -> None:

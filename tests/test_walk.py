@@ -12,7 +12,19 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "walk.py"
 
 # From the ground to the roof. What stands in one place may call its neighbours.
 FLOORS = (
-    {"checks", "files", "seeds", "data", "table_files", "names", "version", "freezing"},
+    {
+        "checks",
+        "files",
+        "locks",
+        "seeds",
+        "data",
+        "table_columns",
+        "table_text",
+        "table_files",
+        "names",
+        "version",
+        "freezing",
+    },
     {"calculus"},
     {"architectures"},
     {"sources"},
@@ -66,8 +78,10 @@ def test_a_cell_passes_through_few_files(script) -> None:
     walk = script.walk_of_a_cell()
     assert len(walk.files) <= 8
     assert {"study/comparison.py", "study/training.py"} <= set(walk.files)
-    given = {  # a callback of `fit`, the draws of a simulator, the loss that is averaged
+    # A callback of `fit`, how long it may take, the draws of a simulator, the loss that is averaged.
+    given = {
         ("training/fit.py", "study/training.py"),
+        ("study/comparison.py", "cli/compare.py"),
         ("data.py", "problems/simulated/gallery.py"),
         ("data.py", "tasks/density.py"),
     }

@@ -22,15 +22,18 @@ from typing import Any
 from torch import nn
 
 from convexlift.data import Batches, Data, whole
+from convexlift.names import SCREENS
 from convexlift.problems import Problem
 from convexlift.seeds import seed_of
 from convexlift.study.digest import code_digest
 from convexlift.study.ranking import is_clear, tied_with_best
-from convexlift.study.report.numbers import interval_text, score_text, short
+from convexlift.study.report.numbers import interval_text, score_texts, short
+from convexlift.study.report.numbers import score_text as score_text  # for the other studies
 from convexlift.training import History, fit
 from convexlift.training.history import TrainingDiverged
 
 sys.path.append(str(Path(__file__).parents[1] / "timings"))  # for the studies too
+import timing as timing  # for the other studies
 from timing import Result, markdown
 
 Outcome = dict[str, Any]
@@ -114,9 +117,8 @@ def train(
     task.initialise(whole(data))  # type: ignore[operator]
     every = max(1, steps // evaluations)
     try:
-        return fit(
-            task, data, validation=validation, steps=steps, evaluate_every=every, progress=False, **options
-        )
+        equal: dict[str, Any] = {"steps": steps, "evaluate_every": every, "patience": None, "progress": False}
+        return fit(task, data, validation=validation, allow=SCREENS, **equal, **options)
     except TrainingDiverged:
         return None
 
@@ -197,7 +199,7 @@ def average_text(values: Iterable[float | None], form: str = "{}", nothing: str 
 def scores(section: Result, arms: Iterable[str]) -> list[str]:
     """Each arm's loss as text, empty for one not there; the lowest mean and the arms tied with it in bold."""
     best = tied_with_best(section)
-    cells = {arm: score_text(figures["test"]) for arm, figures in section["arms"].items()}
+    cells = score_texts({arm: figures["test"] for arm, figures in section["arms"].items()})
     return [f"**{cells[arm]}**" if arm in best else cells.get(arm, "") for arm in arms]
 
 

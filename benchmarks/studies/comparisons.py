@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common import interval_text, score_text, scores, short, side_by_side, signed
+from common import interval_text, score_text, score_texts, scores, short, side_by_side, signed
 from timing import Result, markdown
 
 from convexlift.study.ablation import effects_table
@@ -12,10 +12,11 @@ from convexlift.study.report.answers import verdicts
 
 def table_comparison(result: Result) -> str:
     """The main table of one comparison."""
+    tests = score_texts({arm: row["test"] for arm, row in result["arms"].items()})
     rows = []
     for arm in complete(result):
         row = result["arms"][arm]
-        cells = [arm, score_text(row["test"]), minus(result, "lift", arm)]
+        cells = [arm, tests[arm], minus(result, "lift", arm)]
         cells += [score_text(row["half_budget"]), score_text(row["equal_seconds"])]
         cells += ["–" if row["lr"] is None else f"{row['lr']:g}", short(row["ms_per_step"], 3)]
         rows.append([*cells, f"{row['parameters']:,}"])

@@ -35,7 +35,7 @@ def trained(rows: Tensor, validation: Tensor, arm: str, options: argparse.Namesp
     with seeded(options.seed):
         density = cl.LogConcaveDensity(ARMS[arm](net))
     how = {"steps": options.steps, "batch_size": 256, "lr": options.rate, "seed": options.seed}
-    cl.fit(density, rows, validation=validation, progress=False, **how)
+    cl.fit(density, rows, validation=validation, patience=None, progress=False, **how)
     return density.freeze(rows)
 
 

@@ -152,8 +152,8 @@ def main() -> None:
     flow = new_flow("estimated", options)
     started = time.perf_counter()
     how = {"steps": options.steps, "batch_size": options.batch, "lr": options.lr, "seed": options.seed}
-    every = max(1, options.steps // 8)
-    cl.fit(flow, white[0], validation=white[1], evaluate_every=every, clip=100.0, progress=False, **how)
+    how |= {"evaluate_every": max(1, options.steps // 8), "patience": None, "clip": 100.0}
+    cl.fit(flow, white[0], validation=white[1], progress=False, **how)
     seconds, grown = time.perf_counter() - started, peak_mib() - before
     found = scores(flow.freeze(), white[2], gaussian.logdet, options.exact_rows)
     ms = {how: step_ms(how, white[0], options, steps) for how, steps in (("estimated", 10), ("exact", 3))}

@@ -14,6 +14,9 @@ from .distribution import FlowTransform as FlowTransform
 from .freezing import freeze as freeze
 from .saving import load as load
 from .saving import save as save
+from .screening import DataWarning as DataWarning
+from .screening import dequantise as dequantise
+from .screening import drop_missing as drop_missing
 from .sources import Centred as Centred
 from .sources import Lift as Lift
 from .sources import Projected as Projected

@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+# The number of the first row of those that are looked at, where a table is looked at in parts.
+_FIRST_ROW = ContextVar("first row", default=0)
+
+
+@contextmanager
+def rows_from(start: int) -> Iterator[None]:
+    """While rows from number ``start`` on are looked at, errors name them as the whole table numbers them.
+
+    >>> with rows_from(4096):
+    ...     check_finite(torch.tensor([[0.0], [float("nan")]]))
+    Traceback (most recent call last):
+    ...
+    ValueError: samples have NaN at row 4097, column 0
+    """
+    before = _FIRST_ROW.set(_FIRST_ROW.get() + start)
+    try:
+        yield
+    finally:
+        _FIRST_ROW.reset(before)
 
 
 def check_samples(x: Tensor, dim: int, dtype: torch.dtype | None = None, *, name: str = "samples") -> Tensor:
@@ -52,9 +77,54 @@ def check_finite(x: Tensor, *, name: str = "samples") -> Tensor:
     if not bool(finite.all()):
         where = torch.nonzero(~finite)[0].tolist()
         kind = "NaN" if bool(torch.isnan(x[tuple(where)])) else "an infinity"
-        place = f"row {where[0]}" + (f", column {where[1]}" if len(where) > 1 else "")
-        raise ValueError(f"{name} have {kind} at {place}")
+        place = f"row {_FIRST_ROW.get() + where[0]}" + (f", column {where[1]}" if len(where) > 1 else "")
+        count = int((~finite).reshape(len(x), -1).any(1).sum())
+        more = f" ({count} of {len(x)} rows have NaN or infinities)" if count > 1 else ""
+        raise ValueError(f"{name} have {kind} at {place}{more}")
     return x
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy's, or a NumPy array that is one, as Python's own; all else as it is.
+
+    >>> plain(np.float32(0.5)), plain(np.array(3)), plain(np.bool_(True)), plain("cosine")
+    (0.5, 3, True, 'cosine')
+    """
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item()
+    return value
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """Return the value as an int if it is a whole number of at least ``least``, else raise.
+
+    Raises:
+        TypeError: it is not a whole number; True and False are none.
+        ValueError: it is smaller.
+
+    >>> check_count("steps", np.int64(3))
+    3
+    >>> check_count("steps", 1.5)
+    Traceback (most recent call last):
+    ...
+    TypeError: steps must be an int; got 1.5
+    """
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        raise TypeError(f"{name} must be an int; got {value!r}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}; got {number}")
+    return int(number)
+
+
+def is_number(value: Any) -> bool:
+    """Whether the value is a real number, of Python or NumPy; True and False are none.
+
+    >>> is_number(np.float32(0.5)), is_number(True), is_number("0.5")
+    (True, False, False)
+    """
+    number = plain(value)
+    return isinstance(number, Real) and not isinstance(number, bool)
 
 
 def check_draws(n: Any) -> int:
@@ -90,7 +160,7 @@ def check_device(device: torch.device | str) -> torch.device:
     ValueError: device 'abacus' is unknown or not available
     """
     try:
-        return torch.empty(0, device=device).device
+        return torch.empty(0, dtype=torch.float32, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device '{device}' is unknown or not available") from error
 
@@ -111,7 +181,7 @@ def name_rows(failed: Tensor) -> str:
     >>> name_rows(torch.tensor([False, True, True]))
     '2 of 3 rows (1, 2)'
     """
-    rows = failed.nonzero().flatten().tolist()
+    rows = (_FIRST_ROW.get() + failed.nonzero().flatten()).tolist()
     shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
     return f"{len(rows)} of {len(failed)} rows ({shown})"
 

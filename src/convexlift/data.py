@@ -6,13 +6,14 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar, cast, final
+from typing import Any, TypeVar, cast, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from convexlift.checks import check_finite, name_dtype
-from convexlift.seeds import generator_of
+from convexlift.arrays import is_table, tensor_of
+from convexlift.checks import check_finite, name_dtype, rows_from
+from convexlift.seeds import generator_of, generator_on
 
 # What a loss receives, and what `initialise`, `settle` and `freeze` receive.
 Rows = Tensor | tuple[Tensor, ...]
@@ -57,20 +58,21 @@ class Simulator:
             raise TypeError(f"a Simulator needs a function draw(n, generator); got {type(draw).__name__}")
         self._draw = draw
         self.seed = seed
-        self._fixed: dict[int, Rows] = {}
+        self._fixed: dict[tuple[int, int], Rows] = {}
 
     def draw(self, n: int, generator: torch.Generator) -> Rows:
         """Return n rows that depend on the generator's state only."""
-        rows = self._draw(n, generator)
+        rows = readable(self._draw(n, generator), "draw(n, generator)")
         if any(not isinstance(x, Tensor) or x.ndim == 0 or len(x) != n for x in _parts(rows)):
             raise ValueError(f"draw(n, generator) must return n rows; asked for {n}, got {_shapes(rows)}")
         return rows
 
     def fixed(self, n: int = 20_000) -> Rows:
         """Return the n rows that stand for this simulator's distribution: the same ones at every call."""
-        if n not in self._fixed:
-            self._fixed[n] = self.draw(n, generator_of(self.seed, "fixed"))
-        return self._fixed[n]
+        key = (self.seed, n)
+        if key not in self._fixed:
+            self._fixed[key] = self.draw(n, generator_of(self.seed, "fixed"))
+        return self._fixed[key]
 
 
 Data = Tensor | tuple[Tensor, ...] | Unpaired | Simulator
@@ -129,18 +131,21 @@ class Batches:
     def _indices(self, step: int, side: int, n: int) -> Tensor:
         epoch, position = divmod(step, max(1, n // self.batch_size))
         if self._permutations.get(side, (-1,))[0] != epoch:
-            order = torch.randperm(n, generator=generator_of(self.seed, "epoch", side, epoch))
+            order = torch.randperm(n, generator=generator_of(self.seed, "epoch", side, epoch), device="cpu")
             self._permutations[side] = (epoch, order)
         return self._permutations[side][1][position * self.batch_size : (position + 1) * self.batch_size]
 
 
-def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype) -> Data:
+def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype | None) -> Data:
     """Return the data on a device and in a dtype if `fit` can train on them, else raise with what is wrong.
+
+    Without a dtype they keep their own.
 
     Raises:
         TypeError: neither a tensor, a tuple of tensors, `Unpaired` nor a `Simulator`; or not floating-point.
         ValueError: no rows, rows that do not align, entries that are NaN or infinite, or are once cast.
     """
+    data = readable(data, name)
     if not isinstance(data, Tensor | tuple | Unpaired | Simulator):
         raise TypeError(
             f"{name} must be a tensor, a tuple of row-aligned tensors, Unpaired or a Simulator; "
@@ -166,9 +171,37 @@ def prepare(data: Data, name: str, device: torch.device, dtype: torch.dtype) -> 
     placed = place(data, device, dtype)
     for where, x, moved in zip(places, parts, _parts(whole(placed)), strict=True):
         if not bool(moved.isfinite().all()):
-            check_finite(x, name=name + where)
-            check_finite(moved, name=f"{name} in {name_dtype(dtype)}{where}")
+            _check_present(x, name + where)
+            check_finite(moved, name=f"{name} in {name_dtype(moved.dtype)}{where}")
     return placed
+
+
+def readable(data: Any, name: str) -> Any:
+    """The data with tensors in place of arrays and data frames, and without the graphs of tensors.
+
+    Raises:
+        TypeError, ValueError: see ``tensor_of``.
+    """
+    if isinstance(data, Unpaired):
+        return Unpaired(readable(data.xs, name), readable(data.xt, name))
+    if isinstance(data, tuple):
+        return tuple(readable(part, name) for part in data)
+    numbers = is_table(data) or (isinstance(data, Tensor) and (data.is_floating_point() or data.is_complex()))
+    return tensor_of(data, name=name) if numbers else data
+
+
+def _check_present(x: Tensor, name: str) -> None:
+    """Refuse missing values, with the rows that have them and what to do."""
+    missing = x.isnan().reshape(len(x), -1)
+    count = int(missing.any(1).sum())
+    try:
+        check_finite(x, name=name)
+    except ValueError as error:
+        if not count:
+            raise
+        columns = ", ".join(map(str, missing.any(0).nonzero()[:5, 0].tolist()))
+        many = f"{count} row{'s' * (count > 1)} of {len(x)}, column{'s' * (',' in columns)} {columns}"
+        raise ValueError(f"{error}: NaN in {many}; convexlift.drop_missing leaves such rows out") from None
 
 
 def check_alike(data: Data, validation: Data) -> None:
@@ -183,8 +216,30 @@ def check_alike(data: Data, validation: Data) -> None:
             )
 
 
-def place(data: Data, device: torch.device, dtype: torch.dtype) -> Data:
-    """Return the data on a device, in a dtype; what a `Simulator` draws is moved as it comes."""
+def dtype_for(module: nn.Module, dtype: torch.dtype) -> torch.dtype | None:
+    """Return the dtype in which rows reach a module that computes in ``dtype``: None for their own.
+
+    That is so where a module ``standardises``, as the tasks do: it centres and scales rows in float64 and
+    casts what comes out, so that no digit is lost to a large offset.
+
+    Example:
+        >>> import convexlift as cl
+        >>> dtype_for(torch.nn.Linear(2, 1), torch.float32)
+        torch.float32
+        >>> dtype_for(cl.ConvexPotentialFlow([cl.ICNN(2)]), torch.float32) is None
+        True
+    """
+    return None if getattr(module, "standardises", False) else dtype
+
+
+def place_for(module: nn.Module, data: Data) -> Data:
+    """Return the data where a module is, and in the dtype in which it takes rows."""
+    like = next(p for p in module.parameters() if p.is_floating_point())
+    return place(data, like.device, dtype_for(module, like.dtype))
+
+
+def place(data: Data, device: torch.device, dtype: torch.dtype | None) -> Data:
+    """Return the data on a device, in a dtype or their own; what a `Simulator` draws is moved as it comes."""
 
     def moved(rows: Rows) -> Rows:
         return _each(rows, lambda x: x.to(device, dtype))
@@ -192,7 +247,7 @@ def place(data: Data, device: torch.device, dtype: torch.dtype) -> Data:
     if isinstance(data, Unpaired):
         return Unpaired(data.xs.to(device, dtype), data.xt.to(device, dtype))
     if isinstance(data, Simulator):
-        if all(x.device == device and x.dtype == dtype for x in _parts(data.fixed())):
+        if all(x.device == device and x.dtype == (dtype or x.dtype) for x in _parts(data.fixed())):
             return data
         return Simulator(lambda n, generator: moved(data.draw(n, generator)), seed=data.seed)
     return moved(data)
@@ -216,7 +271,9 @@ def hold_out(rows: SomeRows, share: float, seed: int = 0) -> tuple[SomeRows, Som
     held = max(1, round(share * n))
     if n - held < 2:
         raise ValueError(f"{n} rows are too few: {n - held} would be left to train on")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    rows = readable(rows, "rows")
+    n = count_rows(rows)
+    order = torch.randperm(n, generator=generator_on(seed=seed), device="cpu")
     return take(rows, order[held:]), take(rows, order[:held])
 
 
@@ -258,11 +315,22 @@ def chunks(data: Data, size: int) -> Iterator[tuple[Rows, int]]:
         yield take(rows, slice(start, start + size)), min(size, n - start)
 
 
-def mean_loss(loss: Callable[[Rows], Tensor], data: Data, size: int) -> float:
-    """Return the mean over all rows of a loss that is itself a mean over rows, ``size`` rows at a time."""
+def mean_loss(
+    loss: Callable[[Rows], Tensor], data: Data, size: int, weight_of: Callable[[Rows], float] | None = None
+) -> float:
+    """Return the mean over all rows of a loss that is itself a mean over rows, ``size`` rows at a time.
+
+    A piece counts for ``weight_of(piece)``, by default its rows; one that counts for nothing is passed over.
+    """
     with torch.no_grad():
-        parts = [(loss(piece).item() * n, n) for piece, n in chunks(data, size)]
-    return math.fsum(value for value, _ in parts) / sum(n for _, n in parts)
+        parts, start = list[tuple[float, float]](), 0
+        for piece, n in chunks(data, size):
+            weight = n if weight_of is None else weight_of(piece)
+            if weight:
+                with rows_from(start):
+                    parts.append((loss(piece).item() * weight, weight))
+            start += n
+    return math.fsum(value for value, _ in parts) / math.fsum(weight for _, weight in parts)
 
 
 def describe(data: Data) -> str:

@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, Transform, constraints
 
+from convexlift.ambient import guard_methods
 from convexlift.sources import is_lifted
 from convexlift.tasks import ConvexPotentialFlow
 from convexlift.tasks.task import evaluating
 
 
+@guard_methods
 @final
 class FlowDistribution(Distribution):
     """A convex potential flow as a ``torch.distributions`` distribution on R^d.
@@ -32,7 +34,7 @@ class FlowDistribution(Distribution):
     Shapes: value (..., *batch_shape, d) -> log_prob (..., *batch_shape).
 
     Raises:
-        TypeError: another kind of module; from ``log_prob``, a value of another dtype.
+        TypeError: another kind of module; from ``log_prob``, a value that is not floating-point.
         ValueError: the flow holds an unfrozen lift; from ``log_prob``, a value of another shape, with NaN or
             infinite entries.
         FloatingPointError: from ``log_prob``, see ``ConvexPotentialFlow.log_prob``.
@@ -93,6 +95,7 @@ class FlowDistribution(Distribution):
         )
 
 
+@guard_methods
 @final
 class FlowTransform(Transform):
     """The map of a convex potential flow, x -> z = T(x), as a ``torch.distributions`` transform.
@@ -108,7 +111,7 @@ class FlowTransform(Transform):
     Shapes: (..., d) -> (..., d); log_abs_det_jacobian (...).
 
     Raises:
-        TypeError: another kind of module, or a point of another dtype.
+        TypeError: another kind of module, or a point that is not floating-point.
         ValueError: the flow holds an unfrozen lift; a point of another shape or not finite.
         FloatingPointError: T(x) or its log-determinant overflows.
         RuntimeError: from the inverse, some rows did not converge.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from convexlift.ambient import guarded
 from convexlift.sources import is_lifted
 from convexlift.tasks import ConvexPotentialFlow
 from convexlift.tasks.flow import log_prob_by_cholesky
@@ -15,6 +16,7 @@ from convexlift.tasks.flow import log_prob_by_cholesky
 __all__ = ["log_prob_program"]
 
 
+@guarded
 def log_prob_program(flow: ConvexPotentialFlow) -> ExportedProgram:
     """The log-density of a frozen flow as a ``torch.export`` program of any number of rows.
 
@@ -51,7 +53,7 @@ def log_prob_program(flow: ConvexPotentialFlow) -> ExportedProgram:
     if is_lifted(flow) or any(parameter.requires_grad for parameter in flow.parameters()):
         raise ValueError("this flow is still in training: export flow.freeze(data)")
     # Rows of zeros, since a program keeps its example.
-    rows = flow.standardiser.mean.new_zeros(3, flow.dim)
+    rows = torch.zeros(3, flow.dim, dtype=flow._resolving(), device=flow.device)
     with torch.no_grad():
         return torch.export.export(_LogProb(flow), (rows,), dynamic_shapes={"x": {0: Dim("rows", min=0)}})
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from pathlib import Path
 from typing import Any
+
+_TORN = re.compile(r"\..+\.[0-9a-f]{32}\.part")  # what `write_whole` calls a file until it is whole
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
@@ -54,6 +57,13 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
     make_folder(Path(path).parent)
     write_whole(path, text.encode())
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what writers that were killed left half written; for the owner of a folder alone."""
+    for torn in folder.glob(".*.part"):
+        if _TORN.fullmatch(torn.name):
+            torn.unlink(missing_ok=True)
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:

@@ -6,7 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from convexlift.ambient import guarded
 
+
+@guarded
 def freeze(module: nn.Module, data: Any = None) -> Any:
     """The trained model as plain networks with fixed weights: one convex function, or one density.
 

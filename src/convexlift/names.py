@@ -5,11 +5,15 @@ What they name is elsewhere; a test holds the two together.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection
 
 SOURCES = ("projected", "softplus", "softplus-fan-in", "squared", "lift", "lift-reference")
 OBJECTIVES = ("mle", "importance", "importance-flow", "chains", "score", "denoising", "nce")
 SCHEDULES = ("constant", "cosine")
+DTYPES = ("float32", "float64")
+# Checks of data that can be switched off; see `convexlift.screening`.
+SCREENS = ("outliers", "repeats", "spikes", "ties", "duplicates", "few-rows", "overlap")
 
 # Arms of a comparison are sources, and two controls that no user would train by.
 DEFAULT_ARMS = ("projected", "softplus", "softplus-fan-in", "squared", "lift")
@@ -26,4 +30,14 @@ def check_name(kind: str, name: str, known: Collection[str]) -> None:
     ValueError: unknown source 'lfit'; known: projected, softplus, ...
     """
     if name not in known:
-        raise ValueError(f"unknown {kind} '{name}'; known: {', '.join(known)}")
+        hint = "".join(f"; did you mean '{close}'?" for close in close_names(name, known))
+        raise ValueError(f"unknown {kind} '{name}'; known: {', '.join(known)}{hint}")
+
+
+def close_names(name: str, known: Collection[str]) -> list[str]:
+    """The known name that looks most like this one, if any does.
+
+    >>> close_names("lfit", SOURCES), close_names("parquet", SOURCES)
+    (['lift'], [])
+    """
+    return difflib.get_close_matches(name, known, n=1)

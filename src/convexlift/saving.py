@@ -12,14 +12,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import nn
 
+from convexlift.ambient import guarded
 from convexlift.architectures import ICNN, PICNN, Architecture, ConvICNN
 from convexlift.architectures.base import check_nonnegative_tensors
 from convexlift.checks import name_dtype
 from convexlift.files import write_whole
+from convexlift.seeds import seeded
 from convexlift.tasks import ConditionalDensity, ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
 from convexlift.tasks.ensemble import Ensemble
 from convexlift.training.environment import environment
-from convexlift.training.run_folder import CHECKPOINT
+from convexlift.training.run_folder import BEST, CHECKPOINT, MODEL
 
 SCHEMA = 2
 
@@ -39,19 +41,21 @@ KINDS: dict[str, type[nn.Module]] = {
 }
 
 
+@guarded
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a frozen model to one safetensors file, atomically; an existing file is replaced.
 
     Args:
         model: an ``ICNN``, ``PICNN``, ``ConvICNN``, ``ConvexPotentialFlow``, ``LogConcaveDensity``,
             ``ConditionalDensity`` or ``ConvexRegression``, as ``freeze`` returns it, an ``Ensemble``, or a
-            class of your own: see ``register``.
+            class of your own: see ``register``. Where it knows the names of its columns (``model.columns``,
+            see ``Task``), the file does.
         path: the file; its folder must exist.
 
     Raises:
         TypeError: the model is of another kind.
-        ValueError: it is not frozen, a weight is not finite or a constrained one negative, or an activation
-            is a user's own object.
+        ValueError: it is not frozen, a weight is not finite or a constrained one negative, an activation is a
+            user's own object, or ``columns`` has not as many names as there are columns.
         UnreliableEstimate: a ``LogConcaveDensity`` above two dimensions cannot be normalised.
         OSError: the file cannot be written; what was there before is untouched.
 
@@ -73,6 +77,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "convexlift": environment()["convexlift"],
         "dtype": name_dtype(next(model.parameters()).dtype),
         "model": described,
+        **_columns(model),
     }
     if isinstance(model, LogConcaveDensity):
         model.normalise()
@@ -85,13 +90,16 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     write_whole(path, to_bytes(tensors, {"convexlift": json.dumps(config)}))
 
 
+@guarded
 def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Any:
     """The model in a file that ``save`` wrote: in eval mode, without gradients, in the dtype it was saved in.
 
-    Nothing is unpickled. That every weight is finite and every constrained one non-negative is checked again.
+    Of the folder of a finished run the model in it is loaded. Nothing is unpickled. That every weight is
+    finite and every constrained one non-negative is checked again.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or no model in the folder.
+        OSError: the file cannot be read.
         ValueError: the file is damaged, is not a convexlift model, or was written by a newer version.
 
     Example:
@@ -101,9 +109,12 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
         ...     load(f"{folder}/net.safetensors").hidden
         (8, 8)
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist")
+    file = _model_file(Path(path))
+    try:
+        with open(file, "rb"):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"cannot read {file}: {error.strerror}") from error
     try:
         with safe_open(file, framework="pt", device="cpu") as archive:
             metadata = archive.metadata() or {}
@@ -115,10 +126,13 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
     config = _read_config(file, metadata)
     try:
         described = _from_schema_1(config) if config["schema"] == 1 else config["model"]
-        with torch.random.fork_rng(devices=[]):
+        with seeded(0), torch.random.fork_rng(devices=[], enabled=_has_foreign_kinds()):
             model = _built(described).to(getattr(torch, config["dtype"]))
         model.load_state_dict(tensors)
         _check_weights(model)
+        if config.get("columns"):
+            model.columns = config["columns"]
+            _columns(model)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{file} does not hold the model that it describes: {reason}") from error
@@ -143,6 +157,20 @@ def register(kind: type[nn.Module]) -> type[nn.Module]:
     if KINDS.setdefault(kind.__name__, kind) is not kind:
         raise ValueError(f"another class named {kind.__name__} is registered")
     return kind
+
+
+def _columns(model: nn.Module) -> dict[str, Any]:
+    """What a file says of the columns that the model reads, if it knows them."""
+    columns: Any = getattr(model, "columns", None)
+    if columns is None:
+        return {}
+    roles = list(columns.values()) if isinstance(columns, dict) else [None]
+    if not all(isinstance(names, list) and {*map(type, names)} in ({str}, {int}) for names in roles):
+        raise TypeError(f"columns must be lists of names, as {{'x': ['a', 'b']}}; got {columns!r}")
+    dim = getattr(model, "dim", None)
+    if dim is not None and len(columns.get("x", range(dim))) != dim:
+        raise ValueError(f"columns names {len(columns['x'])} columns of x; the model reads {dim}")
+    return {"columns": columns}
 
 
 def _described(value: Any, owner: str = "") -> Any:
@@ -190,11 +218,30 @@ def _from_schema_1(old: dict[str, Any]) -> dict[str, Any]:
     return {"model": name, "block": blocks[0], **({"objective": objective} if objective else {})}
 
 
+def _model_file(path: Path) -> Path:
+    """The file itself, or the model in the folder of a run."""
+    if not path.is_dir():
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+        return path
+    held = [path / name for name in (MODEL, BEST) if (path / name).exists()]
+    if not held:
+        others = sorted(path.glob("*.safetensors")) or sorted(path.glob("*/" + MODEL))
+        hint = f"; did you mean {others[0]}?" if others else ""
+        raise FileNotFoundError(
+            f"{path} is a folder that holds no trained model (there is no {MODEL} in it){hint}"
+        )
+    return held[0]
+
+
 def _read_config(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
     """The description of the model in a file's metadata, of a schema that is known here."""
     if "convexlift" not in metadata:
         if CHECKPOINT in metadata:
-            raise ValueError(f"{file} is a checkpoint of an unfinished training run, not a frozen model")
+            raise ValueError(
+                f"{file} is a checkpoint of an unfinished training run, not a frozen model: go on with the "
+                f"run, or make a model of its best step so far with `convexlift freeze {file.parent}`"
+            )
         raise ValueError(f"{file} is not a convexlift model: another program wrote it")
     try:
         config = json.loads(metadata["convexlift"])
@@ -206,6 +253,11 @@ def _read_config(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
             f"{file} has schema {schema}; this version of convexlift reads up to {SCHEMA}: update convexlift"
         )
     return {**config, "schema": schema}
+
+
+def _has_foreign_kinds() -> bool:
+    """Whether a class is registered whose constructor may draw from torch's global generator."""
+    return any(kind.__module__.partition(".")[0] != "convexlift" for kind in KINDS.values())
 
 
 def _check_weights(model: nn.Module) -> None:

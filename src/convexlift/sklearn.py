@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, final
@@ -12,13 +13,20 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from convexlift import tasks
+from convexlift.ambient import guarded, new_networks_in
 from convexlift.architectures import ICNN
-from convexlift.data import Rows, hold_out, place
+from convexlift.arrays import refuse, tensor_of
+from convexlift.checks import plain
+from convexlift.data import Rows, hold_out, place_for
+from convexlift.defaults import ANY, DENSITY, FLOW, REGRESSION
+from convexlift.names import SCREENS
+from convexlift.screening import tell
 from convexlift.seeds import seeded
 from convexlift.sources import Centred
 from convexlift.sources.named import source_named
 from convexlift.tasks.density import check_outliers
-from convexlift.training import fit
+from convexlift.training import History, fit
+from convexlift.training.progress import Show
 
 try:
     from sklearn.base import BaseEstimator, DensityMixin, RegressorMixin
@@ -32,6 +40,8 @@ except ImportError as error:
 __all__ = ["ConvexPotentialFlow", "ConvexRegressor", "LogConcaveDensity"]
 
 Randomness = int | np.random.RandomState | None
+# What a warm start must not change.
+_OF_NETWORKS = ("hidden", "source", "sharpness", "strong_convexity", "blocks", "objective", "slopes")
 # What `fit` is told by the names of the parameters.
 _OF_FIT = ("steps", "batch_size", "weight_decay", "averaging", "schedule", "patience")
 
@@ -40,22 +50,24 @@ _OF_FIT = ("steps", "batch_size", "weight_decay", "averaging", "schedule", "pati
 class _Estimator(BaseEstimator):
     """The parameters of all estimators, and their training; a dataclass, so it stores them as they are."""
 
-    hidden: Sequence[int] = (64, 64, 64)
-    source: str = "squared"
-    sharpness: float = 1.0
-    strong_convexity: float = 0.1
-    steps: int = 1000
-    batch_size: int = 256
-    learning_rate: float = 0.032
-    weight_decay: float = 0.0
-    averaging: float = 0.0
-    schedule: str = "cosine"
-    validation_fraction: float = 0.1
-    patience: int | None = None
+    hidden: Sequence[int]
+    source: str = ANY.source
+    sharpness: float
+    strong_convexity: float
+    steps: int
+    batch_size: int = ANY.batch_size
+    learning_rate: float
+    weight_decay: float = ANY.weight_decay
+    averaging: float = ANY.averaging
+    schedule: str = ANY.schedule
+    validation_fraction: float = ANY.validation_fraction
+    patience: int | str | None = "rising"
     random_state: Randomness = None
     dtype: str = "float32"
     device: str = "cpu"
+    warm_start: bool = False
     verbose: int = 0
+    allow: Sequence[str] = ()
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         """The untrained task, of as many fresh blocks as it needs."""
@@ -65,10 +77,14 @@ class _Estimator(BaseEstimator):
         """X, or X and y, as scikit-learn checks them before training."""
         # Two rows to standardise by, and one to validate on.
         least = 3 if self.validation_fraction else 2
-        return validate_data(self, X, *y, dtype=np.float64, ensure_min_samples=least, **checks)
+        read = [_readable(values) for values in (X, *y)]
+        return validate_data(self, *read, dtype=np.float64, ensure_min_samples=least, **checks)
 
-    def _train(self, rows: Rows) -> Self:
-        """Train the task on the rows but for a validation share, and keep it frozen."""
+    def _train(self, rows: Rows, where: Callable[[int], str] | None = None, *, target: object = None) -> Self:
+        """Train the task on the rows but for a validation share; keep it frozen, with its columns' names.
+
+        ``where`` names a row, for messages.
+        """
         source_named(self.source)  # or an error, before anything else
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64'; got {self.dtype!r}")
@@ -77,34 +93,59 @@ class _Estimator(BaseEstimator):
         share = self.validation_fraction
         if not 0 <= share < 1:
             raise ValueError(f"validation_fraction must lie in [0, 1); got {share}")
+        task = self._begun(seed)
+        names = getattr(self, "feature_names_in_", None)
+        if names is not None:
+            known = {"x": names.tolist()}
+            task.columns = {**known, "y": [target]} if isinstance(target, str) else known
+        tell(task.examine(rows, names=names, allow=self.allow), where)
         train, validation = hold_out(rows, share, seed) if share else (rows, None)
-        with seeded(seed):
-            task: Any = self._task(self._block)
-        dtype = getattr(torch, self.dtype)
         history = fit(
             task,
             train,
             validation=validation,
-            **{name: _plain(getattr(self, name)) for name in _OF_FIT},
-            lr=_plain(self.learning_rate),
+            **{name: plain(getattr(self, name)) for name in _OF_FIT},
+            lr=plain(self.learning_rate),
             seed=seed,
             device=self.device,
-            dtype=dtype,
-            progress=bool(self.verbose),
+            dtype=getattr(torch, self.dtype),
+            progress=_shown(self),
+            allow=SCREENS,  # looked at above, where rows are numbered as given
         )
         if history.stopped == "interrupted":
             raise KeyboardInterrupt  # or a grid search would go on with its next candidate
         self.history_ = history
-        frozen = task.freeze(place(train, torch.device(self.device), dtype))
+        if self.warm_start:
+            self._last = task, self._shape()
+        frozen = task.freeze(place_for(task, train))
         self.model_ = frozen.to("cpu", torch.float64)
         return self
+
+    def _begun(self, seed: int) -> Any:
+        """A new task, or with ``warm_start`` that of the last fit, if there is one of the same networks."""
+        if self.warm_start and hasattr(self, "_last"):
+            task, before = self._last
+            for name, value in self._shape().items():
+                if before[name] != value:
+                    raise ValueError(
+                        f"warm_start=True goes on with the last fit, whose {name} was {before[name]!r} "
+                        f"and is {value!r} now: set warm_start=False to start anew"
+                    )
+            return task
+        with seeded(seed), new_networks_in(torch.float32):
+            return self._task(self._block)
+
+    def _shape(self) -> dict[str, Any]:
+        """What decides of how many numbers the task consists, and what they mean."""
+        names = (*_OF_NETWORKS, "n_features_in_")
+        return {**{n: getattr(self, n) for n in names if hasattr(self, n)}, "hidden": tuple(self.hidden)}
 
     def _block(self) -> nn.Module:
         return source_named(self.source)(
             ICNN(
                 self.n_features_in_,
                 self.hidden,
-                sharpness=_plain(self.sharpness),
+                sharpness=plain(self.sharpness),
                 strong_convexity=self.strong_convexity,
             )
         )
@@ -112,26 +153,30 @@ class _Estimator(BaseEstimator):
     def _rows(self, X: ArrayLike) -> Tensor:
         """Rows to evaluate the fitted model on, where it is: its owner may have moved it."""
         check_is_fitted(self, "model_")
-        rows = _tensor(validate_data(self, X, dtype=np.float64, reset=False))
+        rows = _tensor(validate_data(self, _readable(X), dtype=np.float64, reset=False))
         return rows.to(self.model_.standardiser.mean)
 
 
 class _Density(DensityMixin, _Estimator):
     """What a fitted density is for."""
 
+    @guarded
     def fit(self, X: ArrayLike, y: object = None) -> Self:
         """Fit the density to the rows of X, (n_samples, n_features); y is not read."""
         return self._train(_tensor(self._validated(X)))
 
+    @guarded
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
         """The log-density of each row in nats, (n_samples,)."""
         rows = self._rows(X)
         return self.model_.log_prob(rows).cpu().numpy()
 
+    @guarded
     def score(self, X: ArrayLike, y: object = None) -> float:
         """The mean log-density of the rows in nats; y is not read."""
         return float(self.score_samples(X).mean())
 
+    @guarded
     def sample(self, n_samples: int = 1, random_state: Randomness = None) -> NDArray[np.float64]:
         """Draws, (n_samples, n_features): independent, or above two columns of a density from mixed chains.
 
@@ -140,7 +185,7 @@ class _Density(DensityMixin, _Estimator):
         """
         check_is_fitted(self, "model_")
         seed = _seed(self.random_state if random_state is None else random_state)
-        return self.model_.sample(_plain(n_samples), seed=seed).cpu().numpy()
+        return self.model_.sample(plain(n_samples), seed=seed).cpu().numpy()
 
 
 @final
@@ -172,12 +217,18 @@ class ConvexPotentialFlow(_Density):
             averages. Try some with a constant rate; a cosine averages by itself.
         schedule: "cosine", which lowers the rate to 0 at the end, or "constant".
         validation_fraction: share of the rows by which the best step is chosen; with 0 the last step is kept.
-        patience: stop after this many evaluations, of 25 a run, without a better validation loss.
+        patience: stop after this many evaluations, of 25 a run, without a better validation loss; "rising":
+            where it has risen for half of the run; None: never.
         random_state: of the split, the initial weights, the batches and the samples; the same number gives
             the same model.
-        dtype: "float32" or "float64", to train in.
+        dtype: "float32" or "float64", to train in; columns are centred and scaled in float64 before that.
         device: where to train; the fitted model is on the CPU, ``model_.to`` moves it.
-        verbose: show a progress bar where stderr is a terminal.
+        warm_start: let a second ``fit`` go on with the networks of the first, on whatever data: their scales
+            stay, with a warning of data on another one. Otherwise every ``fit`` starts anew.
+        verbose: 0 is silent; 1 shows a progress bar where stderr is a terminal, and elsewhere, as in the
+            workers of a grid search, a line at each evaluation; 2 writes these lines everywhere.
+        allow: checks of data to leave out: "outliers", "repeats", "spikes", "ties", "duplicates", "few-rows"
+            or "overlap"; see ``convexlift.screening.screen``.
 
     Attributes:
         model_: the frozen ``convexlift.ConvexPotentialFlow``; ``convexlift.save`` writes it to a file.
@@ -203,7 +254,11 @@ class ConvexPotentialFlow(_Density):
     """
 
     blocks: int = 1
-    sharpness: float = 2.0
+    hidden: Sequence[int] = FLOW.hidden
+    sharpness: float = FLOW.sharpness
+    strong_convexity: float = FLOW.strong_convexity
+    steps: int = FLOW.steps
+    learning_rate: float = FLOW.lr
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         return tasks.ConvexPotentialFlow(block() for _ in range(self.blocks))
@@ -255,14 +310,20 @@ class LogConcaveDensity(_Density):
         ValueError: weights must not be negative; row 0 has -1
     """
 
-    learning_rate: float = 0.064
+    hidden: Sequence[int] = DENSITY.hidden
+    sharpness: float = DENSITY.sharpness
+    strong_convexity: float = DENSITY.strong_convexity
+    steps: int = DENSITY.steps
+    learning_rate: float = DENSITY.lr
     objective: str = "mle"
 
+    @guarded
     def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> Self:
         """Fit the density to rows X, (n_samples, n_features), of weights (n_samples,); y is not read.
 
         Rows of weight zero are left out.
         """
+        sample_weight = _readable(sample_weight, "sample weights")
         X = self._validated(X)
         rows = _tensor(X)
         if sample_weight is None:
@@ -275,7 +336,8 @@ class LogConcaveDensity(_Density):
         kept = weights > 0
         if not bool(kept.any()):
             raise ValueError("every weight is zero")
-        return self._train((rows[kept], weights[kept]))
+        numbers = kept.nonzero()[:, 0]
+        return self._train((rows[kept], weights[kept]), lambda row: f"row {int(numbers[row])}")
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         return tasks.LogConcaveDensity(block(), self.objective)
@@ -322,17 +384,20 @@ class ConvexRegressor(RegressorMixin, _Estimator):
     """
 
     slopes: bool = False
-    strong_convexity: float = 0.0
-    steps: int = 4000
-    learning_rate: float = 0.002
+    hidden: Sequence[int] = REGRESSION.hidden
+    sharpness: float = REGRESSION.sharpness
+    strong_convexity: float = REGRESSION.strong_convexity
+    steps: int = REGRESSION.steps
+    learning_rate: float = REGRESSION.lr
 
+    @guarded
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit the function to rows X, (n_samples, n_features), and targets y, (n_samples,)."""
+        target = getattr(y, "name", None)
         X, y = self._validated(X, y, y_numeric=True)
-        if np.min(y) == np.max(y):
-            raise ValueError(f"the targets are constant (every value is {np.min(y):g})")
-        return self._train((_tensor(X), _tensor(y)))
+        return self._train((_tensor(X), _tensor(y)), target=target)
 
+    @guarded
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """The fitted function at each row, (n_samples,)."""
         rows = self._rows(X)
@@ -342,14 +407,36 @@ class ConvexRegressor(RegressorMixin, _Estimator):
         return tasks.ConvexRegression(Centred(block(), slopes=bool(self.slopes)))  # type: ignore[arg-type]
 
 
+def _shown(estimator: _Estimator) -> bool | Show:
+    """What ``verbose`` asks for: nothing, the progress bar, or lines on stderr."""
+    if estimator.verbose < 1 or (estimator.verbose == 1 and sys.stderr.isatty()):
+        return bool(estimator.verbose)
+    name, steps, told = type(estimator).__name__, estimator.steps, 0
+
+    def show(step: int, loss: float, history: History) -> None:
+        nonlocal told
+        if len(history.steps) == told:
+            return
+        told = len(history.steps)
+        line = f"{name}: step {step} of {steps}, loss {history.loss[-1]:.4g}"
+        if history.validation:
+            line += f", validation {history.validation[-1]:.4g}"
+            line += f", best {history.best_validation:.4g} at step {history.best_step}"
+        sys.stderr.write(f"{line}, {history.seconds[-1]:.1f} s\n")
+        sys.stderr.flush()
+
+    return show
+
+
+def _readable(values: Any, name: str = "values") -> Any:
+    """The values, if scikit-learn can read them; it reads what a mask hides, and no tensor with a graph."""
+    refuse(values, name=name)
+    return tensor_of(values, name=name).cpu().numpy() if isinstance(values, Tensor) else values
+
+
 def _tensor(array: ArrayLike) -> Tensor:
-    return torch.tensor(array, dtype=torch.float64)  # a copy: the array may be read-only
+    return tensor_of(array).double()
 
 
 def _seed(random_state: Randomness) -> int:
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-
-
-def _plain(value: Any) -> Any:
-    """A number of a grid or of a scipy distribution as Python's own."""
-    return value.item() if isinstance(value, np.generic) else value

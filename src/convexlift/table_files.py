@@ -6,9 +6,7 @@ import csv
 import gzip
 import io
 import os
-import re
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +18,30 @@ from torch import Tensor
 
 from convexlift.checks import name_dtype
 from convexlift.files import write_whole
+from convexlift.table_columns import (
+    Cells,
+    Expected,
+    by_name,
+    by_position,
+    check_names,
+    index_columns,
+    known_names,
+    listed,
+    select,
+    target_column,
+)
+from convexlift.table_text import MISSING, SEPARATORS, WORDS, Text, unquoted
+
+# The columns of some places as float64, (N, d): NaN where a value is missing.
+Numbers = Callable[[Sequence[int]], np.ndarray]
 
 SUFFIXES = (".csv", ".npy", ".npz", ".tsv", ".csv.gz", ".tsv.gz", ".parquet", ".feather")
+# What to do with files that hold tables in other ways.
+_ADVICE = {
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), "save the sheet as .csv"),
+    **dict.fromkeys((".zip", ".bz2", ".xz", ".zst", ".7z", ".tar", ".gz"), "unpack it"),
+    **dict.fromkeys((".pkl", ".h5", ".hdf5", ".json", ".root"), "save the table as .parquet or .csv"),
+}
 
 
 @final
@@ -30,10 +50,16 @@ class Table:
     """What was read from a file; as text, one line that says what was taken for what.
 
     Attributes:
-        rows: (N, d), N >= 1, all finite.
+        rows: (N, d), N >= 1, all finite, but for NaN where missing values were asked for.
         names: of the d columns; "x1", ... where the file has none.
         named: whether the names are the file's own.
         left_out: the file's other columns, each with the reason.
+        columns: what a model of these rows remembers of their columns: names, or places, counted from 1,
+            that were chosen in a file without names, or None for all columns of such a file.
+        how: how a text was read, in words.
+        notes: what was done to give a model the columns that it knows, a line each.
+        lines: of a row 0, 1, ... of the file, see ``line``.
+        kept: which rows of the file, counted from 0, ``rows`` are, where some were left out.
 
     Example:
         >>> print(Table(torch.zeros(1500, 2), ["pt", "eta"], True, {"id": "not chosen"}))
@@ -44,14 +70,34 @@ class Table:
     names: list[str]
     named: bool = False
     left_out: dict[str, str] = field(default_factory=dict)
+    columns: list[str] | list[int] | None = None
+    how: str = ""
+    notes: list[str] = field(default_factory=list)
+    lines: Callable[[int], int | None] = field(default=lambda row: None, repr=False)
+    kept: Tensor | None = None
+
+    def line(self, row: int) -> int | None:
+        """The line of the file that row 0, 1, ... ends in; None where the file has no lines."""
+        return self.lines(self._in_file(row))
+
+    def where(self, row: int) -> str:
+        """Row 0, 1, ... as the user finds it in the file.
+
+        >>> Table(torch.zeros(3, 1), ["x1"], lines=lambda row: row + 2).where(1)
+        'row 2 (line 3)'
+        """
+        return _where(self.lines, self._in_file(row))
+
+    def _in_file(self, row: int) -> int:
+        return row if self.kept is None else int(self.kept[row])
 
     def __str__(self) -> str:
         sizes = [
             f"{n:,} {what}{'s' * (n > 1)}" for n, what in zip(self.rows.shape, ("row", "column"), strict=True)
         ]
         lost = [f"{name} ({why})" for name, why in self.left_out.items()]
-        return f"{', '.join(sizes)}{'' if self.named else ' without names'}: {_listed(self.names)}" + (
-            f"; left out: {_listed(lost)}" if lost else ""
+        return f"{', '.join(sizes)}{'' if self.named else ' without names'}: {listed(self.names)}" + (
+            f"; left out: {listed(lost)}" if lost else ""
         )
 
 
@@ -61,30 +107,43 @@ def read_table(
     columns: str | None = None,
     *,
     header: bool | None = None,
+    separator: str | None = None,
     decimal: str | None = None,
     thousands: str | None = None,
+    expected: Expected | None = None,
+    target: str | None = None,
+    missing: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Table:
     """Read a numeric table.
 
-    Cells of a .csv are separated by commas, semicolons or tabs, whichever its first line has most of. Where a
-    line or a comma may mean two things, the error names the option that tells. Messages count rows and
-    columns from 1, and lines as the file has them. Text, .parquet and .feather are read with pandas.
+    Where a line or a mark of a text may mean two things, the error names the option that tells. Messages
+    count rows and columns from 1, and lines as the file has them. Text, .parquet and .feather are read with
+    pandas. Comments (#) above a text are skipped; the last of them may hold the names.
 
     Args:
         path: a .csv or .tsv (also gzipped), .parquet, .feather, .npy or .npz file; nothing is unpickled.
         key: which array of an .npz file; not needed when it holds one.
         columns: the columns to keep, by name or number: "pt,eta", "1-5,8"; others are not looked at. By
-            default all, but for row numbers or labels in a first column without a name.
+            default all, but for row numbers or labels in first columns without a name, and empty last ones.
         header: whether the first line of a text holds names. By default it does where no cell of it is a
-            number, and where it is 0,1,2,... above other than whole numbers.
+            number, where it is 0,1,2,... above other than whole numbers, and where it holds ``expected``.
+        separator: what stands between the cells of a text: "," ";" "|" "tab" or "space", any number of
+            blanks; by default, of the first four, what cuts the first lines into as many cells.
         decimal: "." or ",", as a text writes numbers; a point by default.
         thousands: what a text groups digits by: "," "." " " "'" "_" or None.
+        expected: what a model knows of its columns, as ``Table.columns`` has it, or just their number. They
+            are found by name, others ignored; in a file without names, or for a model without, they are taken
+            by position if their number fits. What was done is in ``Table.notes``.
+        target: a column, by name or number, that is read beside ``columns`` or all others and put last; what
+            is expected are the others.
+        missing: keep empty cells, NaN, NA and the like as NaN. By default they are errors.
         dtype: of the rows; they are parsed in float64.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a numeric table; the message names row and column.
+        ValueError: the file is not a numeric table, and the message names row and column; or it lacks columns
+            that are expected.
         ImportError: pandas is missing.
 
     Example:
@@ -93,8 +152,11 @@ def read_table(
         ...     file = Path(folder) / "points.csv"
         ...     _ = file.write_text("a,b\\n1,2\\n3,4\\n")
         ...     table = read_table(file)
+        ...     turned = read_table(file, expected=["b", "a"])
         >>> table.names, table.rows.tolist()
         (['a', 'b'], [[1.0, 2.0], [3.0, 4.0]])
+        >>> turned.rows.tolist(), turned.notes
+        ([[2.0, 1.0], [4.0, 3.0]], ["columns are put in the model's order: b, a"])
     """
     file = Path(path)
     if file.is_dir():
@@ -103,23 +165,59 @@ def read_table(
         raise FileNotFoundError(f"{file} does not exist")
     suffix = _suffix(file)
     if suffix is None:
-        raise ValueError(f"{file} is not a {either(SUFFIXES, ' file')}")
+        advice = _ADVICE.get(file.suffix.lower())
+        raise ValueError(f"{file} is not a {either(SUFFIXES, ' file')}{f': {advice}' if advice else ''}")
     if key is not None and suffix != ".npz":
         raise ValueError(f"{file} has no named arrays: --key is for .npz files")
     point = "." if decimal is None else decimal
     if point not in tuple(".,") or thousands not in (None, *",. '_") or thousands == point:
         raise ValueError(f"numbers cannot have decimal mark {point!r} and thousands mark {thousands!r}")
+    if separator is not None and separator not in SEPARATORS and separator not in WORDS:
+        raise ValueError(f"cells cannot be separated by {separator!r}: it is one of , ; | tab space")
     content = file.read_bytes()
-    if not content:
+    if suffix.startswith((".csv", ".tsv")):
+        marks = {"separator": separator, "decimal": decimal, "thousands": thousands}
+        cells, numbers = _text(file, content, suffix, header, known_names(expected), marks)
+    elif not content:
         raise ValueError(f"{file} is empty")
-    if suffix in (".npy", ".npz"):
-        return _read_array(file, content, key, columns, dtype)
-    if suffix in (".parquet", ".feather"):
-        return _read_frame(file, content, columns, dtype)
-    try:
-        return _Text.of(file, content, suffix, decimal, thousands).read(columns, header, dtype)
-    except csv.Error as error:
-        raise ValueError(f"{file} is not a readable CSV file: {error}") from error
+    elif suffix in (".npy", ".npz"):
+        cells, numbers = _array(file, content, key)
+    else:
+        cells, numbers = _frame(file, content)
+    places, left_out, notes = select(cells, columns), dict[int, str](), list[str]()
+    aside = [] if target is None else [target_column(cells, target, columns, expected)]
+    if cells.named and known_names(expected):
+        others = [place for place in places if place not in aside]
+        places, notes = by_name(cells, others, known_names(expected))
+        table = numbers(places + aside)
+    else:
+        places = list(dict.fromkeys(places + aside))
+        check_names(cells, places)
+        if columns is None:
+            left_out = {k: "row labels" for k in index_columns(cells, places) if cells.is_text(k)}
+        read = [place for place in places if place in aside or place not in left_out]
+        table = numbers(read)
+        if columns is None:
+            left_out |= _no_data(cells, read, table)
+        places = [place for place in read if place not in aside and place not in left_out]
+        if expected is not None:
+            beside = " beside the target" if aside else ""
+            places, notes = by_position(cells, places, expected, chosen=columns is not None, beside=beside)
+        table = table[:, [read.index(place) for place in places + aside]]
+    places += aside
+    left_out = {place: why for place, why in left_out.items() if place not in aside}
+    names = [cells.name(place) for place in places]
+    unread = {place: "not chosen" for place in range(len(cells.names)) if place not in places}
+    return Table(
+        _checked(cells, table, places, missing, dtype),
+        names,
+        cells.named,
+        {**{cells.name(place): why for place, why in (unread | left_out).items()}, **cells.apart},
+        names if cells.named else [place + 1 for place in places] if columns or aside else None,
+        str(cells) if isinstance(cells, Text) else "",
+        notes,
+        cells.line,
+    )
 
 
 def write_table(path: str | os.PathLike[str], rows: Tensor, names: Sequence[str]) -> None:
@@ -153,161 +251,117 @@ def write_table(path: str | os.PathLike[str], rows: Tensor, names: Sequence[str]
 
 
 @final
-@dataclass(frozen=True)
-class _Text:
-    """The text of a file, what separates its cells, and the marks in its numbers."""
+@dataclass(frozen=True, eq=False)
+class _Typed(Cells):
+    """The columns of an array or a data frame, which have types."""
 
-    file: Path
-    text: str
-    delimiter: str
-    decimal: str | None
-    thousands: str | None
+    file: object
+    names: list[str]
+    named: bool
+    kinds: Sequence[np.dtype]
+    apart: dict[str, str] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, file: Path, content: bytes, suffix: str, decimal: str | None, thousands: str | None) -> _Text:
-        try:
-            text = (gzip.decompress(content) if suffix.endswith(".gz") else content).decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = "\0"
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{file} is damaged or truncated") from error
-        if "\0" in text:
-            raise ValueError(f"{file} is not a CSV text file")
-        candidates = "\t" if suffix.startswith(".tsv") else ",;\t"
-        if "," in (decimal, thousands) and '"' not in text:  # between cells it would need quotes within them
-            candidates = candidates.replace(",", "")
-        first = re.search(r".*\S.*", text)
-        delimiter = max(candidates, key=_unquoted(first[0] if first else "").count)
-        blank = rf"(?m)^[ \t{delimiter}]+(?=\r?$)"
-        return cls(file, re.sub(blank, "", text), delimiter, decimal, thousands)
+    def is_text(self, column: int) -> bool:
+        return self.kinds[column].kind not in "fiub"
 
-    def read(self, columns: str | None, header: bool | None, dtype: torch.dtype) -> Table:
-        stream = io.StringIO(self.text, newline="")
-        lines = self.lines(stream)
-        before, first = next(lines, (0, []))
-        if not first:
-            raise ValueError(f"{self.file} is empty")
-        start, (_, second) = stream.tell(), next(lines, (0, list[str]()))
-        named = self.is_header(first, second) if header is None else header
-        if named and not second:
-            raise ValueError(f"{self.file} has a header but no rows")
-        if not named:
-            before, start, second = 0, 0, first
-            self.check_commas(len(first))
-        names = [cell if named and cell else f"x{place}" for place, cell in enumerate(first, 1)]
-        kept, left_out = _select(self.file, columns, names), dict[str, str]()
-        unnamed = named and columns is None and first[0] in ("", "Unnamed: 0") and all(first[1:])
-        if unnamed and not self.is_number(second[0]):
-            left_out[names[0]] = "row labels"
-            kept.remove(0)
-        stream.seek(start)
-        try:
-            frame = _pandas(self.file).read_csv(
-                stream,
-                sep=self.delimiter,
-                header=None,
-                usecols=sorted(kept),
-                dtype=np.float64,
-                keep_default_na=False,
-                na_values=["nan", "-nan", "NaN", "NAN"],
-                decimal=self.decimal or ".",
-                thousands=self.thousands,
-            )
-            if _unquoted(self.text[start:]).count(self.delimiter) != len(frame) * (len(first) - 1):
-                raise ValueError("its lines have different numbers of cells")
-        except ValueError as error:
-            stream.seek(start)
-            self.check_lines(stream, before, names, kept, named)
-            raise ValueError(f"{self.file} is not a readable CSV file: {error}") from error
-        table = frame[kept].to_numpy()
-        if unnamed and 0 in kept and _number_rows(table[:, 0]):
-            left_out[names[0]] = "row numbers"
-            table = table[:, 1:]
-            kept.remove(0)
-        return _table(self.file, table, names, kept, named, left_out, dtype)
 
-    def lines(self, stream: io.StringIO) -> Iterator[tuple[int, list[str]]]:
-        """The number of each line that is not blank, and its cells."""
-        reader = csv.reader(stream, delimiter=self.delimiter, strict=True)
-        return ((reader.line_num, [" ".join(cell.split()) for cell in line]) for line in reader if any(line))
-
-    def is_number(self, cell: str) -> bool:
-        point = self.decimal or "."
-        plain = cell.replace(self.thousands or point, "" if self.thousands else point).replace(point, ".")
-        number = r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity|true|false)"
-        return re.fullmatch(number, plain, re.ASCII | re.IGNORECASE) is not None
-
-    def is_header(self, first: list[str], second: list[str]) -> bool:
-        """Whether the first line holds names; an error where it may hold numbers as well."""
-        if not any(map(self.is_number, first)):
-            return not {cell.lower() for cell in first} <= {"", "na", "n/a", "null", "none"}
-        counted = [str(place) for place in range(len(first))]
-        if first[0] == "" and first[1:] == counted[:-1]:  # a data frame without names, with its index
-            return True
-        if first != counted or len(first) < 2:
-            return False
-        if len(first) > 2 and not all(map(str.isdigit, second)):
-            return True
-        raise ValueError(
-            f"{self.file}: the first line, {','.join(first)}, may hold names or numbers: say which by "
-            "--header or --no-header"
-        )
-
-    def check_commas(self, width: int) -> None:
-        """Refuse lines of two whole numbers that may as well be one number with a comma in it."""
-        if self.decimal or self.delimiter != "," or width != 2:
-            return
-        pairs = [re.fullmatch(r"\s*[+-]?\d+,(\d+)\s*", line) for line in self.text.splitlines() if line]
-        ends = [pair[1] for pair in pairs if pair]
-        padded = any(end[0] == "0" and len(end) > 1 for end in ends)
-        if len(ends) == len(pairs) and (padded or all(len(end) > 2 for end in ends)):
+def _typed(cells: _Typed, column: Callable[[int], np.ndarray]) -> tuple[Cells, Numbers]:
+    def numbers(kept: Sequence[int]) -> np.ndarray:
+        for place in filter(cells.is_text, kept):
             raise ValueError(
-                f"{self.file}: a comma may separate two columns or be part of a number: say which by "
-                "--decimal '.' (two columns), --decimal ',' or --thousands ','"
+                f"{cells.file}: column {cells.called(place)} is not numeric: its type is {cells.kinds[place]}"
             )
+        return np.column_stack([column(place) for place in kept])
 
-    def check_lines(
-        self, stream: io.StringIO, before: int, names: list[str], kept: list[int], named: bool
-    ) -> None:
-        """Refuse the first line that is no row of numbers."""
-        for row, (line, cells) in enumerate(self.lines(stream), 1):
-            where = f"{self.file}: row {row} (line {before + line})"
-            if len(cells) != len(names):
-                raise ValueError(f"{where} has {len(cells)} cells; expected {len(names)}")
-            for column in kept:
-                cell = cells[column]
-                if not self.is_number(cell):
-                    found = f"{cell!r} is not a number" if cell else "the cell is empty"
-                    if re.fullmatch(r"[+-]?\d+([., '_]\d+)+", cell):
-                        found += " (see --decimal and --thousands)"
-                    raise ValueError(f"{where}, column {_called(names, column, named)}: {found}")
+    return cells, numbers
 
 
-def _read_frame(file: Path, content: bytes, columns: str | None, dtype: torch.dtype) -> Table:
+def _frame(file: Path, content: bytes) -> tuple[Cells, Numbers]:
     pandas, kind = _pandas(file), file.suffix.lower()
     read = pandas.read_parquet if kind == ".parquet" else pandas.read_feather
     with _parsing(file, "file"):
         frame = read(io.BytesIO(content))
-    names = [str(name) for name in frame.columns]
     if not frame.size:
         raise ValueError(f"{file} is empty: its shape is {frame.shape}")
-    kept = _select(file, columns, names)
-    for column in kept:
-        if frame.dtypes.iloc[column].kind not in "fiub":
-            kind = frame.dtypes.iloc[column]
-            raise ValueError(f"{file}: column '{names[column]}' is not numeric: its type is {kind}")
-    table = np.column_stack([frame.iloc[:, k].to_numpy(np.float64, na_value=np.nan) for k in kept])
-    index = {} if isinstance(frame.index, pandas.RangeIndex) else {str(frame.index.name): "the index"}
-    return _table(file, table, names, kept, True, index, dtype)
+    plain = isinstance(frame.index, pandas.RangeIndex)
+    index = {} if plain else dict.fromkeys(map(str, frame.index.names), "the index")
+    cells = _Typed(file, [str(name) for name in frame.columns], True, list(frame.dtypes), index)
+    return _typed(cells, lambda place: frame.iloc[:, place].to_numpy(np.float64, na_value=np.nan))
 
 
-def _number_rows(column: np.ndarray) -> bool:
-    whole = bool((column == np.floor(column)).all())
-    return whole and len(np.unique(column)) == len(column) > 1
+def _text(
+    file: Path,
+    content: bytes,
+    suffix: str,
+    header: bool | None,
+    expected: Sequence[str],
+    marks: dict[str, str | None],
+) -> tuple[Cells, Numbers]:
+    """A text and its numbers, parsed by pandas where pandas can, else cell by cell."""
+    pandas = _pandas(file)
+    with _cutting(file):
+        text = Text(file, content, suffix, header=header, expected=expected, **marks)
+
+    def numbers(kept: Sequence[int]) -> np.ndarray:
+        if text.thousands is None:  # pandas takes 1,25 for 125 where commas group digits
+            try:
+                frame = pandas.read_csv(
+                    io.StringIO(text.body, newline=""),
+                    sep=text.separator,
+                    header=None,
+                    usecols=sorted(kept),
+                    dtype=np.float64,
+                    keep_default_na=False,
+                    na_values=["", "nan", "NaN", "NAN", "-nan", "NA", "N/A", "null", "None"],
+                    decimal=text.decimal,
+                )
+                if unquoted(text.body).count(text.separator) == len(frame) * (len(text.names) - 1):
+                    return np.asarray(frame[list(kept)].to_numpy())
+            except ValueError:
+                pass  # cell by cell: the right value, or an error that says where
+        with _cutting(file):
+            return np.array(list(_values(text, kept)), dtype=np.float64)
+
+    return text, numbers
 
 
-def _unquoted(text: str) -> str:
-    return re.sub('"[^"]*"', "", text) if '"' in text else text
+def _values(text: Text, kept: Sequence[int]) -> Iterator[list[float | None]]:
+    """The numbers of every row, or an error at the first cell that is none."""
+    width = len(text.names)
+    for row, (line, cells) in enumerate(text.records(), 1):
+        where = f"{text.file}: row {row} (line {line})"
+        if len(cells) != width:
+            commas = " (if a comma is part of a number, see --decimal and --thousands)"
+            hint = commas if len(cells) > width and text.separator == "," else ""
+            hint = " (the last is empty)" if len(cells) > width and not cells[-1] else hint
+            raise ValueError(f"{where} has {len(cells)} cells; expected {width}{hint}")
+        values = [text.value(cells[place]) for place in kept]
+        if None in values:
+            place = kept[values.index(None)]
+            found = f"{cells[place]!r} is not a number{text.hint(cells[place], row)}"
+            raise ValueError(f"{where}, column {text.called(place)}: {found}")
+        yield values
+
+
+def _no_data(cells: Cells, places: list[int], table: np.ndarray) -> dict[int, str]:
+    """Columns that count rows, or that separators at the ends of lines make, each with the reason."""
+    found = {}
+    leading = index_columns(cells, places)
+    rows = table[:, : len(leading)]
+    whole = bool((rows == np.floor(rows)).all())
+    distinct = whole and len(np.unique(rows, axis=0)) == len(rows)
+    for place, column in zip(leading, rows.T, strict=True) if len(rows) > 1 else ():
+        steps = np.diff(column)
+        starts = column[0] in (0, 1)
+        again = bool(((steps == 1) | (column[1:] == column[0])).all()) and column.max() > 1  # of two frames
+        unnamed = distinct or (starts and again)
+        if unnamed if cells.lacks_name(place) else starts and (steps == 1).all():
+            found[place] = "row numbers"
+    for place, column in zip(places[:0:-1], table.T[:0:-1], strict=True):
+        if (cells.named and cells.names[place]) or not np.isnan(column).all() or cells.cell(0, place):
+            break
+        found[place] = "empty"
+    return found
 
 
 @contextmanager
@@ -319,9 +373,16 @@ def _parsing(file: Path, what: str) -> Iterator[None]:
         raise ValueError(f"{file} is not a readable {file.suffix.lower()} {what}") from error
 
 
-def _read_array(
-    file: Path, content: bytes, key: str | None, columns: str | None, dtype: torch.dtype
-) -> Table:
+@contextmanager
+def _cutting(file: Path) -> Iterator[None]:
+    """A user's words for a text that cannot be cut into cells."""
+    try:
+        yield
+    except csv.Error as error:
+        raise ValueError(f"{file} is not a readable CSV file: {error}") from error
+
+
+def _array(file: Path, content: bytes, key: str | None) -> tuple[Cells, Numbers]:
     kind = file.suffix.lower()
     with _parsing(file, "file of numbers"):
         array = np.load(io.BytesIO(content), allow_pickle=False)
@@ -332,18 +393,23 @@ def _read_array(
         with _parsing(file, "file of numbers"):
             array = array[key]
     place = file if key is None else f"{file}: array '{key}'"
-    if array.dtype.kind not in "fiub":
+    fields = array.dtype.names if array.ndim == 1 else None  # a structured array has names
+    if array.dtype.kind not in "fiub" and not fields:
         raise ValueError(f"{place} is not numeric: its type is {array.dtype}")
-    if array.ndim != 2:
+    if array.ndim != 2 and not fields:
         hint = "; reshape it to (N, 1) if it is one column" if array.ndim == 1 else ""
         raise ValueError(
             f"{place} must have two dimensions (rows, columns); its shape is {array.shape}{hint}"
         )
     if array.size == 0:
         raise ValueError(f"{place} is empty: its shape is {array.shape}")
-    names = [f"x{place}" for place in range(1, array.shape[1] + 1)]
-    kept = _select(file, columns, names)
-    return _table(place, array[:, kept].astype(np.float64), names, kept, False, {}, dtype)
+    if fields:
+        columns = [array[name] for name in fields]
+        cells = _Typed(place, list(fields), True, [column.dtype for column in columns])
+        return _typed(cells, lambda k: columns[k].astype(np.float64))
+    width = array.shape[1]
+    cells = _Typed(place, [""] * width, False, [array.dtype] * width)
+    return _typed(cells, lambda k: array[:, k].astype(np.float64))
 
 
 def _choose_array(file: Path, names: list[str], key: str | None) -> str:
@@ -357,63 +423,33 @@ def _choose_array(file: Path, names: list[str], key: str | None) -> str:
     return names[0] if key is None else key
 
 
-def _table(
-    place: object,
-    table: np.ndarray,
-    names: list[str],
-    kept: list[int],
-    named: bool,
-    left_out: dict[str, str],
-    dtype: torch.dtype,
-) -> Table:
-    """The kept columns, checked for NaN, infinities and what the dtype cannot hold."""
-    rows = torch.from_numpy(np.array(table)).to(dtype)
-    bad = (~rows.isfinite()).nonzero()
-    if len(bad):
-        row, column = bad[0].tolist()
-        value = table[row, column]
-        large = f"{value:g}, too large for {name_dtype(dtype)}"
-        kind = "NaN" if np.isnan(value) else "infinite" if np.isinf(value) else large
-        called = _called(names, kept[column], named)
-        raise ValueError(f"{place}: row {row + 1}, column {called}: the value is {kind}")
-    others = {name: "not chosen" for k, name in enumerate(names) if k not in kept}
-    return Table(rows, [names[k] for k in kept], named, {**others, **left_out})
+def _checked(
+    cells: Cells, numbers: np.ndarray, kept: Sequence[int], missing: bool, dtype: torch.dtype
+) -> Tensor:
+    """The rows, checked for missing values, infinities and what the dtype cannot hold."""
+    rows = torch.from_numpy(np.array(numbers)).to(dtype)
+    bad = (~(rows.isfinite() | rows.isnan() if missing else rows.isfinite())).nonzero()
+    if not len(bad):
+        return rows
+    row, column = bad[0].tolist()
+    value = numbers[row, column]
+    if np.isnan(value):
+        cell = cells.cell(row, kept[column])
+        plain = cell.strip("+-").lower()
+        what = f"'{cell}' is not a number" if cell else "the cell is empty"
+        what = "the value is NaN" if plain == "nan" else what
+        if cell.lower() in MISSING:
+            what += "; --drop-missing leaves such rows out"
+    elif np.isinf(value):
+        what = "the value is infinite"
+    else:
+        what = f"the value is {value:g}, too large for {name_dtype(dtype)}"
+    raise ValueError(f"{cells.file}: {_where(cells.line, row)}, column {cells.called(kept[column])}: {what}")
 
 
-def _select(file: Path, columns: str | None, names: list[str]) -> list[int]:
-    """Places of the chosen columns."""
-    kept = list(range(len(names))) if columns is None else []
-    for part in map(str.strip, columns.split(",") if columns is not None else ()):
-        first, dash, last = part.partition("-")
-        if part in names:
-            kept += [place for place, name in enumerate(names) if name == part]
-        elif part.isdigit():
-            kept.append(int(part) - 1)
-        elif dash and first.isdigit() and last.isdigit():
-            kept += range(int(first) - 1, int(last))
-        else:
-            raise ValueError(f"{file} has no column '{part}'; it has {_listed(names)}")
-    for place in kept:
-        if not 0 <= place < len(names):
-            raise ValueError(f"{file} has no column {place + 1}: it has {len(names)} columns")
-    if len(set(kept)) < len(kept) or not kept:
-        raise ValueError(f"--columns {columns}: every column may be named once")
-    called = [names[place] for place in kept]
-    for name in called:
-        if called.count(name) > 1:
-            places = ", ".join(str(place) for place, other in enumerate(names, 1) if other == name)
-            raise ValueError(
-                f"{file} has several columns '{name}' ({places}): choose by number with --columns"
-            )
-    return kept
-
-
-def _called(names: list[str], column: int, named: bool) -> str:
-    return f"'{names[column]}'" if named else str(column + 1)
-
-
-def _listed(words: Sequence[str]) -> str:
-    return ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
+def _where(line: Callable[[int], int | None], row: int) -> str:
+    number = line(row)
+    return f"row {row + 1}" + ("" if number is None else f" (line {number})")
 
 
 def _suffix(file: Path) -> str | None:

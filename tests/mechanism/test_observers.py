@@ -76,6 +76,7 @@ def test_training_is_the_same_to_the_bit(make):
             task,
             rows,
             validation=rows,
+            allow=("outliers",),
             steps=12,
             batch_size=64,
             lr=0.01,

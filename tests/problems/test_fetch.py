@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from convexlift.locks import owned
 from convexlift.problems.published import fetch as fetching
 from convexlift.problems.published.fetch import Download, check_address, fetch
 from convexlift.problems.published.tables import TextTable
@@ -246,3 +247,13 @@ def test_a_full_disk_leaves_nothing_and_is_named(server, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert names(tmp_path) == []
     assert fetch("power", tmp_path, archive=server.address)["rows.txt.gz"]["sha256"] == SHA
+
+
+def test_one_process_downloads_into_a_folder_at_a_time(server, tmp_path):
+    with owned(tmp_path), pytest.raises(BlockingIOError, match="is in use by another process: wait until"):
+        fetch("power", tmp_path, archive=server.address)
+    assert server.asked == [] and names(tmp_path) == []
+    first = fetch("power", tmp_path, archive=server.address)
+    assert names(tmp_path) == ["SOURCE.json", "rows.txt.gz"]
+    with owned(tmp_path):  # what is there needs no lock
+        assert fetch("power", tmp_path, archive=server.address) == first

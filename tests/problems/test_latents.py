@@ -113,7 +113,11 @@ def test_spread_makes_the_latents_normal():
     [
         (torch.zeros(64, 36), 2, "expected (N, h, w) images; got (64, 36)"),
         (torch.full((64, 6, 6), 2.0), 2, "grey values must lie in [0, 1]; got 2 to 2"),
-        (blobs(64) * torch.nan, 2, "images have NaN at row 0, column 0"),
+        (
+            blobs(64) * torch.nan,
+            2,
+            "images have NaN at row 0, column 0 (64 of 64 rows have NaN or infinities)",
+        ),
         (blobs(49), 2, "expected at least 50 training images; got 49"),
         (blobs(64), 0, "a latent dimension must be at least 1; got 0"),
     ],

@@ -123,7 +123,10 @@ GOOD = numpy.zeros((9, 21))
         ({"train": GOOD[:, :20], "test": GOOD}, "must have at least 2 rows and 21 columns; got (9, 20)"),
         ({"train": GOOD[:1], "test": GOOD}, "'train' must have at least 2 rows and 21 columns; got (1, 21)"),
         ({"train": GOOD.astype(str), "test": GOOD}, "'train' must be numeric; got <U32"),
-        ({"train": GOOD * numpy.nan, "test": GOOD}, "'train' rows have NaN at row 0, column 0"),
+        (
+            {"train": GOOD * numpy.nan, "test": GOOD},
+            "'train' rows have NaN at row 0, column 0 (9 of 9 rows have NaN or infinities)",
+        ),
     ],
 )
 def test_hepmass_refuses_other_layouts(tmp_path, arrays, message):

@@ -203,6 +203,12 @@ BAD = {
         b"h\nhello world\n",
         "a.txt, line 2: expected 19 numbers; got 'hello world'",
     ),
+    "underscores": (
+        "gas",
+        "a.txt",
+        b"h\n" + b"1_0 " * 19 + b"\n",
+        "a.txt, line 2: expected 19 numbers; got '1_0 1_0",
+    ),
     "few cells": ("gas", "a.txt", b"h\n1 2 3\n", "a.txt, line 2: expected 19 numbers; got '1 2 3'"),
     "NaN": ("gas", "a.txt", b"h\n" + b"1 " * 18 + b"nan\n", "a.txt, line 2: cell 19 is nan"),
     "few rows": ("gas", "a.txt", b"h\n" + b"1 " * 19 + b"\n", "a.txt has 1 usable rows; at least 100"),

@@ -109,9 +109,8 @@ def test_a_users_arm_may_have_any_name():
 
 def test_arm_names_are_checked():
     assert check_arms(["lift", "lift", SCATTERED]) == ("lift", SCATTERED)
-    with pytest.raises(
-        ValueError, match=r"^unknown arm 'lfit'; known: projected, softplus, .*, softplus-multiplied$"
-    ):
+    known = "projected, softplus, .*, softplus-multiplied"
+    with pytest.raises(ValueError, match=rf"^unknown arm 'lfit'; known: {known}; did you mean 'lift'\?$"):
         check_arms(["lfit"])
     with pytest.raises(ValueError, match="^no arms to compare; known: mine$"):
         check_arms([], {"mine": ARMS["lift"]})

@@ -307,3 +307,19 @@ def test_own_by_name_is_loaded():
 
 def test_selection_seeds_are_not_evaluation_seeds():
     assert SELECTION_SEED > 100
+
+
+def test_how_long_it_takes_is_told_before_the_first_cell(tmp_path):
+    told = []
+    compared(
+        "gumbel",
+        arms=["softplus", "lift"],
+        budget=GUMBEL,
+        out=tmp_path,
+        jobs=1,
+        progress=lambda event: told.append(event.left),
+        forecast=lambda seconds: told.append(("in all", seconds)),
+    )
+    first, *left = told
+    assert first[0] == "in all" and 0 < first[1] < 600
+    assert all(seconds >= 0 for seconds in left) and left[-1] == 0

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import pytest
 
 from convexlift.cli.main import main
 from convexlift.cli.train import Density, Flow
+from convexlift.defaults import DENSITY, FLOW
+from convexlift.locks import owned
 from convexlift.study import Budget
 from convexlift.study import demonstration as demo
+from convexlift.study.outcomes import Outcomes, Pace
 from convexlift.study.report import demo_words as words
 from convexlift.study.report.chart_parts import styles
 from convexlift.study.report.demo_page import WAYS, demo_page
@@ -25,11 +29,13 @@ TINY = {"laplace": Budget("tiny", 4, 32, (0.001,), 1, 1, extensions=0, architect
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[demo.Progress]]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[Any]]:
     """A demonstration of four steps and one seed: its folder, its result and how its progress was told."""
-    told: list[demo.Progress] = []
+    told: list[Any] = []
     folder = tmp_path_factory.mktemp("demo")
-    result = demo.demonstrate(folder, seeds=1, seed=7, jobs=1, budgets=TINY, progress=told.append)
+    result = demo.demonstrate(
+        folder, seeds=1, seed=7, jobs=1, budgets=TINY, progress=told.append, forecast=told.append
+    )
     return folder, result, told
 
 
@@ -80,10 +86,13 @@ ONE_SEED = {name: values[:1] for name, values in AHEAD.items()}
 def test_the_rates_are_those_of_train_and_of_the_measured_recipe() -> None:
     recipe = json.loads((Path(__file__).parents[2] / "results" / "recipe.json").read_text())["ranked"]
     best = {task: {found["arm"]: found["lr"] for found in recipe[task]} for task in ("flow", "density")}
-    for task, command in (("flow", Flow), ("density", Density)):
+    for task, command, ours in (("flow", Flow, FLOW), ("density", Density, DENSITY)):
         rates = demo.RATES[task]
         assert set(rates) == set(demo.WAYS) == set(WAYS)
         assert rates["squared"] == rates["softplus"] == rates["lift"] == command.lr == best[task]["squared"]
+        assert (
+            command.lr == ours.lr and ours.source == "squared" and "unless told otherwise" in WAYS["squared"]
+        )
         assert rates["lift-reference"] == 0.001
     assert demo.RATES["flow"]["projected"] == best["flow"]["projected"]
     assert demo.RATES["density"]["projected"] == best["density"]["projected"]
@@ -109,9 +118,11 @@ def test_every_way_is_trained_at_both_rates_checked_and_drawn(made) -> None:
 
 def test_time_left_is_told_before_the_first_run_and_goes_to_zero(made) -> None:
     _, _, told = made
-    assert [at.done for at in told] == list(range(10)) and {at.total for at in told} == {9}
-    assert told[0].seconds_left > 0 and told[-1].seconds_left == 0
-    assert told[0].message == "laplace: starting" and "test " in told[-1].message
+    in_all, *runs = told
+    assert 0 < in_all < 600 and runs[-1].left == 0
+    assert [at.done for at in runs] == list(range(1, 10)) and {at.total for at in runs} == {9}
+    assert {at.phase for at in runs} == {"laplace"} and all("test " in at.message for at in runs)
+    assert {at.arm for at in runs} == {f"laplace: {way}" for way in demo.WAYS}
 
 
 def test_finished_runs_are_kept(made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,13 +133,34 @@ def test_finished_runs_are_kept(made, monkeypatch: pytest.MonkeyPatch) -> None:
         assert arm["test"] == result["parts"][0]["arms"][name]["test"]
 
 
-def test_the_pace_starts_as_expected_and_follows_what_runs_took() -> None:
+class TwoAtATime:
+    """Workers whose runs all take six seconds."""
+
+    jobs = 2
+
+    def run(self, cells: list[demo.Cell]) -> Iterator[tuple[demo.Cell, dict[str, Any]]]:
+        for cell in cells:
+            yield cell, {"status": "finished", "seconds": 6.0, "test": 1.0}
+
+
+def test_time_left_counts_the_problems_to_come_at_the_pace_of_the_finished_runs() -> None:
     cells = [demo.Cell("lift", 0.001, seed, 10) for seed in range(10)]
-    pace = demo._Pace({("toy", cell): 2.0 for cell in cells}, jobs=2)
-    assert pace.left() == pytest.approx(10.0)
-    for cell in cells[:5]:
-        pace.finished("toy", cell, 6.0)
-    assert 10.0 < pace.left() < 15.0
+    workers: Any = TwoAtATime()
+    pace, told = Pace(), list[Any]()
+    now, later = (
+        Outcomes(workers, None, step_seconds={"lift": 0.2}, ahead=list(cells), pace=pace) for _ in range(2)
+    )
+    assert demo._left([now, later]) == pytest.approx(1.5 * 2 * 10 * 2 / 2)  # runs take more than their steps
+    demo._tell([now, later], told.append)
+    now.ahead = []
+    now.run("toy", cells)
+    assert [event.left for event in told] == pytest.approx([6 * left / 2 for left in range(19, 9, -1)])
+    assert [(event.done, event.total) for event in told] == [(k, 20) for k in range(1, 11)]
+
+
+def test_a_folder_has_one_demonstration_at_a_time(tmp_path: Path) -> None:
+    with owned(tmp_path), pytest.raises(BlockingIOError, match="is in use by another process"):
+        demo.demonstrate(tmp_path, seeds=1, jobs=1, budgets=TINY)
 
 
 def test_seeds_begin_where_they_are_told_to() -> None:
@@ -244,7 +276,9 @@ def test_the_command_tells_and_leaves_a_page(
 
     def demonstrate(out: Path, **options: Any) -> dict[str, Any]:
         asked.update(options)
-        for at in made[2]:
+        in_all, *runs = made[2]
+        options["forecast"](in_all)
+        for at in runs:
             options["progress"](at)
         return made[1]
 
@@ -254,7 +288,8 @@ def test_the_command_tells_and_leaves_a_page(
     told = capsys.readouterr()
     assert (asked["seeds"], asked["seed"], asked["jobs"], asked["resume"]) == (1, 7, 1, True)
     assert asked["command"] == f"convexlift demo --seeds 1 --seed 7 --out {out}"
-    assert "[0/9] laplace: starting; about" in told.err and "[9/9]" in told.err
+    assert re.search(r"^about 0:\d\d:\d\d in all$", told.err, re.MULTILINE)
+    assert re.search(r"^\[9/9\] laplace: .*; about 0:00:00 left$", told.err, re.MULTILINE)
     assert "trained by" in told.out and "one seed gives no verdict" in told.out
     assert f"page: {out / 'demo.html'}" in told.out
     last = told.out.rstrip().splitlines()

@@ -371,8 +371,8 @@ def test_a_density_from_a_file_says_how_to_train_it_again(tmp_path):
 def test_a_failed_start_leaves_nothing_behind():
     density = LogConcaveDensity(Lift(net(3)))
     x = correlated(50, 3)
-    with pytest.raises(TypeError, match="^expected float32 samples; got float64$"):
-        density.initialise(x)
+    with pytest.raises(TypeError, match="^expected floating-point samples; got int64$"):
+        density.initialise(x.long())
     with pytest.raises(TypeError, match="^expected a tensor of samples; got ndarray$"):
         density.initialise(x.numpy())
     assert not bool(density.standardiser.fitted)

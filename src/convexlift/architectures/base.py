@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convexlift.ambient import new_dtype
 from convexlift.architectures.potential import Block, Calculus, Potential
 from convexlift.calculus import activations
 from convexlift.calculus.activations import Activation
+from convexlift.checks import check_count
 
 P = TypeVar("P")
 
@@ -71,18 +73,16 @@ class Architecture(Block, Generic[P]):
         learn_strong_convexity: bool = True,
     ) -> None:
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"dim must be at least 1; got {dim}")
         if not (strong_convexity >= 0 and math.isfinite(strong_convexity)):
             raise ValueError(f"strong_convexity must be >= 0; got {strong_convexity}")
-        self.dim = int(dim)
+        self.dim = check_count("dim", dim)
         self.activation = activations.activation(activation, sharpness)
         self.strong_convexity = float(strong_convexity)
-        self.learn_strong_convexity = learn_strong_convexity and strong_convexity > 0
+        self.learn_strong_convexity = bool(learn_strong_convexity) and self.strong_convexity > 0
 
     def own_strong_convexity(self) -> None:
         """Make alpha a parameter, or a buffer where it is held; the last that a constructor registers."""
-        dtype = torch.get_default_dtype()
+        dtype = new_dtype()
         if self.learn_strong_convexity:
             raw = math.log(math.expm1(self.strong_convexity))
             self.raw_alpha = nn.Parameter(torch.tensor(raw, dtype=dtype))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from convexlift.architectures.base import Architecture
 from convexlift.architectures.potential import Calculus, Potential
 from convexlift.calculus import activations, convolution
 from convexlift.calculus.convolution import ConvLayers
+from convexlift.checks import plain
+from convexlift.seeds import generator_on
 
 # Rows of the standard normal sample on which "principled" calibrates a new network.
 _CALIBRATION_ROWS = 256
@@ -118,15 +120,15 @@ class ConvICNN(Architecture[Potential]):
         if pooling not in _POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}; known: {', '.join(_POOLINGS)}")
         initial.check_identity(init, self)
-        self.kernel, self.pooling, self.skip = int(kernel), pooling, skip
+        self.kernel, self.pooling, self.skip = int(kernel), pooling, bool(skip)
 
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        generator = generator_on(seed=seed)
         self.inner, self.outer, self.skips, self.biases, self.linear = initial.parameters(
             self._initial(init, generator)
         )
         self.own_strong_convexity()
         if init == "principled":
-            sample = torch.randn(_CALIBRATION_ROWS, self.dim, generator=generator, dtype=torch.float64)
+            sample = initial.normal(_CALIBRATION_ROWS, self.dim, generator)
             self.calibrate(sample.to(self.outer))
 
     @property
@@ -230,7 +232,8 @@ def _shape(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _strides(strides: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    given = initial.positive_sizes("strides", (strides,) * depth if isinstance(strides, int) else strides)
+    one: Any = plain(strides)
+    given = initial.positive_sizes("strides", (one,) * depth if isinstance(one, int) else one)
     if len(given) != depth:
         raise ValueError(f"expected {depth} strides, one for each hidden layer; got {len(given)}")
     return given

@@ -14,6 +14,7 @@ from convexlift.architectures.base import Architecture
 from convexlift.architectures.potential import Calculus, Potential
 from convexlift.calculus import activations, derivatives, estimation, logdet
 from convexlift.calculus.derivatives import Layers
+from convexlift.seeds import generator_on
 
 # Rows of the standard normal sample on which "principled" calibrates a new network.
 _CALIBRATION_ROWS = 4096
@@ -89,22 +90,23 @@ class ICNN(Architecture[Potential]):
         )
         self.hidden = initial.positive_sizes("hidden", hidden, "widths")
         initial.check_identity(init, self)
+        quadratic_rank = int(quadratic_rank)
         if quadratic_rank < 0:
             raise ValueError(f"quadratic_rank must be >= 0; got {quadratic_rank}")
-        self.skip = skip
+        self.skip = bool(skip)
         self.quadratic_rank = quadratic_rank
 
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        generator = generator_on(seed=seed)
         self.inner, self.outer, self.skips, self.biases, self.linear = initial.parameters(
             initial.initial_tensors(init, self.dim, self.hidden, skip, generator)
         )
         self.root = None
         if quadratic_rank:
-            root = torch.randn(quadratic_rank, self.dim, generator=generator, dtype=torch.float64)
+            root = initial.normal(quadratic_rank, self.dim, generator)
             self.root = nn.Parameter((root * 0.1 / math.sqrt(quadratic_rank)).to(self.outer))
         self.own_strong_convexity()
         if init == "principled":
-            sample = torch.randn(_CALIBRATION_ROWS, self.dim, generator=generator, dtype=torch.float64)
+            sample = initial.normal(_CALIBRATION_ROWS, self.dim, generator)
             self.calibrate(sample.to(self.outer))
 
     @property

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import new_dtype
 from convexlift.architectures.base import Architecture
-from convexlift.checks import check_finite, check_samples
+from convexlift.checks import check_finite, check_samples, plain
 
 Draw = Callable[[int, int], Tensor]
 
@@ -54,12 +55,17 @@ def parameters(
     drawn: Mapping[str, Tensor],
 ) -> tuple[nn.ParameterList, nn.Parameter, nn.ParameterList, nn.ParameterList, nn.Parameter | None]:
     """The drawn tensors as parameters of the default dtype: inner, outer, skips, biases and linear."""
-    made = {name: nn.Parameter(t.to(torch.get_default_dtype())) for name, t in drawn.items()}
+    made = {name: nn.Parameter(t.to(torch.get_default_device(), new_dtype())) for name, t in drawn.items()}
     inner, skips, biases = (
         nn.ParameterList([p for name, p in made.items() if name.startswith(kind)])
         for kind in ("inner.", "skips.", "biases.")
     )
     return inner, made["outer"], skips, biases, made.get("linear")
+
+
+def normal(rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
+    """Standard normal draws in float64, (rows, columns), on the CPU whatever torch's defaults are."""
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64, device="cpu")
 
 
 def positive_sizes(name: str, sizes: Sequence[int], kind: str = "numbers") -> tuple[int, ...]:
@@ -70,10 +76,10 @@ def positive_sizes(name: str, sizes: Sequence[int], kind: str = "numbers") -> tu
     ...
     ValueError: hidden must be a non-empty sequence of positive numbers; got (8, 0)
     """
-    whole = tuple(int(size) for size in sizes)
-    if not whole or min(whole) < 1:
+    whole = [plain(size) for size in sizes]
+    if not whole or not all(isinstance(size, int) and size >= 1 for size in whole):
         raise ValueError(f"{name} must be a non-empty sequence of positive {kind}; got {tuple(sizes)}")
-    return whole
+    return tuple(map(int, whole))
 
 
 def check_identity(init: str, network: Architecture[Any]) -> None:
@@ -122,14 +128,13 @@ def _tensors(
         out[f"biases.{level}"] = free(width, dim)[:, 0].clone()
     out["outer"] = positive(1, hidden[-1])[0] * last
     if skip:
-        out["linear"] = torch.zeros(dim, dtype=torch.float64)
+        out["linear"] = torch.zeros(dim, dtype=torch.float64, device="cpu")
     return out
 
 
 def _folded_normal(generator: torch.Generator | None) -> Draw:
     def draw(m: int, n: int) -> Tensor:
-        normal = torch.randn(m, n, generator=generator, dtype=torch.float64)
-        return normal.abs() * math.sqrt(math.pi / (2 * n))
+        return normal(m, n, generator).abs() * math.sqrt(math.pi / (2 * n))
 
     return draw
 
@@ -141,15 +146,14 @@ def _xavier(uniform: Draw) -> Draw:
 def _principled(
     dim: int, hidden: Sequence[int], skip: bool, generator: torch.Generator | None
 ) -> dict[str, Tensor]:
-    def normal(m: int, n: int) -> Tensor:
-        return torch.randn(m, n, generator=generator, dtype=torch.float64)
-
     def positive(m: int, n: int) -> Tensor:
         mean, variance, _ = principled_moments(n)
         log_variance = math.log1p(variance / mean**2)
-        return torch.exp(math.log(mean) - log_variance / 2 + math.sqrt(log_variance) * normal(m, n))
+        return torch.exp(
+            math.log(mean) - log_variance / 2 + math.sqrt(log_variance) * normal(m, n, generator)
+        )
 
-    out = _tensors(dim, hidden, skip, positive, lambda m, n: normal(m, n) / math.sqrt(n))
+    out = _tensors(dim, hidden, skip, positive, lambda m, n: normal(m, n, generator) / math.sqrt(n))
     for level in range(len(hidden)):
         bias = 0.0 if level == 0 else principled_moments(hidden[level - 1])[2]
         out[f"biases.{level}"].fill_(bias)
@@ -157,4 +161,4 @@ def _principled(
 
 
 def _uniform(generator: torch.Generator | None) -> Draw:
-    return lambda m, n: torch.rand(m, n, generator=generator, dtype=torch.float64)
+    return lambda m, n: torch.rand(m, n, generator=generator, dtype=torch.float64, device="cpu")

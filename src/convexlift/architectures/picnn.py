@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from convexlift.architectures.base import Architecture
 from convexlift.architectures.icnn import ICNN
+from convexlift.architectures.initial import normal
 from convexlift.architectures.potential import Bound, Calculus, Potential
 from convexlift.calculus import newton, partial
 from convexlift.calculus.newton import Solution
 from convexlift.calculus.partial import PartialLayers
 from convexlift.checks import check_samples
+from convexlift.seeds import generator_on
 
 # softplus(_UNIT_GATE) = 1: a gate with a zero matrix is one.
 _UNIT_GATE = math.log(math.e - 1)
@@ -100,12 +102,12 @@ class PICNN(Architecture["PartialPotential"]):
         self.context_dim = int(context_dim)
         self.context_hidden = tuple(int(width) for width in context_hidden)
 
-        generator = None if seed is None else torch.Generator().manual_seed(seed + 1)
+        generator = generator_on(seed=None if seed is None else seed + 1)
         like = self.convex.outer
 
         def draw(rows: int, columns: int, scale: float = 1.0) -> nn.Parameter:
-            normal = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
-            return nn.Parameter((normal * scale / math.sqrt(columns)).to(like))
+            drawn = normal(rows, columns, generator) * scale / math.sqrt(columns)
+            return nn.Parameter(drawn.to(like))
 
         widths = (self.context_dim, *self.context_hidden)
         self.context_weights = nn.ParameterList(

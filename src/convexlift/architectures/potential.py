@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guard_methods
 from convexlift.calculus import estimation, newton
 from convexlift.calculus.activations import Activation
 from convexlift.calculus.estimation import LogdetEstimate, Operator, Reference
 from convexlift.calculus.newton import Solution
 from convexlift.checks import check_samples
+from convexlift.seeds import generator_on
 
 if TYPE_CHECKING:
     from convexlift.architectures.base import Architecture
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 class Block(nn.Module):
     """What emits potentials: an architecture or a weight source of one. Tasks tell it how training goes."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        guard_methods(cls)
 
     def initialise(self, x: Tensor) -> None:
         """Data-dependent start, called once with training points as the block will see them."""
@@ -95,6 +101,10 @@ class Bound:
 
     architecture: Architecture[Any]
     tensors: Mapping[str, Tensor]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        guard_methods(cls)
 
     @property
     def dim(self) -> int:
@@ -186,7 +196,7 @@ class Potential(Bound):
                 without bias.
             probes: of an estimate; 16 with a seed, 1 without.
             seed: of the probes, which all rows share: a fixed function of x. None draws other probes for each
-                row from torch's global generator, as training does: then errors average out over rows.
+                row, as training does: then errors average out over rows.
 
         Raises:
             ValueError: alpha is zero; an unknown method; an architecture that cannot be estimated.
@@ -294,8 +304,9 @@ class Potential(Bound):
         if count < 1:
             raise ValueError(f"an estimate needs at least 1 probe; got {count}")
         if seed is None:
-            return estimation.orthogonal_probes(count, self.dim, len(x), like=x)
-        generator = torch.Generator(x.device).manual_seed(seed)
+            own = generator_on(x.device)
+            return estimation.orthogonal_probes(count, self.dim, len(x), generator=own, like=x)
+        generator = generator_on(x.device, seed)
         return estimation.orthogonal_probes(count, self.dim, 1, generator=generator, like=x).expand(
             count, len(x), self.dim
         )

@@ -103,7 +103,7 @@ class Activation:
 
     def _check(self) -> None:
         # Offset from zero, so that a kink there (ReLU) is not sampled.
-        u = (torch.linspace(-20.0, 20.0, 2003, dtype=torch.float64) + 1e-3).requires_grad_(True)
+        u = (torch.linspace(-20.0, 20.0, 2003, dtype=torch.float64, device="cpu") + 1e-3).requires_grad_(True)
         value, slope = self._sample("value", self.value, u), self._sample("slope", self.slope, u)
         self._refuse("non-decreasing", "slope", slope.detach(), u.detach())
         exact = _derivative(value, u)
@@ -248,7 +248,7 @@ def activation(choice: str | Activation, sharpness: float | None = None) -> Acti
     """
     if isinstance(choice, Activation):
         return choice
-    sharp = {} if sharpness is None else {"sharpness": sharpness}
+    sharp = {} if sharpness is None else {"sharpness": float(sharpness)}
     if choice == "softplus":
         return softplus(**sharp)
     if choice == "smooth_squared_relu":

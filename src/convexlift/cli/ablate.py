@@ -9,6 +9,9 @@ from typing import Annotated, final
 import typer
 
 from convexlift.cli.compare import Comparing, check_folder, command, going_on_from, shown
+from convexlift.cli.errors import load_torch
+from convexlift.cli.options import one_argument_of, one_of
+from convexlift.cli.outputs import check_writable
 from convexlift.files import write_whole
 from convexlift.names import check_name
 from convexlift.problems.catalogue import NAMES, check_problem
@@ -29,9 +32,9 @@ class Ablate(Comparing):
       convexlift ablate collider --optimizer sgd --budget standard --out results/ablate-collider-sgd
     """
 
-    problem: Annotated[str, typer.Argument(help=f"One of: {', '.join(NAMES)}.")]
-    optimizer: Annotated[str, typer.Option(help="adam, or sgd (momentum 0.9).")] = "adam"
-    budget: Annotated[str, typer.Option(help="quick (minutes), standard or full.")] = "quick"
+    problem: Annotated[str, one_argument_of(NAMES, f"One of: {', '.join(NAMES)}.")]
+    optimizer: Annotated[str, one_of(OPTIMIZERS, "adam, or sgd (momentum 0.9).")] = "adam"
+    budget: Annotated[str, one_of(BUDGETS["flow"], "quick (minutes), standard or full.")] = "quick"
     steps: Annotated[int | None, typer.Option(min=2, help="Steps of a run, in place of the budget's.")] = None
     out: Annotated[
         Path | None, typer.Option(help="Folder of the ablation. [default: runs/ablate-PROBLEM-OPTIMIZER]")
@@ -45,9 +48,12 @@ class Ablate(Comparing):
         check_folder(folder, self.problem, None)
         options = self.told("optimizer", "budget", "rates", "seeds", "steps", "data")
 
+        load_torch()
         from convexlift.study.ablation import ablate, effects_text
-        from convexlift.study.report.page import write_report
+        from convexlift.study.report.page import check_installed, write_report
 
+        check_installed()
+        check_writable(folder)
         with going_on_from(folder), shown() as show:
             result = ablate(
                 self.problem,
@@ -55,7 +61,8 @@ class Ablate(Comparing):
                 **self.told("jobs", "resume"),
                 out=folder,
                 command=command(["ablate", self.problem], options),
-                progress=show,
+                progress=show.progress,
+                forecast=show.forecast,
             ).result
         text = effects_text(result)
         write_whole(folder / "effects.md", text.encode())

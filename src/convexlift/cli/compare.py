@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 
+from convexlift.cli.errors import Interrupted, load_torch
+from convexlift.cli.options import one_argument_of, one_of
+from convexlift.cli.outputs import check_writable
 from convexlift.names import CONTROLS, DEFAULT_ARMS, OBJECTIVES, SOURCES, check_name
 from convexlift.problems.catalogue import DENSITIES, FROM_FILES, NAMES, check_problem
 from convexlift.study.protocol import BUDGETS
@@ -65,18 +71,19 @@ class Compare(Comparing):
 
     problem: Annotated[
         str | None,
-        typer.Argument(
-            help=f"One of: {', '.join(NAMES)}; or {GALLERY}, the {len(DENSITIES)} densities of one dimension "
-            "one after the other. [default: digits21]"
+        one_argument_of(
+            (*NAMES, GALLERY),
+            f"One of: {', '.join(NAMES)}; or {GALLERY}, the {len(DENSITIES)} densities of one dimension "
+            "one after the other. [default: digits21]",
         ),
     ] = None
     arms: Annotated[
         str | None,
-        typer.Option(help=f"Ways of training, of: {', '.join(SOURCES)}. [default: {' '.join(DEFAULT_ARMS)}]"),
+        one_of(SOURCES, f"Ways of training, of: {', '.join(SOURCES)}. [default: {' '.join(DEFAULT_ARMS)}]"),
     ] = None
-    budget: Annotated[str, typer.Option(help="quick (minutes), standard, full, or for densities paper.")] = (
-        "quick"
-    )
+    budget: Annotated[
+        str, one_of(BUDGETS["density"], "quick (minutes), standard, full, or for densities paper.")
+    ] = "quick"
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, ...")] = "cpu"
     out: Annotated[Path | None, typer.Option(help="Folder of the comparison. [default: runs/PROBLEM]")] = None
     own: Annotated[
@@ -88,10 +95,10 @@ class Compare(Comparing):
     ] = None
     task: Annotated[
         str | None,
-        typer.Option(help="density: fit one log-concave density to the rows of a problem of flows."),
+        one_of(("density",), "density: fit one log-concave density to the rows of a problem of flows."),
     ] = None
     objective: Annotated[
-        str, typer.Option(help=f"What densities are trained by: {', '.join(OBJECTIVES)}.")
+        str, one_of(OBJECTIVES, f"What densities are trained by: {', '.join(OBJECTIVES)}.")
     ] = "mle"
 
     def __call__(self) -> None:
@@ -113,10 +120,14 @@ class Compare(Comparing):
         options = self.told("arms", "rates", "seeds", "budget", "task", "objective", "data", "fixed_rate")
         said = {**options, "objective": None} if self.objective == "mle" else options
 
+        load_torch()
         from convexlift.study.comparison import compare
         from convexlift.study.report.answers import verdicts
-        from convexlift.study.report.page import write_report
+        from convexlift.study.report.page import check_installed, write_report
 
+        check_installed()
+        for place in places.values():
+            check_writable(place)
         results = []
         for target, place in places.items():
             words = ["compare", *(["--own", self.own] if self.own else [str(target)])]
@@ -127,7 +138,8 @@ class Compare(Comparing):
                     **self.told("own", "jobs", "device", "resume"),
                     out=place,
                     command=command(words, said),
-                    progress=show,
+                    progress=show.progress,
+                    forecast=show.forecast,
                 ).result
             typer.echo(f"{summary(result)}\n\n{verdicts(result)[0][1]}")
             results.append(result)
@@ -147,7 +159,9 @@ class Report:
       convexlift report results/* --out all.html
     """
 
-    folders: Annotated[list[Path], typer.Argument(help="Folders of comparisons, or their result.json.")]
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER", help="Folders of comparisons, or their result.json.")
+    ]
     out: Annotated[Path | None, typer.Option(help="The page. [default: report.html, in a lone folder]")] = (
         None
     )
@@ -220,18 +234,17 @@ def going_on_from(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted; {folder} keeps every finished run: the same command goes on from there", err=True
-        )
-        raise typer.Exit(130) from None
+        kept = f"{folder} keeps every finished run: the same command goes on from there"
+        raise Interrupted(f"interrupted; {kept}") from None
 
 
 def summary(result: dict[str, Any]) -> str:
     """The table of a comparison as aligned text."""
     from convexlift.study.ranking import complete, difference, ranking, reference_arm
-    from convexlift.study.report.numbers import interval_text, score_text, short
+    from convexlift.study.report.numbers import interval_text, score_texts, short
 
     base, order = reference_arm(result), ranking(result)
+    tests = score_texts({name: arm["test"] for name, arm in result["arms"].items()})
     rows = [("arm", "test ± s.e.", f"minus {base} (95 %)", "rate", "ms/step", "parameters")]
     for name in complete(result):
         arm = result["arms"][name]
@@ -239,7 +252,7 @@ def summary(result: dict[str, Any]) -> str:
         rows.append(
             (
                 name,
-                score_text(arm["test"]),
+                tests[name],
                 interval_text(found) if found else "–",
                 "–" if arm["lr"] is None else f"{arm['lr']:g}",
                 short(arm["ms_per_step"], 3),
@@ -252,49 +265,93 @@ def summary(result: dict[str, Any]) -> str:
     return f"{result['problem']}: {result['metric']} of frozen models on test rows\n" + "\n".join(lines)
 
 
+@final
+@dataclass(frozen=True)
+class Showing:
+    """What `convexlift.study` calls to have its progress shown."""
+
+    progress: Callable[[Event], None]
+    forecast: Callable[[float], None]
+
+
 @contextmanager
-def shown() -> Iterator[Callable[[Event], None]]:
+def shown() -> Iterator[Showing]:
     """Show how far a comparison is: live on a terminal, else a line for every run."""
     from rich.console import Console, Group
     from rich.live import Live
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+    from rich.text import Text
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda event: console.print(
-            f"[{event.done}/{event.total}] {event.phase}: {event.message}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        line = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+
+        def told(event: Event) -> None:
+            left = "" if event.left is None else f"; about {timedelta(seconds=round(event.left))} left"
+            line(f"[{event.done}/{event.total}] {event.phase}: {event.message}{left}")
+
+        yield Showing(told, lambda seconds: line(f"about {timedelta(seconds=round(seconds))} in all"))
         return
-    done = TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn()
-    left = TextColumn("runs, about"), TimeRemainingColumn(), TextColumn("left")
-    bar = Progress(*done, *left, console=console)
+    ends: list[float] = []  # when the comparison may end, by what is known so far
+
+    @final
+    class Left(ProgressColumn):
+        def render(self, _: object) -> Text:
+            seconds = round(max(ends[-1] - time.monotonic(), 0)) if ends else None
+            return Text("runs" if seconds is None else f"runs, about {timedelta(seconds=seconds)} left")
+
+    bar = Progress(
+        TextColumn("{task.description:<11}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Left(),
+        console=console,
+    )
     task = bar.add_task("selection", total=None)
-    losses: dict[str, dict[float, list[float]]] = {}
+    standing = Standing()
     with Live(Group(bar), console=console, refresh_per_second=4) as live:
 
+        def forecast(seconds: float) -> None:
+            ends.append(time.monotonic() + seconds)
+
         def show(event: Event) -> None:
-            if event.phase != bar.tasks[task].description:
-                losses.clear()
+            if event.left is not None:
+                forecast(event.left)
             bar.update(task, description=event.phase, completed=event.done, total=event.total)
-            loss = math.inf if event.loss is None else event.loss
-            losses.setdefault(event.arm, {}).setdefault(event.lr, []).append(loss)
-            live.update(Group(bar, _standing(losses)))
+            standing.note(event)
+            live.update(Group(bar, standing.table()))
 
-        yield show
+        yield Showing(show, forecast)
 
 
-def _standing(losses: dict[str, dict[float, list[float]]]) -> Table:
-    """The best mean loss of every arm so far, from its losses by rate."""
-    from rich.table import Table
+@final
+class Standing:
+    """The lowest loss of every arm in a single run so far, on validation and on test: neither ever rises."""
 
-    table = Table(box=None, padding=(0, 2))
-    for title in ("arm", "best so far", "at rate", "runs"):
-        table.add_column(title, justify="left" if title == "arm" else "right")
-    for arm, by_rate in losses.items():
-        mean, best = min((sum(found) / len(found), lr) for lr, found in by_rate.items())
-        runs = sum(map(len, by_rate.values()))
-        table.add_row(arm, f"{mean:.4f}" if math.isfinite(mean) else "diverged", f"{best:g}", str(runs))
-    return table
+    def __init__(self) -> None:
+        self.runs: dict[str, int] = {}
+        self.lowest: dict[tuple[str, str], tuple[float, float]] = {}  # of arm and split: loss, rate
+
+    def note(self, event: Event) -> None:
+        """Take notice of a run."""
+        self.runs[event.arm] = self.runs.get(event.arm, 0) + 1
+        place = event.arm, "validation" if event.phase == "selection" else "test"
+        loss = math.inf if event.loss is None else event.loss
+        self.lowest[place] = min(self.lowest.get(place, (math.inf, event.lr)), (loss, event.lr))
+
+    def table(self) -> Table:
+        """A row for each arm."""
+        from rich.table import Table
+
+        table = Table(box=None, padding=(0, 2))
+        for title in ("arm", "lowest validation", "lowest test", "runs"):
+            table.add_column(title, justify="left" if title == "arm" else "right")
+        for arm, runs in self.runs.items():
+            table.add_row(arm, self._told(arm, "validation"), self._told(arm, "test"), str(runs))
+        return table
+
+    def _told(self, arm: str, split: str) -> str:
+        if (arm, split) not in self.lowest:
+            return "–"
+        loss, rate = self.lowest[arm, split]
+        return f"{loss:.4f} at {rate:g}" if math.isfinite(loss) else "diverged"

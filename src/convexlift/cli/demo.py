@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import Annotated, Any, final
 
 import typer
 
-from convexlift.cli.compare import command, going_on_from
-
-if TYPE_CHECKING:
-    from rich.progress import Task
-    from rich.text import Text
-
-    from convexlift.study.demonstration import Progress
+from convexlift.cli.compare import command, going_on_from, shown
+from convexlift.cli.errors import load_torch
+from convexlift.cli.outputs import check_writable
 
 
 @final
@@ -43,8 +36,13 @@ class Demo:
     resume: Annotated[bool, typer.Option(help="Use the finished runs in the folder.")] = True
 
     def __call__(self) -> None:
+        check_writable(self.out)
         _check_folder(self.out)
         typer.echo("timing a few steps first, which tells how long the rest takes", err=True)
+        load_torch()
+        from convexlift.study.report.page import check_installed
+
+        check_installed()
         from convexlift.study.demonstration import demonstrate
         from convexlift.study.report.demo_page import COMMANDS, write_demo
         from convexlift.study.report.demo_words import headline, text_table
@@ -57,7 +55,8 @@ class Demo:
                 jobs=self.jobs,
                 resume=self.resume,
                 command=command(["demo"], {**asked, "out": self.out}),
-                progress=show,
+                progress=show.progress,
+                forecast=show.forecast,
             )
         page = write_demo(result, self.out / "demo.html")
         for part in result["parts"]:
@@ -79,43 +78,3 @@ def _check_folder(folder: Path) -> None:
         kind = None
     if kind != "demonstration":
         raise FileExistsError(f"{folder} holds the result of something else; choose another --out")
-
-
-@contextmanager
-def shown() -> Iterator[Callable[[Progress], None]]:
-    """Show how far the runs are and how long they will take: live on a terminal, else a line for each."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
-    from rich.progress import Progress as Bar
-    from rich.text import Text
-
-    from convexlift.study.report.numbers import duration
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda at: console.print(
-            f"[{at.done}/{at.total}] {at.message}; about {duration(at.seconds_left)} left",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-        return
-    ends = [time.monotonic()]
-
-    @final
-    class Left(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"about {duration(max(ends[0] - time.monotonic(), 1.0))} left")
-
-    with Bar(
-        BarColumn(), MofNCompleteColumn(), Left(), TextColumn("{task.description}"), console=console
-    ) as bar:
-        task: Any = None
-
-        def show(at: Progress) -> None:
-            nonlocal task
-            ends[0] = time.monotonic() + at.seconds_left
-            task = bar.add_task("", total=at.total) if task is None else task
-            bar.update(task, completed=at.done, description=at.message)
-
-        yield show

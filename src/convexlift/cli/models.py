@@ -1,18 +1,28 @@
-"""``convexlift evaluate``, ``sample`` and ``transform``: what a trained run is for."""
+"""``convexlift evaluate``, ``sample``, ``transform`` and ``predict``: what a trained run is for."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 
 import convexlift as cl
+from convexlift.cli.errors import load_torch
 from convexlift.cli.options import Reading
 from convexlift.cli.outputs import check_output_file
+from convexlift.cli.screening import without_missing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from convexlift.table_files import Table
 
 # Rows scored at a time, so that a large table fits.
 _CHUNK = 4096
@@ -30,35 +40,95 @@ class _Output:
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Rows(Reading):
+    """A table for a trained model, whose columns are found by the names that the model knows."""
+
+    run: Run
+
+    def read(self, model: Any, target: str | None = None) -> Table:
+        """The table with the columns of the model in its order, the target last if there is one.
+
+        What was done for that goes to stderr.
+        """
+        import torch
+
+        from convexlift.table_files import read_table
+
+        expected = known_columns(self.run, model) or model.dim
+        how = {**self.how, "expected": expected, "target": target}
+        table = without_missing(read_table(self.data, **how, dtype=torch.float64))
+        for note in table.notes:
+            if target is not None and note.startswith("columns are put in"):
+                continue  # the target is last wherever it stood
+            typer.echo(f"{self.data}: {note}", err=True)
+        return table
+
+    def each(self, function: Callable[[Tensor], Tensor], table: Table, rows: Tensor | None = None) -> Tensor:
+        """function(rows) in parts; an error names the first row that it is about, as the file has it."""
+        import torch
+
+        rows, parts = table.rows if rows is None else rows, []
+        for start in range(0, len(rows), _CHUNK):
+            try:
+                with torch.no_grad():
+                    parts.append(function(rows[start : start + _CHUNK]))
+            except (FloatingPointError, RuntimeError, ValueError) as error:
+                named = re.search(r"( at)? \d+ of \d+ rows \((\d+).*?\)", str(error))
+                if named is None:
+                    raise
+                where, what = table.where(start + int(named[2])), str(error).replace(named[0], "")
+                raise type(error)(f"{self.data}: {where}: {what}") from error
+        return torch.cat(parts)
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Reading):
+class Evaluate(_Rows):
     """Score the rows of a file.
 
-    Prints the mean negative log-likelihood with its standard error.
+    Prints the mean negative log-likelihood with its standard error; of a regression the coefficient of
+    determination and the root mean square error, in the units of the target. The columns are those that the
+    model was trained on, found by name in any order; other columns are ignored. A file without names has them
+    in order.
 
     \b
     Example:
       convexlift evaluate runs/flow --data test.csv
     """
 
-    run: Run
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Target of a regression. [default: that of training]"),
+    ] = None
 
     def __call__(self) -> None:
-        import torch
-
-        from convexlift.table_files import read_table
-
-        model = load_density(self.run)
-        table = read_table(self.data, **self.how)
-        rows = table.rows.to(model.dtype)
-        if len(rows) < 2:
+        model = load_model(self.run)
+        if isinstance(model, cl.ConvexRegression):
+            return self.evaluate_regression(model)
+        if self.target is not None:
+            raise ValueError(f"--target is for regressions; {self.run} holds a {type(model).__name__}")
+        model = as_density(model, self.run)
+        table = self.read(model)
+        if len(table.rows) < 2:
             raise ValueError(f"{self.data} has one row; a standard error needs at least two")
-        with torch.no_grad():
-            scores = torch.cat([model.log_prob(chunk) for chunk in rows.split(_CHUNK)])
-        mean, error = -float(scores.double().mean()), float(scores.double().std()) / math.sqrt(len(rows))
-        typer.echo(f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({len(rows):,} rows)")
-        typer.echo(f"{self.data}: {table}")
+        scores = self.each(model.log_prob, table).double()
+        mean, error = -float(scores.mean()), float(scores.std()) / math.sqrt(len(scores))
+        typer.echo(f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({len(scores):,} rows)")
+        self.tell_reading(table)
+
+    def evaluate_regression(self, model: cl.ConvexRegression) -> None:
+        """Print how far predictions are from the targets."""
+        from convexlift.cli.regression import errors_of, in_words
+
+        target = self.target or (model.columns or {}).get("y", [None])[0]
+        if target is None:
+            raise ValueError(f"{self.run} does not say which column its target is: pass --target COLUMN")
+        table = self.read(model, str(target))
+        x, y, name = table.rows[:, :-1], table.rows[:, -1], table.names[-1]
+        scores = errors_of(self.each(exact(model).predict, table, x), y)
+        typer.echo(f"{in_words(scores)} ({len(y):,} rows, target {name})")
+        self.tell_reading(table)
 
 
 @final
@@ -78,39 +148,70 @@ class Sample(_Output):
     def __call__(self) -> None:
         check_output_file(self.out, force=self.force)
         model = load_density(self.run)
-        _write(self.out, model.sample(self.n, seed=self.seed), column_names(self.run, model.dim))
+        known = known_columns(self.run, model) or range(1, model.dim + 1)
+        names = [name if isinstance(name, str) else f"x{name}" for name in known]
+        _write(self.out, model.sample(self.n, seed=self.seed), names)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Transform(_Output, Reading):
+class Transform(_Output, _Rows):
     """Map rows to latent points of a flow.
 
-    They are standard normal as far as the flow fits.
+    They are standard normal as far as the flow fits. Columns are found as in evaluate.
 
     \b
     Example:
       convexlift transform runs/flow --data test.csv --out latent.csv
     """
 
-    run: Run
-
     def __call__(self) -> None:
-        import torch
-
-        from convexlift.table_files import read_table
-
         check_output_file(self.out, force=self.force)
         model = load_density(self.run)
         if not isinstance(model, cl.ConvexPotentialFlow):
             kind = type(model).__name__
             raise ValueError(f"{self.run} holds a {kind}; only a flow maps rows to latent points")
-        table = read_table(self.data, **self.how)
-        with torch.no_grad():
-            chunks = table.rows.to(model.dtype).split(_CHUNK)
-            latent = torch.cat([model(chunk)[0] for chunk in chunks])
+        table = self.read(model)
+        latent = self.each(lambda rows: model(rows)[0], table)
         _write(self.out, latent, [f"z{place}" for place in range(1, model.dim + 1)])
-        typer.echo(f"{self.data}: {table}")
+        self.tell_reading(table)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Predict(_Output, _Rows):
+    """Write the values of a regression at the rows of a file.
+
+    Columns are found as in evaluate; the target need not be there.
+
+    \b
+    Example:
+      convexlift predict runs/cost --data new.csv --out predicted.csv
+    """
+
+    def __call__(self) -> None:
+        check_output_file(self.out, force=self.force)
+        model = load_model(self.run)
+        if not isinstance(model, cl.ConvexRegression):
+            kind = type(model).__name__
+            raise ValueError(f"{self.run} holds a {kind}; only a regression predicts a target")
+        table = self.read(model)
+        target = (model.columns or {}).get("y", ["y"])[0]
+        _write(self.out, self.each(exact(model).predict, table)[:, None], [f"{target}_predicted"])
+        self.tell_reading(table)
+
+
+def load_model(run: Path) -> Any:
+    """The model of a run folder or model file."""
+    load_torch()
+    return cl.load(run)
+
+
+def exact(model: Any) -> Any:
+    """The same model, which computes in float64."""
+    import torch
+
+    return copy.deepcopy(model).to(torch.float64)
 
 
 def load_density(run: Path) -> Any:
@@ -119,29 +220,33 @@ def load_density(run: Path) -> Any:
     Raises:
         ValueError: the run has not finished, or the model has no density.
     """
-    from convexlift.training.run_folder import BEST, MODEL
+    return as_density(load_model(run), run)
 
-    file = run
-    if run.is_dir():
-        file = next((run / name for name in (MODEL, BEST) if (run / name).exists()), run)
-        if file == run:
-            raise ValueError(f"{run} holds no trained model (there is no {MODEL} in it)")
-    model = cl.load(file)
+
+def as_density(model: Any, run: Path) -> Any:
+    """The model, if it is a flow or density."""
     if not isinstance(model, cl.ConvexPotentialFlow | cl.LogConcaveDensity):
-        raise ValueError(f"{file} holds a {type(model).__name__}, which is not a density")
+        raise ValueError(f"{run} holds a {type(model).__name__}, which is not a density")
     return model
 
 
-def column_names(run: Path, dim: int) -> list[str]:
-    """The names of the training table's columns, as far as the run knows them."""
+def known_columns(run: Path, model: Any) -> list[str] | list[int] | None:
+    """What is known of the columns of the model's samples: names, places in a file without names, or None.
+
+    A model without names is asked after in the result of its run, where older versions kept them.
+    """
+    if model.columns:
+        known: list[str] | list[int] | None = model.columns.get("x")
+        return known
     folder = run if run.is_dir() else run.parent
     try:
         names = json.loads((folder / "result.json").read_text(encoding="utf-8"))["columns"]
     except (OSError, ValueError, KeyError, TypeError):
         names = []
-    if isinstance(names, list) and len(names) == dim:
-        return [str(name) for name in names]
-    return [f"x{place}" for place in range(1, dim + 1)]
+    made_up = [f"x{place}" for place in range(1, model.dim + 1)]
+    if not isinstance(names, list) or len(names) != model.dim or names == made_up:
+        return None
+    return [str(name) for name in names]
 
 
 def _write(file: Path, rows: Any, names: list[str]) -> None:

@@ -48,6 +48,18 @@ def check_output_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written into or made, and make none.
+
+    Raises:
+        OSError: that is so.
+    """
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"cannot write into {folder}: Not a directory")
+    _try_writing(there)
+
+
 def _try_writing(folder: Path) -> None:
     try:
         with tempfile.TemporaryFile(dir=folder):

@@ -4,44 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, final
 
 import typer
 
+from convexlift.cli.options import add_commands, one_argument_of
 from convexlift.names import DOWNLOADS
 from convexlift.problems.catalogue import FROM_FILES, NAMES, problem
 
 if TYPE_CHECKING:
     from convexlift.problems.published.fetch import Progress
 
-app = typer.Typer(rich_markup_mode=None)
 
-
-@app.callback(invoke_without_command=True)
-def data_command(context: typer.Context) -> None:
-    """List the problems to compare on, describe one, download a data set."""
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-
-
-@app.command("list")
-def list_problems() -> None:
+@final
+@dataclass(frozen=True)
+class List:
     """Name every problem.
 
     \b
     Example:
       convexlift data list
     """
-    for name in NAMES:
-        typer.echo(f"{name} (reads files: --data)" if name in FROM_FILES else name)
+
+    def __call__(self) -> None:
+        for name in NAMES:
+            typer.echo(f"{name} (reads files: --data)" if name in FROM_FILES else name)
 
 
-@app.command()
-def show(
-    name: Annotated[str, typer.Argument(help="Name of a problem.")],
-    data: Annotated[Path | None, typer.Option(help=f"The file or folder of {', '.join(FROM_FILES)}.")] = None,
-) -> None:
+@final
+@dataclass(frozen=True, kw_only=True)
+class Show:
     """Describe a problem.
 
     \b
@@ -49,34 +43,37 @@ def show(
       convexlift data show gumbel
       convexlift data show power --data data/power
     """
-    found = problem(name, data)
 
-    from convexlift.data import Data, Simulator, count_rows, whole
+    name: Annotated[str, one_argument_of(NAMES, "Name of a problem; `convexlift data list` has them.")]
+    data: Annotated[Path | None, typer.Option(help=f"The file or folder of {', '.join(FROM_FILES)}.")] = None
 
-    def size(part: Data) -> str:
-        return "fresh draws" if isinstance(part, Simulator) else f"{count_rows(whole(part)):,} rows"
+    def __call__(self) -> None:
+        found = problem(self.name, self.data)
 
-    rows = [
-        ("problem", found.description),
-        ("task", f"{found.task}, {found.dim} dimension{'s' if found.dim > 1 else ''}"),
-        ("metric", found.metric),
-        ("train", size(found.train)),
-        ("validation", size(found.validation)),
-        ("test", size(found.test)),
-        *((fact.replace("_", " "), f"{value:.4f}") for fact, value in found.facts.items()),
-        ("source", found.source),
-        ("licence", found.licence),
-    ]
-    width = max(len(label) for label, _ in rows)
-    for label, text in rows:
-        typer.echo(f"{label:<{width}}  {text}")
+        from convexlift.data import Data, Simulator, count_rows, whole
+
+        def size(part: Data) -> str:
+            return "fresh draws" if isinstance(part, Simulator) else f"{count_rows(whole(part)):,} rows"
+
+        rows = [
+            ("problem", found.description),
+            ("task", f"{found.task}, {found.dim} dimension{'s' if found.dim > 1 else ''}"),
+            ("metric", found.metric),
+            ("train", size(found.train)),
+            ("validation", size(found.validation)),
+            ("test", size(found.test)),
+            *((fact.replace("_", " "), f"{value:.4f}") for fact, value in found.facts.items()),
+            ("source", found.source),
+            ("licence", found.licence),
+        ]
+        width = max(len(label) for label, _ in rows)
+        for label, text in rows:
+            typer.echo(f"{label:<{width}}  {text}")
 
 
-@app.command("fetch")
-def fetch_data(
-    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(DOWNLOADS)}.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the files. [default: data/NAME]")] = None,
-) -> None:
+@final
+@dataclass(frozen=True, kw_only=True)
+class Fetch:
     """Download a published data set from the UCI archive.
 
     Checks the rows, and records address, size and SHA-256 in SOURCE.json beside the file; once it is there,
@@ -88,16 +85,31 @@ def fetch_data(
       convexlift data fetch power
       convexlift data fetch hepmass --out data/hepmass
     """
-    from convexlift.problems.published.fetch import ARCHIVE, fetch
 
-    folder = out if out is not None else Path("data") / name
-    with _shown() as show_progress:
-        records = fetch(name, folder, archive=ARCHIVE, progress=show_progress)
-    for file, record in records.items():
-        typer.echo(
-            f"{folder / file}: {record['bytes']:,} bytes, {record['rows']:,} rows, SHA-256 {record['sha256']}"
-        )
-    typer.echo(f"use it with: convexlift compare {name} --data {folder}")
+    name: Annotated[str, one_argument_of(DOWNLOADS, f"One of: {', '.join(DOWNLOADS)}.")]
+    out: Annotated[Path | None, typer.Option(help="Folder of the files. [default: data/NAME]")] = None
+
+    def __call__(self) -> None:
+        from convexlift.problems.published.fetch import ARCHIVE, fetch
+
+        folder = self.out if self.out is not None else Path("data") / self.name
+        with _shown() as show_progress:
+            records = fetch(self.name, folder, archive=ARCHIVE, progress=show_progress)
+        for file, record in records.items():
+            size = f"{record['bytes']:,} bytes, {record['rows']:,} rows, SHA-256 {record['sha256']}"
+            typer.echo(f"{folder / file}: {size}")
+        typer.echo(f"use it with: convexlift compare {self.name} --data {folder}")
+
+
+app = typer.Typer(rich_markup_mode=None)
+add_commands(app, List, Show, Fetch)
+
+
+@app.callback(invoke_without_command=True)
+def data_command(context: typer.Context) -> None:
+    """List the problems to compare on, describe one, download a data set."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @contextmanager

@@ -2,36 +2,71 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 
 import convexlift as cl
-from convexlift.cli.options import Reading, add_commands
-from convexlift.cli.outputs import check_output_folder
-from convexlift.files import write_whole
-from convexlift.names import OBJECTIVES, SCHEDULES, SOURCES, check_name
+from convexlift.cli.errors import Interrupted, load_torch
+from convexlift.cli.options import Reading, one_of
+from convexlift.cli.outputs import check_output_folder, check_writable
+from convexlift.cli.screening import allowed, in_words_of_options, warnings_told, without_missing
+from convexlift.defaults import ANY, DENSITY, FLOW
+from convexlift.files import write_json, write_whole
+from convexlift.names import DTYPES, OBJECTIVES, SCHEDULES, SCREENS, SOURCES, check_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from convexlift.table_files import Table
     from convexlift.tensorboard import TensorBoard
 
-# Options whose default depends on the kind of model. For squared weights and each kind of task the rate is
-# the one that did best over eight problems, see docs/mechanism.md; twice as sharp units helped flows, see
-# docs/potential-search.md.
-Depth = Annotated[int, typer.Option(min=1, help="Number of hidden layers.")]
+ORDERS = "train.json"
+# What has nothing to do with the model.
+_NOT_ASKED = ("out", "resume", "device", "tensorboard")
+
+# Options whose default depends on the kind of model.
+Depth = Annotated[int, typer.Option(min=1, help="Number of hidden layers, where --hidden is one width.")]
 Sharpness = Annotated[float, typer.Option(help="k of the activation softplus(k u) / k.")]
+Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps.")]
 Rate = Annotated[float, typer.Option(help="Learning rate of Adam, to begin with.")]
 
 # What `fit` is told as the options say it.
 _OF_FIT = ("steps", "batch_size", "lr", "weight_decay", "averaging", "schedule", "seed", "device", "resume")
+
+
+def widths(text: str) -> str:
+    """The option --hidden as it is, if it is a list of widths.
+
+    >>> widths("64,64,32")
+    '64,64,32'
+    """
+    for word in text.split(","):
+        if not (word.strip().isdecimal() and int(word) > 0):
+            raise typer.BadParameter(
+                f"{word!r} is not a width; give one, as in 64, or several, as in 64,64,32"
+            )
+    return text
+
+
+@final
+@dataclass(frozen=True)
+class Rows:
+    """What a run trains on: rows as its task takes them, the names of their columns, the table they are of,
+    and what else the run should remember of them."""
+
+    data: Any
+    names: list[str]
+    table: Table
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,30 +79,54 @@ class Training(Reading):
 
     out: Annotated[Path, typer.Option(help="Folder of the run; made if need be.", show_default=False)]
     source: Annotated[
-        str, typer.Option(help=f"Where the non-negative weights come from: {', '.join(SOURCES)}.")
-    ] = "squared"
-    hidden: Annotated[int, typer.Option(min=1, help="Width of the hidden layers.")] = 64
+        str, one_of(SOURCES, f"Where the non-negative weights come from: {', '.join(SOURCES)}.")
+    ] = ANY.source
+    hidden: Annotated[
+        str,
+        typer.Option(
+            metavar="WIDTHS", callback=widths, help="Width of the hidden layers, or of each: 64,64,32."
+        ),
+    ] = str(ANY.width)
     depth: Depth
     sharpness: Sharpness
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 2000
+    steps: Steps = ANY.steps
     lr: Rate
     weight_decay: Annotated[
         float, typer.Option(help="Decoupled decay of the unconstrained matrices; more for few or noisy rows.")
-    ] = 0.0
+    ] = ANY.weight_decay
     averaging: Annotated[
         float,
         typer.Option(help="Decay of a moving average of the parameters, say 0.99; for a constant schedule."),
-    ] = 0.0
+    ] = ANY.averaging
     schedule: Annotated[
-        str, typer.Option(help="What the rate does: cosine, which lowers it to 0, or constant.")
-    ] = "cosine"
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 256
+        str, one_of(SCHEDULES, "What the rate does: cosine, which lowers it to 0, or constant.")
+    ] = ANY.schedule
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = ANY.batch_size
     validation_fraction: Annotated[
         float, typer.Option(help="Share of the rows kept aside to choose the best step by.")
-    ] = 0.1
-    seed: Annotated[int, typer.Option(help="Of split, initial weights and batches.")] = 0
+    ] = ANY.validation_fraction
+    patience: Annotated[
+        str,
+        typer.Option(
+            help="How many evaluations, of 25 a run, without a better one end it; none: never; rising: "
+            "validation rises for half of the run."
+        ),
+    ] = "rising"
+    seed: Annotated[int, typer.Option(min=0, help="Of split, initial weights and batches.")] = 0
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, ...")] = "cpu"
+    dtype: Annotated[
+        str,
+        one_of(
+            DTYPES, f"To train in: {', '.join(DTYPES)}; columns are centred and scaled in float64 before."
+        ),
+    ] = "float32"
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False
+    allow: Annotated[
+        str | None, typer.Option(help=f"Checks of the data to leave out, by commas: {', '.join(SCREENS)}.")
+    ] = None
+    dequantise: Annotated[
+        bool, typer.Option("--dequantise", help="Add noise of a step's width to columns of few values.")
+    ] = False
     tensorboard: Annotated[
         Path | None,
         typer.Option(
@@ -78,44 +137,96 @@ class Training(Reading):
     def __call__(self) -> None:
         """Read, check, train, freeze, save; nothing is written before everything is checked."""
         self.check()
+        with _interruption_told(self.out):
+            self.run()
+
+    def run(self) -> None:
+        """Do what was asked, once the options are found to make sense."""
+        load_torch()
+        import torch
+
         from convexlift.checks import check_device
         from convexlift.data import hold_out
-        from convexlift.seeds import seeded
-        from convexlift.table_files import read_table
 
         check_device(self.device)
-        table = read_table(self.data, **self.how)
-        rows, names = table.rows, table.names
-        with seeded(self.seed):
-            model = self.build(rows.shape[1])
-        _preflight(model, rows, names, self.data)  # rows are numbered as in the file
-        train, validation = hold_out(rows, self.validation_fraction, self.seed)
-        _preflight(model, train, names, self.data)
+        rows = self.read()
+        model = self.untrained(rows)
+        with warnings_told():  # rows are numbered as in the file
+            self.preflight(model, rows.data, rows, allow=allowed(self.allow), where=rows.table.where)
+        train, validation = hold_out(rows.data, self.validation_fraction, self.seed)
+        self.preflight(model, train, rows)
         told: dict[str, Any] = {}
 
         def conclude(history: cl.History) -> dict[str, Any]:
-            told.update(self.conclude(model, history, train, validation, names))
+            told.update(self.conclude(model, history, train, validation, rows))
             return told
 
         with ExitStack() as stack:
-            callbacks = [stack.enter_context(board) for board in self.boards(train)]
-            _check_run_folder(self.out, self.resume)
+            boards = [stack.enter_context(board) for board in self.boards(train)]
+            stack.enter_context(_run_folder(self.out, self.resume))
             history = cl.fit(
                 model,
                 train,
                 validation=validation,
                 run_dir=self.out,
-                callbacks=callbacks,
+                callbacks=[lambda _: write_orders(self, rows), *boards],
                 conclude=conclude,
+                dtype=getattr(torch, self.dtype),
+                patience=_patience(self.patience),
+                allow=SCREENS,  # looked at above
                 **{option: getattr(self, option) for option in _OF_FIT},
             )
         if history.stopped == "interrupted":
-            typer.echo(
-                f"interrupted; {self.out} keeps the run: the same command with --resume goes on", err=True
-            )
-            raise typer.Exit(130)
+            raise _interrupted(self.out, begun=True)
         self.tell(told, history)
-        typer.echo(f"{self.data}: {table}")
+        self.tell_reading(rows.table)
+
+    def read(self) -> Rows:
+        """The rows to train on."""
+        table = self.table()
+        rows = cl.dequantise(table.rows, self.seed) if self.dequantise else table.rows
+        return Rows(rows, list(table.names), table)
+
+    def table(self, target: str | None = None) -> Table:
+        """The table as the file has it, in float64, a target last."""
+        import torch
+
+        from convexlift.table_files import read_table
+
+        return without_missing(read_table(self.data, **self.how, target=target, dtype=torch.float64))
+
+    def untrained(self, rows: Rows) -> Any:
+        """The task for such rows, before training."""
+        from convexlift.seeds import seeded
+
+        with seeded(self.seed):
+            model = self.build(len(rows.names))
+        model.columns = self.columns_of(rows)
+        return model
+
+    def columns_of(self, rows: Rows) -> dict[str, Any] | None:
+        """What the model remembers of its columns."""
+        return {"x": rows.table.columns} if rows.table.columns else None
+
+    def preflight(
+        self,
+        model: Any,
+        data: Any,
+        rows: Rows,
+        *,
+        allow: Iterable[str] = SCREENS,
+        where: Callable[[int], str] | None = None,
+    ) -> None:
+        """Refuse rows that the task cannot start from, in words of the file and the command."""
+        try:
+            model.preflight(data, rows.names, allow=allow, where=where)
+        except ValueError as error:
+            text = in_words_of_options(str(error))
+            if text.startswith("the table "):
+                raise ValueError(f"{self.data}{text.removeprefix('the table')}") from None
+            advice = ": leave it out with --columns" if re.match("column .* is constant", text) else ""
+            counted = " (counted from 0)" if re.search(r"column \d", text) else ""
+            raise ValueError(f"{self.data}: {text}{advice}{counted}") from None
 
     def build(self, dim: int) -> Any:
         """The untrained task for rows of so many columns."""
@@ -125,7 +236,7 @@ class Training(Reading):
         """What else there is to say of a frozen model of this kind; here nothing."""
         return {}
 
-    def draw(self, frozen: Any, train: Tensor, names: Sequence[str]) -> None:
+    def draw(self, frozen: Any, train: Any, names: Sequence[str]) -> None:
         """Draw a frozen model of this kind; here nothing."""
 
     def network(self, dim: int, place: int = 0) -> Any:
@@ -133,13 +244,29 @@ class Training(Reading):
         from convexlift.sources.named import source_named
 
         net = cl.ICNN(
-            dim, hidden=(self.hidden,) * self.depth, sharpness=self.sharpness, seed=self.seed + place
+            dim,
+            hidden=self.layers,
+            sharpness=self.sharpness,
+            strong_convexity=self.strong_convexity,
+            seed=self.seed + place,
         )
         return source_named(self.source)(net)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The width of each hidden layer."""
+        given = tuple(map(int, self.hidden.split(",")))
+        return given if len(given) > 1 else given * self.depth
 
     def check(self) -> None:
         """Refuse what no run could use, before anything is loaded."""
         check_name("source", self.source, SOURCES)
+        allowed(self.allow)
+        usual = next(option.default for option in fields(self) if option.name == "depth")
+        if self.depth not in (len(self.layers), usual):
+            raise ValueError(f"--hidden {self.hidden} has {len(self.layers)} layers; leave --depth out")
+        if not (self.sharpness > 0 and math.isfinite(self.sharpness)):
+            raise ValueError(f"--sharpness must be positive; got {self.sharpness}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"--lr must be positive; got {self.lr}")
         if not (self.weight_decay >= 0 and self.lr * self.weight_decay < 1):
@@ -148,62 +275,102 @@ class Training(Reading):
         if not 0 <= self.averaging < 1:
             raise ValueError(f"--averaging must be at least 0 and below 1; got {self.averaging}")
         check_name("schedule", self.schedule, SCHEDULES)
+        check_name("dtype", self.dtype, DTYPES)
+        _patience(self.patience)
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
                 f"--validation-fraction must lie between 0 and 1; got {self.validation_fraction}"
             )
 
+    @property
+    def strong_convexity(self) -> float:
+        """Where the learned alpha starts."""
+        return ANY.strong_convexity
+
     def conclude(
-        self, model: Any, history: cl.History, train: Tensor, validation: Tensor, names: Sequence[str]
+        self, model: Any, history: cl.History, train: Any, validation: Any, rows: Rows
     ) -> dict[str, Any]:
         """Freeze, save and draw the trained model; return what joins the result of the run."""
-        import torch
+        from convexlift.data import count_rows
 
-        from convexlift.training.run_folder import MODEL
-
-        frozen = model.freeze(train.to(self.device)).to("cpu")
+        frozen = self.freeze(model, train)
         more = self.further(frozen)
-        with torch.no_grad():
-            losses = -frozen.log_prob(validation).double()
-        error = float(losses.std()) / math.sqrt(len(losses)) if len(losses) > 1 else None
-        cl.save(frozen, self.out / MODEL)
-        _write_chart(self.out / "loss.svg", lambda: _loss_chart(history, model))
-        self.draw(frozen, train, names)
+        scored = self.score(frozen, validation)
+        self.save(frozen, rows)
+        _write_chart(self.out / "loss.svg", lambda: _loss_chart(history, self.unit(model)))
+        self.draw(frozen, train, rows.names)
         return {
             "kind": f"train {type(self).__name__.lower()}",
             "data": self.data.name,
-            "columns": list(names),
-            "rows": {"train": len(train), "validation": len(validation)},
+            "columns": rows.names,
+            **rows.more,
+            "rows": {"train": count_rows(train), "validation": count_rows(validation)},
             "source": self.source,
-            "validation": {"mean": float(losses.mean()), "sem": error},
+            "validation": scored,
             **more,
         }
+
+    def freeze(self, model: Any, train: Any) -> Any:
+        """The frozen model, on the CPU."""
+        from convexlift.data import place_for
+
+        return model.freeze(place_for(model, train)).to("cpu")
+
+    def save(self, frozen: Any, rows: Rows) -> None:
+        """Write the frozen model into the folder of the run."""
+        from convexlift.training.run_folder import MODEL
+
+        cl.save(frozen, self.out / MODEL)
+
+    def score(self, frozen: Any, validation: Any) -> dict[str, Any]:
+        """How well the frozen model does on validation rows: here in nats, with a standard error."""
+        import torch
+
+        with torch.no_grad():
+            losses = -frozen.log_prob(validation).double()
+        error = float(losses.std()) / math.sqrt(len(losses)) if len(losses) > 1 else None
+        return {"mean": float(losses.mean()), "sem": error}
+
+    def scored(self, score: dict[str, Any]) -> str:
+        """The same in words."""
+        within = "" if score["sem"] is None else f" ± {score['sem']:.4f}"
+        return f"negative log-likelihood: {score['mean']:.4f}{within} nats"
+
+    def unit(self, model: Any) -> str:
+        """What the loss of training is."""
+        return "negative log-likelihood (nats)"
 
     def tell(self, found: dict[str, Any], history: cl.History) -> None:
         """Print the outcome of a finished run."""
         from convexlift.training.run_folder import MODEL
 
-        mean, error = found["validation"]["mean"], found["validation"]["sem"]
-        within = "" if error is None else f" ± {error:.4f}"
         typer.echo(
-            f"validation negative log-likelihood: {mean:.4f}{within} nats "
+            f"validation {self.scored(found['validation'])} "
             f"({found['rows']['validation']:,} rows, best step {history.best_step:,} of {self.steps:,})"
         )
+        if history.stopped == "patience":
+            typer.echo(
+                f"stopped after step {history.steps[-1]:,}: validation has not been better since step "
+                f"{history.best_step:,} (--patience none trains to the end)"
+            )
         if "log_z" in found:
             typer.echo(f"log Z: {found['log_z']['value']:.4f} ± {found['log_z']['error']:.2g}")
         typer.echo(f"frozen model: {self.out / MODEL}")
         if self.tensorboard is not None:
             typer.echo(f"for its curves: tensorboard --logdir {self.tensorboard}")
 
-    def boards(self, train: Tensor) -> list[TensorBoard]:
+    def boards(self, train: Any) -> list[TensorBoard]:
         """The TensorBoard callback, if any, with the instruments' numbers; nothing is written yet."""
         folder = self.tensorboard
         if folder is None:
             return []
         from convexlift.mechanism import Recorder, probe_batches
         from convexlift.tensorboard import TensorBoard
+        from convexlift.training.run_folder import RunFolder
 
-        if not self.resume and any(folder.glob("events.out.tfevents.*")):
+        check_writable(folder)
+        anew = RunFolder(self.out).replaceable  # what it wrote here is replaced, too
+        if not self.resume and not anew and any(folder.glob("events.out.tfevents.*")):
             raise FileExistsError(
                 f"{folder} holds a TensorBoard run already; pass --resume to go on in it, or another folder"
             )
@@ -224,9 +391,10 @@ class Flow(Training):
       convexlift evaluate runs/flow --data test.csv
     """
 
-    depth: Depth = 4
-    sharpness: Sharpness = 2.0
-    lr: Rate = 0.032
+    depth: Depth = FLOW.depth
+    sharpness: Sharpness = FLOW.sharpness
+    steps: Steps = FLOW.steps
+    lr: Rate = FLOW.lr
     blocks: Annotated[int, typer.Option(min=1, help="Number of convex potentials, one after another.")] = 1
 
     def build(self, dim: int) -> cl.ConvexPotentialFlow:
@@ -240,7 +408,7 @@ class Density(Training):
 
     Normalised by quadrature on one or two columns; above, by annealed importance sampling with a standard
     error. Draws density.svg: the density, its regions of 50, 90 and 99 %, or a corner plot, with the data.
-    Whole numbers are read as numbers: a count has no density, so add uniform noise of one step to it first.
+    Whole numbers are read as numbers: a count has no density, so pass --dequantise.
 
     \b
     Examples:
@@ -248,12 +416,13 @@ class Density(Training):
       convexlift train density --data rows.npy --source lift --objective mle --out runs/density
     """
 
-    depth: Depth = 3
-    sharpness: Sharpness = 1.0
-    lr: Rate = 0.064
+    depth: Depth = DENSITY.depth
+    sharpness: Sharpness = DENSITY.sharpness
+    steps: Steps = DENSITY.steps
+    lr: Rate = DENSITY.lr
     objective: Annotated[
         str,
-        typer.Option(help=f"What training minimises: {', '.join(OBJECTIVES)}; mle is maximum likelihood."),
+        one_of(OBJECTIVES, f"What training minimises: {', '.join(OBJECTIVES)}; mle is maximum likelihood."),
     ] = "mle"
 
     def check(self) -> None:
@@ -269,51 +438,69 @@ class Density(Training):
         error = normalised(frozen)["log_z_error"]
         return {"log_z": {"value": float(frozen.log_z), "error": error}}
 
-    def draw(self, frozen: Any, train: Tensor, names: Sequence[str]) -> None:
+    def unit(self, model: Any) -> str:
+        return super().unit(model) if model.objective.likelihood else "loss of the objective"
+
+    def draw(self, frozen: Any, train: Any, names: Sequence[str]) -> None:
         _write_chart(self.out / "density.svg", lambda: _density_chart(frozen, train, names))
 
 
-app = typer.Typer(rich_markup_mode=None)
-add_commands(app, Flow, Density)
+def write_orders(training: Training, rows: Rows) -> None:
+    """Write down what was asked of a run, so that ``convexlift freeze`` can build its model again."""
+    asked = {name: value for name, value in vars(training).items() if name not in _NOT_ASKED}
+    asked["data"] = os.path.abspath(training.data)  # the command may be given elsewhere later
+    kind = type(training).__name__.lower()
+    told = {"kind": kind, "columns": rows.names, **rows.more, "options": asked}
+    write_json(training.out / ORDERS, json.loads(json.dumps(told, default=str)))
 
 
-@app.callback(invoke_without_command=True)
-def train_command(context: typer.Context) -> None:
-    """Train a model on the rows of a file.
-
-    \b
-    Examples:
-      convexlift train flow --data rows.csv --out runs/flow
-      convexlift train density --data rows.csv --out runs/density
-    """
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-
-
-def _preflight(model: Any, rows: Tensor, names: Sequence[str], data: Path) -> None:
-    """Refuse rows that the task cannot start from, in words of the file and the command."""
+@contextmanager
+def _interruption_told(out: Path) -> Iterator[None]:
+    """After Ctrl-C say what is kept and how to go on, and leave with the exit code of an interruption."""
     try:
-        model.preflight(rows, names)
-    except ValueError as error:
-        text = str(error)
-        if text.startswith("the table "):
-            raise ValueError(f"{data}{text.removeprefix('the table')}") from None
-        advice = ": leave it out with --columns" if "is constant" in text else ""
-        counted = " (counted from 0)" if re.search(r"column \d", text) else ""
-        raise ValueError(f"{data}: {text}{advice}{counted}") from None
+        yield
+    except KeyboardInterrupt:  # the name of the file is not taken from `training`, which loads torch
+        raise _interrupted(out, begun=(out / "state.pt").exists()) from None
 
 
-def _check_run_folder(out: Path, resume: bool) -> None:
-    from convexlift.training.run_folder import BEST, CONFIG, MODEL, RESULT, STATE
+def _interrupted(out: Path, begun: bool) -> Interrupted:
+    kept = f"{out} keeps the run: the same command with --resume goes on"
+    return Interrupted(f"interrupted; {kept if begun else 'training had not begun'}")
+
+
+def _patience(text: str) -> int | str | None:
+    """What `fit` takes for the option."""
+    if text in ("none", "0"):
+        return None
+    if text == "rising":
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"--patience must be a number of evaluations, rising or none; got {text}")
+    return int(text)
+
+
+@contextmanager
+def _run_folder(out: Path, resume: bool) -> Iterator[None]:
+    """Check the folder of a run; where that is not begun after all, leave no empty folder behind."""
+    from convexlift.training.run_folder import BEST, CONFIG, MODEL, RESULT, STATE, RunFolder
 
     held = [name for name in (CONFIG, STATE, RESULT, BEST, MODEL) if (out / name).exists()]
-    if held and not resume:
+    if held and not resume and not RunFolder(out).replaceable:
         raise FileExistsError(
             f"{out} holds {held[0]} already; pass --resume to go on with that run, or another --out"
         )
     if held and CONFIG not in held:
         raise ValueError(f"{out} holds {held[0]} but no run that could be resumed")
+    if held and not resume:
+        typer.echo(f"{out}: the run there came to nothing: begun anew", err=True)
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     check_output_folder(out)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # those that hold something stay
+            for folder in made:
+                folder.rmdir()
 
 
 def _write_chart(file: Path, chart: Callable[[], str]) -> None:
@@ -324,12 +511,10 @@ def _write_chart(file: Path, chart: Callable[[], str]) -> None:
         typer.echo(f"no {file.name}: {error}", err=True)
 
 
-def _loss_chart(history: cl.History, model: Any) -> str:
+def _loss_chart(history: cl.History, label: str) -> str:
     """The loss curves as the text of an ``.svg`` file."""
     from convexlift.plots.svg import svg_file
 
-    likelihood = not isinstance(model, cl.LogConcaveDensity) or model.objective.likelihood
-    label = "negative log-likelihood (nats)" if likelihood else "loss of the objective"
     return svg_file(lambda: cl.plots.plot_history(history, label=label), f"{label} by step")
 
 
@@ -337,6 +522,5 @@ def _density_chart(density: cl.LogConcaveDensity, rows: Tensor, names: Sequence[
     """A density beside its rows as the text of an ``.svg`` file."""
     from convexlift.plots.svg import svg_file
 
-    rows = rows.to(density.dtype)
     title = f"The density of {', '.join(names)}"
     return svg_file(lambda: cl.plots.plot_density(density, rows, names=names), title)

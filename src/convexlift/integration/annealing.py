@@ -15,6 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guarded
 from convexlift.integration import langevin
 from convexlift.integration.chain_diagnostics import importance_ess
 from convexlift.integration.gaussian import Gaussian, refitted
@@ -85,6 +86,7 @@ class _Path:
     end: Gaussian
 
 
+@guarded
 @torch.no_grad()
 def annealed_normaliser(
     value: Function,
@@ -166,7 +168,7 @@ def annealed_normaliser(
             f"proposal, {backward:.4g} +- {back_error:.2g} from draws of the target; the proposal misses "
             "mass, give a wider one"
         )
-    temperatures = torch.tensor(path.temperatures, dtype=torch.float64)
+    temperatures = torch.tensor(path.temperatures, dtype=torch.float64, device="cpu")
     return AnnealedNormaliser(log_z, error, ess, backward, particles, temperatures, acceptance)
 
 
@@ -283,7 +285,7 @@ def _pilot(
     state = _started(function, _noise(proposal, particles, generator))
     if not bool(state.value.isfinite().any()):
         raise UnreliableEstimate(f"f is infinite at all {particles} draws of the proposal")
-    gaussian = Gaussian(torch.zeros_like(proposal.mean), torch.eye(proposal.dim).to(proposal.mean))
+    gaussian = Gaussian(torch.zeros_like(proposal.mean), torch.diag(torch.ones_like(proposal.mean)))
     temperatures: list[float] = [0.0]
     steps: list[float] = []
     factors: list[Tensor] = []

@@ -11,7 +11,10 @@ import math
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guarded
 
+
+@guarded
 def r_hat(chains: Tensor) -> Tensor:
     """Rank-normalised split R-hat of each coordinate, (d,): near 1 when the chains agree.
 
@@ -46,6 +49,7 @@ def r_hat(chains: Tensor) -> Tensor:
     return torch.maximum(_plain_r_hat(_normal_scores(halves)), _plain_r_hat(_normal_scores(folded)))
 
 
+@guarded
 def effective_sample_size(chains: Tensor) -> Tensor:
     """Bulk effective sample size of each coordinate, (d,): how many independent draws the chains are worth.
 
@@ -87,6 +91,7 @@ def effective_sample_size(chains: Tensor) -> Tensor:
     return ess.where(moved, torch.zeros_like(ess))
 
 
+@guarded
 def importance_ess(log_weights: Tensor) -> float:
     """Effective sample size of importance weights, (sum w)^2 / sum w^2, from their logarithms (N,).
 

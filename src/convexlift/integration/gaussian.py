@@ -9,9 +9,11 @@ from typing import final
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guard_methods, guarded
 from convexlift.checks import check_finite, check_samples
 
 
+@guard_methods
 @final
 @dataclass(frozen=True, eq=False)
 class Gaussian:
@@ -73,6 +75,7 @@ class Gaussian:
         return self.mean + noise @ self.factor.T
 
 
+@guarded
 def laplace(mode: Tensor, hessian: Tensor) -> Gaussian:
     """The Laplace approximation of exp(-f) in float64: N(mode, H^-1), H the Hessian of f at its mode.
 
@@ -101,6 +104,7 @@ def laplace(mode: Tensor, hessian: Tensor) -> Gaussian:
     return Gaussian(mode.double(), torch.linalg.cholesky(vectors / values @ vectors.T))
 
 
+@guarded
 def refitted(reference: Gaussian, x: Tensor, weights: Tensor | None = None, *, count: float) -> Gaussian:
     """The Gaussian of draws, as ``fitted``, steadied for draws worth only ``count`` independent ones.
 
@@ -130,6 +134,7 @@ def refitted(reference: Gaussian, x: Tensor, weights: Tensor | None = None, *, c
     return Gaussian(reference.mean + reference.factor @ found.mean, reference.factor @ factor)
 
 
+@guarded
 def fitted(x: Tensor, weights: Tensor | None = None) -> Gaussian:
     """The Gaussian with the mean and covariance of draws, in float64.
 

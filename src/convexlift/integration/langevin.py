@@ -16,6 +16,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guarded
 from convexlift.integration.chain_diagnostics import effective_sample_size, r_hat
 from convexlift.integration.gaussian import Gaussian, refitted
 
@@ -126,6 +127,7 @@ def start_state(function: ValueAndGradient, x: Tensor) -> ChainState:
     return ChainState(x, value, gradient, torch.zeros_like(value), torch.ones_like(value, dtype=torch.bool))
 
 
+@guarded
 def langevin_step(
     function: ValueAndGradient,
     state: ChainState,
@@ -182,6 +184,7 @@ def _clipped(gradient: Tensor, factor: Tensor | None, step: float) -> Tensor:
     return (gradient if factor is None else gradient @ factor).clamp(-_CLIP / step, _CLIP / step)
 
 
+@guarded
 @torch.no_grad()
 def draw(
     value: Function,
@@ -242,11 +245,16 @@ def draw(
         if bool((agreement < CONVERGED).all()):
             break
     _check_acceptance(acceptance, steps, step)
-    kept = torch.linspace(0, len(paths) - 1, math.ceil(n / chains)).round().long()
+    kept = (
+        torch.linspace(0, len(paths) - 1, math.ceil(n / chains), dtype=torch.float64, device="cpu")
+        .round()
+        .long()
+    )
     ess = effective_sample_size(paths.transpose(0, 1)).clamp_max(n)
     return Draws(paths[kept].flatten(0, 1)[:n], agreement, ess, acceptance, chains, steps)
 
 
+@guarded
 @torch.no_grad()
 def adapted(
     value: Function,

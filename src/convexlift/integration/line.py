@@ -15,6 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guarded
 from convexlift.checks import name_dtype
 from convexlift.integration import rules
 
@@ -58,13 +59,14 @@ class Normaliser:
         return float(torch.maximum(self.log_z.detach() - self.lower, self.upper - self.log_z.detach()))
 
 
+@guarded
 def normaliser(
     value: Function,
     derivative: Function,
     *,
     tolerance: float = 1e-6,
     dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "cpu",
 ) -> Normaliser:
     """The logarithm of the integral of exp(-f) over the real line, with bounds that follow from convexity.
 
@@ -92,12 +94,13 @@ def normaliser(
     )
 
 
+@guarded
 def log_integral(
     value: Function,
     edges: Tensor | None = None,
     *,
     dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """log of the integral of exp(-f), without bounds, and the panel edges it used, for one training step.
 
@@ -120,6 +123,7 @@ def log_integral(
     return torch.logsumexp(log_weights - value(nodes[:, None]), dim=0), edges
 
 
+@guarded
 def quantile(normaliser: Normaliser, probability: Tensor) -> Tensor:
     """The quantiles of the density exp(-f) / Z: x with P(X <= x) = probability, both of shape (N,).
 
@@ -148,13 +152,14 @@ def quantile(normaliser: Normaliser, probability: Tensor) -> Tensor:
     return points[cell] + s * points.diff()[cell]
 
 
+@guarded
 @torch.no_grad()
 def panel_edges(
     value: Function,
     *,
     guess: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Ends of at most 256 panels over the mass of exp(-f), halved until the quadrature resolves each.
 
@@ -180,6 +185,7 @@ def panel_edges(
         edges = torch.cat([edges, middle[too_wide]]).sort().values
 
 
+@guarded
 def gauss_lobatto(edges: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes and log weights, each (12 P + 1,), of composite Gauss-Lobatto quadrature between edges (P + 1,).
 
@@ -228,7 +234,7 @@ def _tolerance(f: Tensor) -> float:
 
 
 def _support(
-    value: Function, low: float, high: float, dtype: torch.dtype, device: torch.device | str | None
+    value: Function, low: float, high: float, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[float, float]:
     """The interval outside which f is at least DROP above its minimum, to a thousandth of its width."""
 

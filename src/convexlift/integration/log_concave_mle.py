@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from scipy.linalg import solveh_banded
 from torch import Tensor
 
+from convexlift.ambient import guard_methods, guarded
 from convexlift.checks import check_finite, check_samples
+from convexlift.seeds import generator_on
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
@@ -29,6 +31,7 @@ _SERIES_TERMS = 19  # r^19 / 19! < 1e-17 for r < 1
 _STRAIGHT = 1e-6  # rise within a piece below which its quantiles are those of a straight line
 
 
+@guard_methods
 @final
 @dataclass(frozen=True, eq=False)
 class LogConcaveMLE:
@@ -85,7 +88,7 @@ class LogConcaveMLE:
         if n < 0:
             raise ValueError(f"cannot draw {n} samples")
         device = self.knots.device
-        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        generator = generator_on(device, seed)
         u, share = torch.rand(2, n, generator=generator, dtype=torch.float64, device=device)
         piece = torch.searchsorted(self._masses().cumsum(0), u).clamp(max=len(self.knots) - 2)
         rise = self.log_values.diff()[piece]
@@ -111,6 +114,7 @@ class LogConcaveMLE:
         return (self.knots.diff().log() + top).exp() * _mean_decay(rise.abs())
 
 
+@guarded
 def log_concave_mle(x: Tensor, weights: Tensor | None = None) -> LogConcaveMLE:
     """The log-concave density on the line under which a sample is most likely.
 

@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guarded
+
 
 @lru_cache(maxsize=32)
+@guarded
 def legendre(order: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Nodes and weights, each (order,): exact for polynomials up to degree 2 order - 1.
 
@@ -22,6 +25,7 @@ def legendre(order: int, dtype: torch.dtype, device: torch.device) -> tuple[Tens
 
 
 @lru_cache(maxsize=32)
+@guarded
 def lobatto(order: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Nodes with both ends, weights, and the (order, 2) map from values to the last Legendre coefficients.
 

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guarded
 from convexlift.mechanism.observing import (
     Loss,
     binding,
@@ -20,7 +21,7 @@ from convexlift.mechanism.observing import (
     recording,
     weight_sources,
 )
-from convexlift.seeds import seed_torch
+from convexlift.seeds import generator_on, reseed
 from convexlift.sources import Lift, WeightSource
 
 
@@ -61,6 +62,7 @@ class Coupling:
     curvature: CrossCovariance
 
 
+@guarded(training=True)
 def coupling(
     model: nn.Module,
     loss: Loss,
@@ -115,7 +117,7 @@ def coupling(
     calls = probe_calls("coupling", model, batches, emit_from)
     sources = weight_sources(model, "coupling")
     with observing(model):
-        seed_torch(next(model.parameters()).device, seed)
+        reseed(next(model.parameters()).device, seed)
         model.train()
         emitted = [_latents(sources, loss, batch, options) for batch, options in calls]
     thetas = torch.stack([flat(latents) for latents in emitted])
@@ -128,8 +130,8 @@ def coupling(
         pairs = zip(calls, emitted, strict=True)
         at_own = [_gradient(sources, loss, batch, own) for (batch, _), own in pairs]
     batch, total = centred(torch.stack(at_mean)), centred(torch.stack(at_own))
-    generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(calls), generator=generator) for _ in range(permutations)]
+    generator = generator_on(seed=seed)
+    orders = [torch.randperm(len(calls), generator=generator, device="cpu") for _ in range(permutations)]
     return Coupling(*(_cross_covariance(fluctuation, g, orders) for g in (total, batch, total - batch)))
 
 

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guarded
 from convexlift.mechanism.observing import (
     Loss,
     centred,
@@ -19,7 +20,7 @@ from convexlift.mechanism.observing import (
     recording,
     weight_sources,
 )
-from convexlift.seeds import seed_torch
+from convexlift.seeds import reseed
 from convexlift.sources import Projected, WeightSource
 
 
@@ -42,6 +43,7 @@ class UpdateDiffusion:
     emission: float
 
 
+@guarded(training=True)
 def update_diffusion(
     model: nn.Module,
     loss: Loss,
@@ -95,7 +97,7 @@ def update_diffusion(
         following = calls[(k + 1) % len(calls)]
         with observing(model):
             model.train()
-            seed_torch(parameters[0].device, seed, k)
+            reseed(parameters[0].device, seed, k)
             before.append(_weights(sources, loss, *following))
             step = gradients(loss, batch, parameters, **options)
             with torch.no_grad():
@@ -105,7 +107,7 @@ def update_diffusion(
                 if isinstance(source, Projected):
                     source.project()
             # The noise of a lift is that of the emission before the step.
-            seed_torch(parameters[0].device, seed, k)
+            reseed(parameters[0].device, seed, k)
             change.append(_weights(sources, loss, *following) - before[-1])
     moved, emitted = torch.stack(change).double(), torch.stack(before)
     return UpdateDiffusion(

@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guarded
 from convexlift.calculus.derivatives import preactivations
 from convexlift.mechanism.observing import Loss, binding, blocks, emitters, gradients, observing
 from convexlift.mechanism.shoulder import speed
@@ -35,6 +36,7 @@ class LayerHealth:
     correlation: float | None
 
 
+@guarded(training=True)
 def gradient_health(model: nn.Module, loss: Loss, batch: Any) -> dict[str, LayerHealth]:
     """Gradient norm, attenuation, Perron ratio and unit correlation of every constrained tensor.
 

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guarded
 from convexlift.mechanism.observing import Loss, observing
 from convexlift.sources import WeightSource
 from convexlift.training.history import History
@@ -37,6 +38,7 @@ class Landscape:
     line_loss: Tensor
 
 
+@guarded
 def landscape(
     frozen: nn.Module, loss: Loss, data: Any, trajectory: Tensor, *, points: int = 25, margin: float = 0.25
 ) -> Landscape:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guarded
 from convexlift.mechanism.observing import blocks, emissions
 from convexlift.sources import Lift
 from convexlift.tasks.task import evaluating
@@ -16,6 +17,7 @@ DETERMINISTIC_BELOW = 0.001
 """A lift whose emission noise is below this is deterministic in effect."""
 
 
+@guarded
 @torch.no_grad()
 def emission_noise(model: nn.Module, batches: Iterable[Any]) -> float:
     """Median over constrained weights of sd_batch(W) / mean(W), how much batches move the emitted weights.
@@ -39,8 +41,8 @@ def emission_noise(model: nn.Module, batches: Iterable[Any]) -> float:
         >>> emission_noise(cl.Softplus(lift.freeze(batches[0])), batches)
         0.0
     """
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    first = torch.zeros(())
+    count = 0
+    first = total = squares = torch.zeros((), dtype=torch.float64, device="cpu")
     with evaluating(model):
         for batch in batches:
             each = [w.flatten().double() for _, ws in emissions(model, batch) for w in ws.values()]
@@ -55,6 +57,7 @@ def emission_noise(model: nn.Module, batches: Iterable[Any]) -> float:
     return float((variance.sqrt() / mean.clamp_min(torch.finfo(torch.float64).tiny)).median())
 
 
+@guarded
 @torch.no_grad()
 def step_amplification(model: nn.Module, batches: Iterable[Any]) -> float:
     """How many times farther one Adam step moves a latent weight than it would move a direct parameter.

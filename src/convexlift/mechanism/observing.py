@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convexlift.checks import check_finite
+from convexlift.seeds import drawing_apart
 from convexlift.sources import Centred, Lift, WeightSource
 
 Loss = Callable[..., Tensor]
@@ -67,7 +68,7 @@ def observing(model: nn.Module) -> Iterator[None]:
     modes = [(part, part.training) for part in model.modules()]
     buffers = [(part, dict(part._buffers)) for part in model.modules()]  # some are replaced, not written to
     try:
-        with torch.random.fork_rng(devices={tensor.device for tensor in tensors if tensor.is_cuda}):
+        with drawing_apart(model, globally=True):  # a loss is whatever the user wrote
             yield
     finally:
         for part, training in modes:

@@ -10,7 +10,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from convexlift.data import Batches, Data, Rows, place, whole
+from convexlift.ambient import guarded
+from convexlift.data import Batches, Data, Rows, place_for, whole
 from convexlift.mechanism.coupling import coupling
 from convexlift.mechanism.health import gradient_health
 from convexlift.mechanism.noise import emission_noise, step_amplification
@@ -52,6 +53,7 @@ Instrument = Callable[[nn.Module, Probes], Mapping[str, Any]]
 """Returns figures by name, each a number or a tensor of one."""
 
 
+@guarded
 def emission_notes(model: nn.Module, probes: Probes) -> dict[str, float]:
     """``emission_noise`` and ``step_amplification`` over the batches; nothing without a lift.
 
@@ -70,6 +72,7 @@ def emission_notes(model: nn.Module, probes: Probes) -> dict[str, float]:
     }
 
 
+@guarded
 @torch.no_grad()
 def shoulder_notes(model: nn.Module, probes: Probes) -> dict[str, float]:
     """Where the weights of each layer stand on psi: the figures of ``Shoulder`` by "block.name/figure".
@@ -95,6 +98,7 @@ def shoulder_notes(model: nn.Module, probes: Probes) -> dict[str, float]:
     return found
 
 
+@guarded
 def gradient_notes(model: nn.Module, probes: Probes) -> dict[str, float]:
     """``gradient_health`` of each layer at the first batch: "block.name/gradient" and so on.
 
@@ -112,6 +116,7 @@ def gradient_notes(model: nn.Module, probes: Probes) -> dict[str, float]:
     }
 
 
+@guarded
 def coupling_notes(model: nn.Module, probes: Probes) -> dict[str, float]:
     """Sigma_batch and Sigma_curv of ``coupling`` over the batches; nothing without a lift.
 
@@ -142,6 +147,7 @@ INSTRUMENTS: tuple[Instrument, ...] = (emission_notes, shoulder_notes, gradient_
 """What a ``Recorder`` notes when it is not told otherwise: all but ``coupling_notes``, which costs most."""
 
 
+@guarded
 def probe_batches(
     data: Data, batch_size: int = 256, count: int = 16, seed: int = 0, stream: str = "probe"
 ) -> list[Rows]:
@@ -249,10 +255,9 @@ class Recorder:
         loss: Any = getattr(model, "loss", None) if self.loss is None else self.loss
         if not callable(loss):
             raise ValueError(f"{type(model).__name__} has no loss of its own: pass loss=")
-        like = next(p for p in model.parameters() if p.is_floating_point())
 
         def placed(rows: Rows) -> Rows:
-            return place(rows, like.device, like.dtype)  # type: ignore[return-value]  # rows stay rows
+            return place_for(model, rows)  # type: ignore[return-value]  # rows stay rows
 
         return Probes(
             rows=placed(self.rows),

@@ -8,6 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guarded
 from convexlift.mechanism.observing import emissions
 from convexlift.sources import WeightSource
 from convexlift.sources.positivity import PositiveMap
@@ -38,6 +39,7 @@ class Shoulder:
     relative_speed: float
 
 
+@guarded
 @torch.no_grad()
 def shoulder(model: nn.Module, batch: Any = None) -> Shoulder:
     """Where the constrained weights stand on psi; see ``Shoulder``.
@@ -74,6 +76,7 @@ def shoulder(model: nn.Module, batch: Any = None) -> Shoulder:
     )
 
 
+@guarded
 @torch.no_grad()
 def weight_histogram(model: nn.Module, batch: Any = None) -> list[float]:
     """Shares of the constrained weights by size: in bins of log10(fan_in W) between ``HISTOGRAM_EDGES``.

@@ -14,6 +14,7 @@ from convexlift.integration.annealing import short_annealing
 from convexlift.integration.gaussian import Gaussian, fitted, refitted
 from convexlift.integration.langevin import TARGET, first_step, langevin_step, start_state, together
 from convexlift.objectives.objective import EVALUATION_SEED, Objective, mean, share
+from convexlift.seeds import generator_on
 
 # Below this share of effective chains they are drawn anew from among themselves.
 _LEAST_SHARE = 0.5
@@ -90,7 +91,8 @@ class Chains(Objective):
         self.centre.copy_(start.mean)
         self.factor.copy_(start.factor)
         self.step.fill_(first_step(self.dim))
-        self.x.copy_(t[torch.randint(len(t), (self.chains,), device=t.device)])
+        chosen = torch.randint(len(t), (self.chains,), generator=generator_on(t.device), device=t.device)
+        self.x.copy_(t[chosen])
         self.restart(potential)
 
     @torch.no_grad()
@@ -143,7 +145,7 @@ class Chains(Objective):
         if not float(self.effective) >= _LEAST_SHARE:  # or not a number
             if not bool(w.isfinite().all()):
                 raise FloatingPointError("the chains left the numbers: f changed too much in one step")
-            chosen = torch.multinomial(w, self.chains, replacement=True)
+            chosen = torch.multinomial(w, self.chains, replacement=True, generator=generator_on(w.device))
             self.x.copy_(self.x[chosen])
             self.log_weights.zero_()
         self._move(potential, self.moves)
@@ -153,7 +155,9 @@ class Chains(Objective):
         function = together(potential.value, potential.gradient)
         state = start_state(function, self.x)
         for _ in range(moves):
-            state = langevin_step(function, state, float(self.step), self.factor)
+            state = langevin_step(
+                function, state, float(self.step), self.factor, generator=generator_on(self.x.device)
+            )
             self.step *= math.exp(_PACE * (state.acceptance - TARGET))
         self.x.copy_(state.x)
         self.value.copy_(state.value)

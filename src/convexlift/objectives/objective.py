@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 from torch import Tensor, nn
 
+from convexlift.ambient import guard_methods
 from convexlift.architectures import Potential
 
 # Of what is random in evaluation. An unlikely one: with the seed that a user drew the rows from, the noise
@@ -17,9 +18,14 @@ class Objective(nn.Module):
     """How a density p(t) = exp(-f(t)) / Z of standardised rows t is trained.
 
     ``forward(potential, t, weights)`` is the mean loss of the rows t (N, d), a scalar, with ``weights`` (N,)
-    of mean one over the training rows, or None. In training mode it may draw from torch's global generator
-    and move its buffers; in eval mode it is a fixed function of its arguments.
+    of mean one over the training rows, or None. In training mode it may draw, from torch's global generator
+    or as the objectives here from ``seeds.generator_on(device)``, and move its buffers; in eval mode it is a
+    fixed function of its arguments.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        guard_methods(cls)
 
     #: whether the loss is a negative log-likelihood: then a standardiser's Jacobian counts
     likelihood = False

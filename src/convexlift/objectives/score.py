@@ -10,6 +10,7 @@ from torch import Tensor
 
 from convexlift.architectures import Potential
 from convexlift.objectives.objective import EVALUATION_SEED, Objective, mean
+from convexlift.seeds import generator_on
 
 
 @final
@@ -76,6 +77,7 @@ class Denoising(Objective):
 def noise_like(t: Tensor, training: bool) -> Tensor:
     """Standard normal noise in the shape of t: new in training, the same at every call in evaluation."""
     if training:
-        return torch.randn_like(t)
-    generator = torch.Generator(t.device).manual_seed(EVALUATION_SEED)
+        generator = generator_on(t.device)
+    else:
+        generator = generator_on(t.device, EVALUATION_SEED)
     return torch.randn(t.shape, generator=generator, dtype=t.dtype, device=t.device)

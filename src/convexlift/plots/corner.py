@@ -10,12 +10,14 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from convexlift.ambient import guarded
 from convexlift.plots.drawing import DATA, MODEL, Axes, axes_of, histogram, limits, points, tick
 
 MOST_COLUMNS = 6  # of a corner plot
 _PITCH, _SHARE = 128, 0.92  # points from frame to frame, and the share of it that a frame takes
 
 
+@guarded
 def corner(
     data: ArrayLike,
     draws: ArrayLike,
@@ -85,6 +87,6 @@ def least_normal(rows: Tensor, most: int) -> tuple[int, ...]:
     """
     rows = rows.double().cpu()
     ordered = ((rows - rows.mean(0)) / rows.std(0)).sort(0).values
-    places = (torch.arange(len(rows), dtype=torch.float64)[:, None] + 0.5) / len(rows)
+    places = (torch.arange(len(rows), dtype=torch.float64, device="cpu")[:, None] + 0.5) / len(rows)
     gaps = (torch.special.ndtr(ordered) - places).abs().amax(0)
     return tuple(sorted(gaps.topk(min(most, len(gaps))).indices.tolist()))

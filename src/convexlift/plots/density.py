@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guarded
 from convexlift.checks import check_samples
 from convexlift.plots.corner import MOST_COLUMNS, corner, least_normal
 from convexlift.plots.drawing import DATA, MODEL, Axes, axes_of, histogram, limits, points, tell_outside, tick
@@ -19,6 +20,7 @@ POINTS, _CORNER_POINTS = 600, 400
 _GRID = 400
 
 
+@guarded
 @torch.no_grad()
 def plot_density(
     density: LogConcaveDensity,
@@ -74,11 +76,12 @@ def beside(
 
     That of two is drawn by ``plane`` with the rows shown; it returns points that the frame should hold.
     """
-    rows = torch.empty(0, model.dim) if rows is None else check_samples(rows, model.dim, name="rows")
+    none = torch.empty(0, model.dim, dtype=torch.float32, device="cpu")
+    rows = none if rows is None else check_samples(rows, model.dim, name="rows")
     names = [f"column {k}" for k in range(model.dim)] if names is None else list(names)
     if len(names) != model.dim:
         raise ValueError(f"expected {model.dim} names of columns; got {len(names)}")
-    rows = rows.to(next(model.parameters()))
+    rows = rows.to(next(model.parameters()).device)
     if model.dim > 2:
         draws = model.sample(_CORNER_POINTS, seed=0).cpu()
         kept = list(least_normal(rows if len(rows) else draws, MOST_COLUMNS))
@@ -91,7 +94,7 @@ def beside(
         tell_outside(ax)
     else:
         within = limits((rows if len(rows) else model.sample(_CORNER_POINTS, seed=0)).cpu())
-        x = torch.linspace(*within, _GRID).to(rows)
+        x = torch.linspace(*within, _GRID, dtype=torch.float64, device=rows.device)
         if len(rows):
             ax.stairs(*histogram(rows.cpu(), within), fill=True, color=DATA, alpha=0.28, label="data")
         ax.plot(x.cpu(), model.log_prob(x[:, None]).exp().cpu(), color=MODEL, label="model")

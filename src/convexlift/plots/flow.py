@@ -8,11 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guarded
 from convexlift.plots.density import POINTS, beside
 from convexlift.plots.drawing import COLOURS, DATA, MODEL, Axes, points
 from convexlift.tasks import ConvexPotentialFlow
 
 
+@guarded
 @torch.no_grad()
 def plot_flow(
     flow: ConvexPotentialFlow,
@@ -49,8 +51,9 @@ def plot_flow(
 
 def _samples(flow: ConvexPotentialFlow, rows: Tensor, ax: Axes) -> Tensor:
     samples = flow.sample(POINTS, seed=0)
-    z = torch.stack(torch.meshgrid(torch.linspace(-3, 3, 13), torch.linspace(-3, 3, 121), indexing="ij"), -1)
-    lines = torch.cat([z, z.flip(-1)]).to(samples)  # upright ones, then level ones
+    few, many = (torch.linspace(-3, 3, n, dtype=samples.dtype, device=samples.device) for n in (13, 121))
+    z = torch.stack(torch.meshgrid(few, many, indexing="ij"), -1)
+    lines = torch.cat([z, z.flip(-1)])  # upright ones, then level ones
     images = flow.inverse(lines.reshape(-1, 2)).x.reshape(lines.shape).cpu()
     for place, image in enumerate(images):
         label = None if place else "grid of its latent space"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from convexlift.files import write_whole
 from convexlift.plots.drawing import needed
 
 
@@ -71,4 +73,7 @@ def draw_images(
     labels = [name if name != before else "" for name, before in zip(names, ["", *names], strict=False)]
     ax.set_yticks([row + 0.5 for row in range(len(lines))], labels)
     ax.tick_params(length=0)
-    figure.savefig(path)
+    file = Path(path) if Path(path).suffix else Path(f"{path}.png")
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format=file.suffix[1:])
+    write_whole(file, drawing.getvalue())

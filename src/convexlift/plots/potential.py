@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guarded
 from convexlift.architectures import Potential
 from convexlift.plots.drawing import DATA, MODEL, Axes, axes_of, tick
 
 _GRID, _EVERY, _LEVELS = 121, 10, 12
 
 
+@guarded
 @torch.no_grad()
 def plot_potential(
     f: Potential | Callable[[Tensor], Tensor], box: Sequence[tuple[float, float]], *, ax: Axes | None = None
@@ -42,7 +44,7 @@ def plot_potential(
     if len(box) not in (1, 2) or not all(low < high for low, high in box):
         raise ValueError(f"expected one or two (low, high) with low below high; got {list(box)}")
     dtype = getattr(f, "dtype", torch.get_default_dtype())
-    sides = [torch.linspace(low, high, _GRID, dtype=dtype) for low, high in box]
+    sides = [torch.linspace(low, high, _GRID, dtype=dtype, device="cpu") for low, high in box]
     x = torch.cartesian_prod(*sides).reshape(-1, len(box))
     values = f.value(x) if isinstance(f, Potential) else f(x)
     if values.shape != x.shape[:1]:
@@ -56,7 +58,9 @@ def plot_potential(
         ax.contour(*sides, grid.T, _LEVELS, colors=MODEL, linewidths=1.2)
         inner = slice(_EVERY // 2, None, _EVERY)
         steep = torch.stack([part[inner, inner] for part in torch.gradient(grid, spacing=sides)])
-        spacing = torch.tensor([(high - low) * _EVERY / _GRID for low, high in box], dtype=dtype)
+        spacing = torch.tensor(
+            [(high - low) * _EVERY / _GRID for low, high in box], dtype=dtype, device="cpu"
+        )
         scale = float((steep.abs().amax((1, 2)) / spacing).max()) or 1.0
         places = (side[inner] for side in sides)
         ax.quiver(*places, *steep.mT, angles="xy", scale_units="xy", scale=scale, color=DATA, width=0.004)

@@ -58,7 +58,7 @@ def kernel_baseline(problem: Problem) -> tuple[float, float]:
         for chunk in x.split(256):
             distance = torch.cdist(chunk, centres).square()
             parts.append(torch.stack([torch.logsumexp(distance / (-2 * h * h), 1) for h in bandwidths], 1))
-        volume = problem.dim * torch.tensor(bandwidths, dtype=x.dtype).log()
+        volume = problem.dim * torch.tensor(bandwidths, dtype=x.dtype, device=x.device).log()
         return torch.cat(parts) - volume - math.log(len(centres)) - _constant(factor)
 
     choices = tuple(share * scott for share in _BANDWIDTHS)

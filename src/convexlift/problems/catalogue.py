@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from convexlift.names import close_names
 
 if TYPE_CHECKING:
     from convexlift.problems.base import Problem
@@ -62,10 +63,11 @@ def check_problem(name: str) -> None:
     >>> check_problem("digits-latents:3")
     """
     if name not in NAMES and name.partition(":")[0] not in _LATENTS:
-        close = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
+        hint = "".join(f"did you mean '{close}'? " for close in close_names(name, NAMES))
         raise ValueError(f"unknown problem '{name}'; {hint}known: {', '.join(NAMES)}")
 
 
 def _made(module: str, function: str, *arguments: object) -> Any:
-    return getattr(import_module(f"convexlift.problems.{module}"), function)(*arguments)
+    from convexlift.ambient import guarded  # imports torch
+
+    return guarded(getattr(import_module(f"convexlift.problems.{module}"), function))(*arguments)

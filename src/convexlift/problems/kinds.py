@@ -46,7 +46,7 @@ def _negative_log_likelihood(model: Any, x: Rows) -> Tensor:
 
 def _squared_errors(model: Any, rows: tuple[Tensor, Tensor]) -> Tensor:
     x, y = rows
-    return (model.predict(x) - y).square()
+    return (model.predict(x).double() - y).square()  # in the user's units, which may be far from one
 
 
 def _own(*_: object) -> nn.Module:

@@ -8,6 +8,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from convexlift.seeds import linear
+
 # Rows read at a time when a whole training set is pooled.
 _CHUNK = 16_384
 
@@ -30,7 +32,7 @@ class DeepSets(nn.Module):
         widths = [dim, *hidden, features]
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip(widths, widths[1:], strict=False):
-            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+            layers += [linear(fan_in, fan_out), nn.ReLU()]
         self.body = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,10 +8,12 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guard_methods
 from convexlift.architectures import ICNN, Potential
 from convexlift.sources.source import WeightSource
 
 
+@guard_methods
 @final
 class Centred(nn.Module):
     """A weight source whose inner layers read activations without their mean and, on request, their slope.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convexlift.seeds import seeded
+from convexlift.seeds import generator_on, seeded
 from convexlift.sources.body import DeepSets, Moments, pool
 from convexlift.sources.positivity import PositiveMap, positive_map
 from convexlift.sources.readout import Dense, Factored
@@ -153,7 +153,8 @@ class Lift(WeightSource):
                 else Factored(shapes, size, readout_scale, rank)
             )
             if start is not None:
-                values = [torch.empty_like(value).uniform_(-(size**-0.5), size**-0.5) for value in values]
+                bound, own = size**-0.5, generator_on(values[0].device)
+                values = [torch.empty_like(v).uniform_(-bound, bound, generator=own) for v in values]
         self.to(values[0])
         template = values[0].new_zeros(size)
         for name in ("running_mean", "pooled_mean", "anchor", "stored"):
@@ -168,7 +169,9 @@ class Lift(WeightSource):
             self.code = nn.Parameter(template.clone())
             self.phi.requires_grad_(False)
 
-        reference = torch.randn(512, self._columns, generator=torch.Generator().manual_seed(0)).to(template)
+        reference = torch.randn(
+            512, self._columns, generator=generator_on(seed=0), dtype=torch.float32, device="cpu"
+        ).to(template)
         self._set_anchor(reference)
         constrained = len(self.names)
         if start is None:
@@ -281,10 +284,8 @@ class Lift(WeightSource):
         Raises:
             ValueError: no data, unless the lift has settled; or a weight is not a number.
         """
-        if self.settled or self.code is not None:
+        if data is None or self.settled or self.code is not None:
             return self._frozen(self._weights_from(self.summary(None)))
-        if data is None:
-            raise ValueError(NEEDS_BATCH)
         return self._frozen(self._weights_from(self._standardised(self._pooled(data))))
 
     def _weights_from(self, summary: Tensor) -> dict[str, Tensor]:
@@ -343,7 +344,12 @@ class Lift(WeightSource):
     def _matched_noise(self) -> Tensor:
         """A draw of the normal law with the running mean and covariance of the summaries."""
         values, vectors = torch.linalg.eigh(self.running_covariance)
-        noise = vectors @ (values.clamp_min(0).sqrt() * torch.randn_like(values))
+        noise = vectors @ (
+            values.clamp_min(0).sqrt()
+            * torch.randn(
+                values.shape, generator=generator_on(values.device), dtype=values.dtype, device=values.device
+            )
+        )
         return self.running_mean + noise
 
 

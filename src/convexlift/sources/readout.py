@@ -9,6 +9,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from convexlift.seeds import generator_on
+
 FAN_IN = "fan_in"
 
 
@@ -61,8 +63,8 @@ class Factored(nn.Module):
         # U V' has entries of variance one per unit code.
         start = rank**-0.25
         sides = [_matrix_shape(shape) for shape in shapes]
-        self.rows = nn.ParameterList([nn.Parameter(torch.randn(m, rank) * start) for m, _ in sides])
-        self.columns = nn.ParameterList([nn.Parameter(torch.randn(n, rank) * start) for _, n in sides])
+        self.rows = nn.ParameterList([nn.Parameter(_normal(m, rank) * start) for m, _ in sides])
+        self.columns = nn.ParameterList([nn.Parameter(_normal(n, rank) * start) for _, n in sides])
         self.code = nn.Parameter(_uniform(len(shapes) * rank, features) * deviation)
 
     def forward(self, summary: Tensor, slack: Sequence[Tensor]) -> list[Tensor]:
@@ -92,7 +94,12 @@ def _scale(scale: float | str, features: int) -> tuple[float, float]:
 
 
 def _uniform(outputs: int, features: int) -> Tensor:
-    return (2 * torch.rand(outputs, features) - 1) / math.sqrt(features)
+    u = torch.rand(outputs, features, generator=generator_on(), dtype=torch.float32, device="cpu")
+    return (2 * u - 1) / math.sqrt(features)
+
+
+def _normal(rows: int, columns: int) -> Tensor:
+    return torch.randn(rows, columns, generator=generator_on(), dtype=torch.float32, device="cpu")
 
 
 def _matrix_shape(shape: torch.Size) -> tuple[int, int]:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from convexlift.files import write_json
+from convexlift.locks import owned
 from convexlift.study.arms import ABLATION_ARMS
 from convexlift.study.cells import Cell, Named, Outcome, Setting, load
 from convexlift.study.comparison import Comparison, run
 from convexlift.study.outcomes import Event
 from convexlift.study.protocol import Budget, budget_for
 from convexlift.study.ranking import complete, difference, interval, is_clear
-from convexlift.study.report.numbers import interval_text, score_text, short
+from convexlift.study.report.numbers import interval_text, score_texts, short
 from convexlift.study.statistics import common_difference, summary
 from convexlift.study.workers import Workers
 
@@ -38,6 +39,7 @@ def ablate(
     resume: bool = True,
     command: str | None = None,
     progress: Callable[[Event], object] | None = None,
+    forecast: Callable[[float], object] | None = None,
 ) -> Comparison:
     """Remove the lift's ingredients one at a time, and write `result.json` into the folder `out`.
 
@@ -65,7 +67,7 @@ def ablate(
         out: folder for `result.json` and `cells/`.
         resume: use the finished cells in `out`, or run them all again.
         command: the shell command that gives the result again; kept in it.
-        progress: called with an `Event` after every cell.
+        progress, forecast: as those of `compare`.
 
     Returns:
         What `compare` returns, with the effects under "ablation" in the result.
@@ -96,19 +98,22 @@ def ablate(
         traced=True,
         fixed_rate=True,
     )
-    with Workers(Setting(make, spend), Path(out) / "cells", jobs=jobs, resume=resume) as workers:
+    with Workers(Setting(make, spend), Path(out) / "cells", jobs=jobs, resume=resume) as workers, owned(out):
         arms, may_grow = ABLATION_ARMS, rates is None
-        found = run(workers, arms, arms, may_grow=may_grow, command=command, progress=progress)
-    result = found.result
-    for title, section in (("tuned", result), ("fixed_rate", result["fixed_rate"])):
-        outcomes = {
-            name: [
-                found.outcomes.get(Cell(name, arm["lr"], seed, spend.steps), {}) for seed in spend.evaluation
-            ]
-            for name, arm in section["arms"].items()
-        }
-        result.setdefault("ablation", {"reference": REFERENCE})[title] = _effects(section, outcomes)
-    write_json(Path(out) / "result.json", result)
+        found = run(
+            workers, arms, arms, may_grow=may_grow, command=command, progress=progress, forecast=forecast
+        )
+        result = found.result
+        for title, section in (("tuned", result), ("fixed_rate", result["fixed_rate"])):
+            outcomes = {
+                name: [
+                    found.outcomes.get(Cell(name, arm["lr"], seed, spend.steps), {})
+                    for seed in spend.evaluation
+                ]
+                for name, arm in section["arms"].items()
+            }
+            result.setdefault("ablation", {"reference": REFERENCE})[title] = _effects(section, outcomes)
+        write_json(Path(out) / "result.json", result)
     return found
 
 
@@ -122,6 +127,7 @@ def effects_table(result: dict[str, Any], section: str = "tuned") -> tuple[list[
     effects = result["ablation"][section]
     head = ["trained by", "rate", "test loss", "minus lift (95 %)", "tr Σ_batch", "minus lift (95 %)"]
     head += ["tests p ≤ 0.05", "dwell", "minus lift (95 %)"]
+    tests = score_texts({name: arm["test"] for name, arm in scores["arms"].items()})
     rows = []
     for name in complete(scores):
         arm, effect = scores["arms"][name], effects[name]
@@ -131,7 +137,7 @@ def effects_table(result: dict[str, Any], section: str = "tuned") -> tuple[list[
             [
                 name,
                 "–" if rate is None else f"{rate:g}",
-                score_text(arm["test"]),
+                tests[name],
                 _text(loss),
                 _score(effect[FLUCTUATION]),
                 _text(effect[f"{FLUCTUATION}_minus_{REFERENCE}"]),

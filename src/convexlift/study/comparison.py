@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
 
-from convexlift.files import write_json
+from convexlift.files import remove_torn, write_json
+from convexlift.locks import owned
 from convexlift.names import DEFAULT_ARMS
 from convexlift.objectives import objective_named
 from convexlift.problems import Problem, gaussian_baseline, kernel_baseline
@@ -23,7 +24,7 @@ from convexlift.study.outcomes import COMMON_RATE, EVALUATION, SELECTION, Event,
 from convexlift.study.protocol import FIXED_RATE, Budget, best_rate, budget_for, extension, on_edge
 from convexlift.study.scoring import is_multivariate
 from convexlift.study.snapshots import picture_of_data
-from convexlift.study.speed import step_times
+from convexlift.study.speed import first_guess, step_times
 from convexlift.study.statistics import summary
 from convexlift.study.workers import Workers
 from convexlift.training.environment import environment
@@ -67,6 +68,7 @@ def compare(
     objective: str = "mle",
     command: str | None = None,
     progress: Callable[[Event], object] | None = None,
+    forecast: Callable[[float], object] | None = None,
 ) -> Comparison:
     """Compare ways of training one network under equal tuning, and write `result.json` into the folder `out`.
 
@@ -96,12 +98,14 @@ def compare(
             chosen by that loss on validation rows.
         command: the shell command that gives the result again; kept in it.
         progress: called with an `Event` after every cell.
+        forecast: called before the first cell with the seconds that all may take, by a few timed steps.
 
     Returns:
         The result, as in `result.json`, and the outcome of every cell.
 
     Raises:
         ValueError: an unknown name, or a setting that makes no sense.
+        BlockingIOError: another comparison is in progress in the folder.
         OSError: the folder cannot be written.
         RuntimeError: a worker process died, or every cell of the evaluation failed.
         KeyboardInterrupt: Ctrl-C; the finished cells are kept, and a later call goes on from them.
@@ -135,10 +139,19 @@ def compare(
     spend = budget_for(
         chosen.task, budget, chosen.dim, rates=rates, evaluation_seeds=seeds, fixed_rate=fixed_rate
     )
-    with Workers(Setting(make, spend, device), Path(out) / "cells", jobs=jobs, resume=resume) as workers:
+    setting = Setting(make, spend, device)
+    with Workers(setting, Path(out) / "cells", jobs=jobs, resume=resume) as workers, owned(out):
         at_fixed_rate = FIXED_RATE_ARMS if own is None else names
-        found = run(workers, names, at_fixed_rate, may_grow=rates is None, command=command, progress=progress)
-    write_json(Path(out) / "result.json", found.result)
+        found = run(
+            workers,
+            names,
+            at_fixed_rate,
+            may_grow=rates is None,
+            command=command,
+            progress=progress,
+            forecast=forecast,
+        )
+        write_json(Path(out) / "result.json", found.result)
     return found
 
 
@@ -150,12 +163,22 @@ def run(
     may_grow: bool,
     command: str | None,
     progress: Callable[[Event], object] | None,
+    forecast: Callable[[float], object] | None = None,
 ) -> Comparison:
     """What `compare` does once all is named: the arms `names`, and those of the table at the common rate,
-    where the budget has one. The workers are closed; the result is not written."""
+    where the budget has one. The caller owns the folder. Workers are closed; the result is not written."""
+    remove_torn(workers.folder)
     setting, spend = workers.setting, workers.setting.budget
     chosen = subject(setting)[0]
     outcomes = Outcomes(workers, progress)
+    to_come = _to_come(spend, names, at_fixed_rate)
+    if forecast is not None:
+        outcomes.step_seconds = first_guess(setting, names)
+        outcomes.ahead = [cell for cells in to_come.values() for cell in cells]
+        chosen_from = spend.rates if len(spend.rates) > 1 or (may_grow and spend.extensions) else ()
+        seconds = outcomes.left(_selecting(names, chosen_from, spend))
+        if seconds is not None:
+            forecast(seconds)
     grid, validation = _select(outcomes, names, may_grow)
     best = {name: best_rate(validation[name]) if len(grid) > 1 else grid[0] for name in names}
     full = {name: _scored(spend, name, best[name]) for name in names}
@@ -163,6 +186,7 @@ def run(
         name: [dataclasses.replace(cell, steps=spend.steps // 2, scored=False) for cell in cells]
         for name, cells in full.items()
     }
+    outcomes.ahead = to_come[COMMON_RATE]
     outcomes.run(EVALUATION, [cell for by_arm in (full, half) for name in names for cell in by_arm[name]])
     if not any(outcomes.finished(cells) for cells in full.values()):
         raise RuntimeError(
@@ -171,6 +195,7 @@ def run(
     common: dict[str, list[Cell]] = {}
     if spend.fixed_rate:  # every arm at the one common rate, without any selection
         common = {name: _scored(spend, name, FIXED_RATE) for name in at_fixed_rate}
+        outcomes.ahead = []
         outcomes.run(COMMON_RATE, [cell for by_seed in common.values() for cell in by_seed])
     workers.close()  # so that nothing of ours disturbs the clock
     finished = {cell.arm for cell in outcomes.by_cell if outcomes.finished([cell])}
@@ -239,14 +264,11 @@ def _select(
     if len(grid) == 1 and left <= 0:  # nothing to choose
         return grid, {name: {grid[0]: math.nan} for name in names}
     while True:
-        cells = {
-            (name, rate): [Cell(name, rate, seed, spend.steps, scored=False) for seed in spend.selection]
-            for name in names
-            for rate in grid
-        }
-        outcomes.run(SELECTION, [cell for group in cells.values() for cell in group])
+        outcomes.run(SELECTION, _selecting(names, grid, spend))
         validation = {
-            name: {rate: mean(outcomes.losses(cells[name, rate], "validation")) for rate in grid}
+            name: {
+                rate: mean(outcomes.losses(_selecting([name], [rate], spend), "validation")) for rate in grid
+            }
             for name in names
         }
         grown = extension(grid, on_edge(validation))[: max(left, 0)]
@@ -254,6 +276,24 @@ def _select(
             return grid, validation
         left -= len(grown)
         grid = sorted([*grid, *grown])
+
+
+def _selecting(names: Sequence[str], grid: Sequence[float], spend: Budget) -> list[Cell]:
+    """The cells by which a rate of the grid is chosen for each arm."""
+    return [
+        Cell(name, rate, seed, spend.steps, scored=False)
+        for name in names
+        for rate in grid
+        for seed in spend.selection
+    ]
+
+
+def _to_come(spend: Budget, names: Sequence[str], at_fixed_rate: Sequence[str]) -> dict[str, list[Cell]]:
+    """Cells like those after the selection, by phase; at which rate makes no difference to their time."""
+    full = [cell for name in names for cell in _scored(spend, name, FIXED_RATE)]
+    half = [dataclasses.replace(cell, steps=spend.steps // 2, scored=False) for cell in full]
+    common = [cell for name in at_fixed_rate for cell in _scored(spend, name, FIXED_RATE)]
+    return {EVALUATION: [*full, *half], COMMON_RATE: common if spend.fixed_rate else []}
 
 
 def _scored(spend: Budget, name: str, rate: float | None) -> list[Cell]:

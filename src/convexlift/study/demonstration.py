@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 from torch import nn
 
-from convexlift.files import write_json
+from convexlift.defaults import DENSITY, FLOW
+from convexlift.files import remove_torn, write_json
+from convexlift.locks import owned
 from convexlift.mechanism.observing import parts
 from convexlift.problems import gaussian_baseline
 from convexlift.study import summaries
 from convexlift.study.cells import Cell, Named, Setting, Subject, load, subject
-from convexlift.study.outcomes import EVALUATION, Event, Outcomes
+from convexlift.study.outcomes import Event, Outcomes, Pace
 from convexlift.study.protocol import FIXED_RATE, Budget
 from convexlift.study.snapshots import picture_of_data
 from convexlift.study.speed import step_times
@@ -31,29 +35,16 @@ WAYS = ("projected", "softplus", "squared", "lift", "lift-reference")
 # The rates of `convexlift train`, whichever the way. But projection on flows has the one at which it did best
 # over several problems, and the published configuration of the lift its published one: see docs/mechanism.md.
 RATES: Mapping[str, Mapping[str, float]] = {
-    "flow": {**dict.fromkeys(WAYS, 0.032), "projected": 0.016, "lift-reference": FIXED_RATE},
-    "density": {**dict.fromkeys(WAYS, 0.064), "lift-reference": FIXED_RATE},
+    "flow": {**dict.fromkeys(WAYS, FLOW.lr), "projected": 0.016, "lift-reference": FIXED_RATE},
+    "density": {**dict.fromkeys(WAYS, DENSITY.lr), "lift-reference": FIXED_RATE},
 }
 BUDGETS: Mapping[str, Budget] = {
     "laplace": Budget("demo", 500, 256, (FIXED_RATE,), 1, 3, extensions=0),
     "digits21": Budget("demo", 250, 128, (FIXED_RATE,), 1, 3, extensions=0),
 }
 
-# A run takes longer than its steps: it is validated on the way, then checked, scored and drawn.
-_BESIDE_STEPS, _CHECKING = 1.3, 0.8
-_START = 4.0  # seconds until the worker processes of a problem have loaded torch
+_WARM_UP, _ROUNDS = 2, 11  # timed steps of every way
 _STARTS, _SCALES = 64, (1.0, 10.0)  # of the search for curvature, which every model gets
-
-
-@final
-@dataclass(frozen=True)
-class Progress:
-    """So many of the models are trained; about so many seconds are left."""
-
-    done: int
-    total: int
-    message: str
-    seconds_left: float
 
 
 @final
@@ -90,31 +81,6 @@ def convexity(frozen: nn.Module) -> dict[str, float]:
     return {"smallest_weight": min(weights), "smallest_curvature": min(curvatures)}
 
 
-@final
-@dataclass
-class _Pace:
-    """How long what is left will take: from timed steps at first, corrected by the runs that are finished."""
-
-    expected: dict[tuple[str, Cell], float]
-    jobs: int = 1
-    starts: int = 0
-    done: float = 0.0  # seconds that finished runs were expected to take
-    took: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.total = len(self.expected)
-        # The expectation weighs as much as a few runs.
-        self._weight = 3 * sum(self.expected.values()) / max(self.total, 1)
-
-    def finished(self, problem: str, cell: Cell, seconds: float) -> None:
-        self.done += self.expected.pop((problem, cell), 0.0)
-        self.took += seconds
-
-    def left(self) -> float:
-        slower = (self._weight + self.took) / (self._weight + self.done) if self._weight else 1.0
-        return slower * (sum(self.expected.values()) / self.jobs + self.starts * _START)
-
-
 def demonstrate(
     out: str | os.PathLike[str],
     *,
@@ -124,7 +90,8 @@ def demonstrate(
     resume: bool = True,
     budgets: Mapping[str, Budget] = BUDGETS,
     command: str | None = None,
-    progress: Callable[[Progress], object] | None = None,
+    progress: Callable[[Event], object] | None = None,
+    forecast: Callable[[float], object] | None = None,
 ) -> dict[str, Any]:
     """Train one network in several ways, at 0.001 and at the library's rates, and write `result.json`.
 
@@ -140,7 +107,8 @@ def demonstrate(
         resume: use the finished runs in `out`, or train them all again.
         budgets: the problems by name, and what is spent on each.
         command: the shell command that gives the result again; kept in it.
-        progress: called at the start, and after every model.
+        progress: called with an `Event` after every run.
+        forecast: called before the first run with the seconds that all may take, by a few timed steps.
 
     Returns:
         The result, as in `result.json`: under "parts" a comparison of each problem at the library's rates,
@@ -148,8 +116,9 @@ def demonstrate(
 
     Raises:
         ValueError: no seeds, or seeds beyond 999.
+        BlockingIOError: another demonstration is in progress in the folder.
         OSError: the folder cannot be written.
-        RuntimeError: a worker process died.
+        RuntimeError: a worker process died, or every run of a problem failed.
         KeyboardInterrupt: Ctrl-C; finished runs are kept.
     """
     began, folder = time.perf_counter(), Path(out)
@@ -157,41 +126,56 @@ def demonstrate(
         name: Setting(Checked(name), dataclasses.replace(budget, evaluation_seeds=seeds, first_seed=seed))
         for name, budget in budgets.items()
     }
-    speeds, groups = {}, {}
-    for name, setting in settings.items():
-        groups[name] = _cells(setting, RATES[load(setting.make)[0].task])
-        speeds[name] = step_times(setting, WAYS)
-    pace = _Pace(
-        {
-            (name, cell): _BESIDE_STEPS * cell.steps * speeds[name][cell.arm] / 1000 + _CHECKING
-            for name, both in groups.items()
-            for cell in _each(both)
-        },
-        starts=len(settings),
-    )
-    results = []
-    for name, setting in settings.items():
-        with Workers(setting, folder / "cells" / name, jobs=jobs, resume=resume) as workers:
-            pace.jobs = workers.jobs
-            results.append(_part(name, workers, groups[name], speeds[name], pace, progress))
-    result = {
-        "schema": 1,
-        "kind": KIND,
-        "parts": results,
-        "command": command,
-        "environment": {**environment(), "threads_per_run": 1, "jobs": pace.jobs, "seed": seed},
-        "seconds": time.perf_counter() - began,
-    }
-    write_json(folder / "result.json", result)
+    with owned(folder), ExitStack() as stack:
+        pace, going = Pace(), list[tuple[Outcomes, Groups]]()
+        for name, setting in settings.items():
+            workers = stack.enter_context(Workers(setting, folder / "cells" / name, jobs=jobs, resume=resume))
+            remove_torn(workers.folder)
+            cells = _cells(setting.budget, RATES[load(setting.make)[0].task])
+            times = step_times(setting, WAYS, warm_up=_WARM_UP, rounds=_ROUNDS)
+            seconds = {way: milliseconds / 1000 for way, milliseconds in times.items()}
+            outcomes = Outcomes(workers, None, step_seconds=seconds, ahead=_each(cells), pace=pace)
+            going.append((outcomes, cells))
+        every = [outcomes for outcomes, _ in going]
+        if forecast is not None:
+            forecast(_left(every))
+        if progress is not None:
+            _tell(every, progress)
+        result = {
+            "schema": 1,
+            "kind": KIND,
+            "parts": [_part(outcomes, cells) for outcomes, cells in going],
+            "command": command,
+            "environment": {**environment(), "threads_per_run": 1, "jobs": workers.jobs, "seed": seed},
+            "seconds": time.perf_counter() - began,
+        }
+        write_json(folder / "result.json", result)
     return result
 
 
 Groups = Mapping[str, Mapping[str, Sequence[Cell]]]
 
 
-def _cells(setting: Setting, rates: Mapping[str, float]) -> Groups:
+def _left(every: Sequence[Outcomes]) -> float:
+    """Seconds that the problems to come may take."""
+    return math.fsum(outcomes.left(()) or 0.0 for outcomes in every)
+
+
+def _tell(every: Sequence[Outcomes], progress: Callable[[Event], object]) -> None:
+    """Let each tell of its runs as runs of them all."""
+    total = sum(len(outcomes.ahead) for outcomes in every)
+
+    def tell(event: Event) -> None:
+        done, left = sum(len(outcomes.by_cell) for outcomes in every), (event.left or 0.0) + _left(every)
+        way = f"{event.phase}: {event.arm}"
+        progress(dataclasses.replace(event, arm=way, done=done, total=total, left=left))
+
+    for outcomes in every:
+        outcomes.progress = tell
+
+
+def _cells(budget: Budget, rates: Mapping[str, float]) -> Groups:
     """The runs of every way at the usual rate and at the library's."""
-    budget = setting.budget
 
     def of(way: str, rate: float) -> list[Cell]:
         return [Cell(way, rate, seed, budget.steps) for seed in budget.evaluation]
@@ -206,33 +190,16 @@ def _each(groups: Groups) -> list[Cell]:
     return sorted(runs, key=lambda cell: cell.seed)
 
 
-def _part(
-    name: str,
-    workers: Workers,
-    cells: Groups,
-    speed: Mapping[str, float],
-    pace: _Pace,
-    progress: Callable[[Progress], object] | None,
-) -> dict[str, Any]:
+def _part(outcomes: Outcomes, cells: Groups) -> dict[str, Any]:
     """Train on one problem, and sum up as a comparison does."""
-
-    def tell(message: str) -> None:
-        if progress is not None:
-            done = pace.total - len(pace.expected)
-            progress(Progress(done, pace.total, f"{name}: {message}", pace.left()))
-
-    def show(event: Event) -> None:
-        cell = next(reversed(outcomes.by_cell))
-        pace.finished(name, cell, outcomes.by_cell[cell].get("seconds", 0.0))
-        tell(event.message)
-
-    tell("starting")
-    pace.starts -= 1
-    outcomes, budget = Outcomes(workers, show), workers.setting.budget
-    outcomes.run(EVALUATION, _each(cells))
-    if not any(outcomes.finished(of_way) for group in cells.values() for of_way in group.values()):
-        raise RuntimeError(f"{name}: every run failed; the first: {outcomes.messages(outcomes.by_cell)[0]}")
+    workers, budget = outcomes.workers, outcomes.budget
     chosen = subject(workers.setting)[0]
+    runs, outcomes.ahead = outcomes.ahead, []
+    outcomes.run(chosen.name, runs)
+    workers.close()
+    if not any(outcomes.finished(runs)):
+        first = outcomes.messages(runs)[0]
+        raise RuntimeError(f"{chosen.name}: every run failed; the first: {first}")
     return {
         "problem": chosen.name,
         "task": chosen.task,
@@ -250,20 +217,19 @@ def _part(
             "optimizer": budget.optimizer,
             "schedule": "cosine, to 0",
         },
-        **_section(outcomes, cells["own"], speed),
-        "fixed_rate": {"lr": FIXED_RATE, **_section(outcomes, cells["usual"], speed)},
+        **_section(outcomes, cells["own"]),
+        "fixed_rate": {"lr": FIXED_RATE, **_section(outcomes, cells["usual"])},
     }
 
 
-def _section(
-    outcomes: Outcomes, cells: Mapping[str, Sequence[Cell]], speed: Mapping[str, float]
-) -> dict[str, Any]:
+def _section(outcomes: Outcomes, cells: Mapping[str, Sequence[Cell]]) -> dict[str, Any]:
     """The figures of every way at one choice of rates."""
+    seconds = outcomes.step_seconds
     arms = {
         way: {
             "lr": of_way[0].lr,
-            **summaries.arm_figures(outcomes, of_way, speed.get(way)),
-            "seconds": of_way[0].steps * speed[way] / 1000,
+            **summaries.arm_figures(outcomes, of_way, 1000 * seconds[way]),
+            "seconds": of_way[0].steps * seconds[way],
             "failed": outcomes.messages(of_way),
         }
         for way, of_way in cells.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -12,13 +12,15 @@ from convexlift.study.protocol import Budget
 from convexlift.study.workers import Workers
 
 SELECTION, EVALUATION, COMMON_RATE = "selection", "evaluation", "common rate"
+_FIRST_GUESS = 1.5
 
 
 @final
 @dataclass(frozen=True)
 class Event:
     """A cell has finished: `done` of `total` (so far known) cells; `loss` is on validation in the phase
-    "selection", on test in "evaluation" and "common rate", inf for a diverged cell, None for a failed one."""
+    "selection", on test in "evaluation" and "common rate", inf for a diverged cell, None for a failed one;
+    `left` is about how many seconds the rest of the comparison takes, None where no step was timed."""
 
     phase: str
     done: int
@@ -28,6 +30,26 @@ class Event:
     lr: float
     seed: int
     loss: float | None
+    left: float | None = None
+
+
+@final
+@dataclass
+class Pace:
+    """How many times as long runs take as their steps alone, for they are validated, scored and drawn too: a
+    guess at first, then as the finished ones did."""
+
+    alone: float = 0.0
+    took: float = 0.0
+
+    def note(self, alone: float, took: float) -> None:
+        """Take notice of a run."""
+        self.alone += alone
+        self.took += took
+
+    @property
+    def ratio(self) -> float:
+        return self.took / self.alone if self.alone else _FIRST_GUESS
 
 
 @final
@@ -39,6 +61,9 @@ class Outcomes:
     progress: Callable[[Event], object] | None
     by_cell: dict[Cell, Outcome] = field(default_factory=dict)
     total: int = 0
+    step_seconds: Mapping[str, float] = field(default_factory=dict)  # of each arm, from a few timed steps
+    ahead: list[Cell] = field(default_factory=list)  # cells like those of the phases to come
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def budget(self) -> Budget:
@@ -49,14 +74,34 @@ class Outcomes:
         """Run the cells that have no outcome yet."""
         wanted = [cell for cell in dict.fromkeys(cells) if cell not in self.by_cell]
         self.total += len(wanted)
+        waiting = dict.fromkeys(wanted)
         for cell, outcome in self.workers.run(wanted):
             self.by_cell[cell] = outcome
+            del waiting[cell]
+            if outcome["status"] == "finished" and "seconds" in outcome and self.step_seconds:
+                self.pace.note(self._steps_alone(cell), outcome["seconds"])
             if self.progress is not None:
                 split = "validation" if phase == SELECTION else "test"
                 loss = self.loss(cell, split)
                 told = f"{split} {loss:.4f}" if outcome["status"] == "finished" else outcome["message"]
                 done, said = len(self.by_cell), f"{cell}: {told}"
-                self.progress(Event(phase, done, self.total, said, cell.arm, cell.lr, cell.seed, loss))
+                left = self.left(waiting)
+                self.progress(Event(phase, done, self.total, said, cell.arm, cell.lr, cell.seed, loss, left))
+
+    def left(self, waiting: Collection[Cell]) -> float | None:
+        """About how many seconds these cells take and those ahead, at the pace of the finished ones.
+
+        None where no step was timed.
+        """
+        if not self.step_seconds:
+            return None
+        return (
+            self.pace.ratio * math.fsum(map(self._steps_alone, [*waiting, *self.ahead])) / self.workers.jobs
+        )
+
+    def _steps_alone(self, cell: Cell) -> float:
+        usual = math.fsum(self.step_seconds.values()) / len(self.step_seconds)
+        return cell.steps * self.step_seconds.get(cell.arm, usual)
 
     def loss(self, cell: Cell, split: str = "test") -> float | None:
         """The "test" or "validation" loss: inf for a diverged cell, None for a failed one."""

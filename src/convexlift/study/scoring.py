@@ -50,7 +50,7 @@ def quick_losses(problem: Problem, frozen: nn.Module, rows: Rows) -> Tensor:
     t = density.block_inputs(x)[0]
     log_z = density.quick_log_z
     if not bool(log_z.isfinite()):
-        start = Gaussian(torch.zeros_like(t[0]), torch.eye(problem.dim).to(t))
+        start = Gaussian(torch.zeros_like(t[0]), torch.diag(torch.ones_like(t[0])))
         log_z = short_annealing(together(potential.value, potential.gradient), start, seed=0)
-    losses = potential.value(t) + log_z - density.standardiser.log_scale_jacobian
+    losses = potential.value(t).double() + log_z - density.standardiser.log_scale_jacobian
     return losses if problem.log_prob is None else losses + problem.log_prob(x)

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 import torch
 
-from convexlift.data import place
+from convexlift.ambient import guarded
+from convexlift.data import place_for
 from convexlift.seeds import one_thread
 from convexlift.study.arms import build
 from convexlift.study.cells import Setting, subject
@@ -19,7 +20,10 @@ WARM_UP, ROUNDS = 5, 31
 _RATE = 1e-4
 
 
-def step_times(setting: Setting, arms: Iterable[str]) -> dict[str, float]:
+@guarded(training=True)
+def step_times(
+    setting: Setting, arms: Iterable[str], *, warm_up: int = WARM_UP, rounds: int = ROUNDS
+) -> dict[str, float]:
     """Median milliseconds of one training step of each arm, taken in turn (A B C A B C ...) with one thread.
 
     Whatever else the machine does then slows all arms alike, which the cells of a comparison, trained at
@@ -35,7 +39,7 @@ def step_times(setting: Setting, arms: Iterable[str]) -> dict[str, float]:
     """
     chosen, known, _ = subject(setting)
     budget, device = setting.budget, torch.device(setting.device)
-    steps = WARM_UP + ROUNDS
+    steps = warm_up + rounds
     settings = Settings(
         steps, budget.batch_size, budget.optimizer, _RATE, "constant", budget.clip, None, steps, seed=0
     )
@@ -43,9 +47,22 @@ def step_times(setting: Setting, arms: Iterable[str]) -> dict[str, float]:
         runs = {}
         for arm in dict.fromkeys(arms):
             task = build(chosen, arm, seed=0, arms=known).to(device)
-            dtype = next(p.dtype for p in task.parameters() if p.is_floating_point())
-            runs[arm] = Run(task, place(chosen.train, device, dtype), None, settings, (), None, None)
+            runs[arm] = Run(task, place_for(task, chosen.train), None, settings, (), None, None)
         for _ in range(steps):
             for run in runs.values():
                 run.train_step()
-    return {arm: 1000 * statistics.median(run.durations[WARM_UP:]) for arm, run in runs.items()}
+    return {arm: 1000 * statistics.median(run.durations[warm_up:]) for arm, run in runs.items()}
+
+
+def first_guess(setting: Setting, arms: Iterable[str]) -> dict[str, float]:
+    """Seconds of a step of each arm from three of them: enough to say how long a comparison may take.
+
+    An arm that fails has none; why is told when its cells fail.
+    """
+    found: dict[str, float] = {}
+    for arm in arms:
+        try:
+            found |= step_times(setting, [arm], warm_up=1, rounds=3)
+        except Exception:  # any bug in a user's own arm
+            continue
+    return {arm: milliseconds / 1000 for arm, milliseconds in found.items()}

@@ -10,6 +10,8 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from convexlift.seeds import generator_on
+
 RESAMPLES = 2_000
 
 
@@ -128,7 +130,7 @@ def selection_variance(losses: Sequence[float], error: float) -> float:
     finite = torch.tensor([loss for loss in losses if math.isfinite(loss)], dtype=torch.float64)
     if len(finite) < 2:
         return 0.0
-    noise = torch.randn(1_000, len(finite), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.randn(1_000, len(finite), generator=generator_on(seed=0), dtype=torch.float64, device="cpu")
     chosen = finite[(finite + error * noise).argmin(1)]
     return float((chosen - finite.min()).square().mean())
 

@@ -133,7 +133,8 @@ def _difference(
 
 def _rows(outcomes: Outcomes, first: Sequence[Cell], second: Sequence[Cell]) -> list[float] | None:
     both = [
-        torch.tensor(outcomes.by_cell[a]["rows"]) - torch.tensor(outcomes.by_cell[b]["rows"])
+        torch.tensor(outcomes.by_cell[a]["rows"], dtype=torch.float32)
+        - torch.tensor(outcomes.by_cell[b]["rows"], dtype=torch.float32)
         for a, b in zip(first, second, strict=False)
         if outcomes.by_cell[a]["status"] == outcomes.by_cell[b]["status"] == "finished"
     ]

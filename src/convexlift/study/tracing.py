@@ -7,7 +7,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from convexlift.data import place
+from convexlift.data import place_for
 from convexlift.mechanism import ShoulderTrace, coupling, probe_batches, restricted_mean
 from convexlift.mechanism.observing import emissions
 from convexlift.problems import Problem
@@ -45,11 +45,10 @@ class Trace:
         self.weights = 0
         self.couplings: list[dict[str, Any]] = []
         self._due = list(COUPLED_AT)
-        like = next(p for p in model.parameters() if p.is_floating_point())
 
         def drawn(stream: str) -> list[Any]:
             batches = probe_batches(problem.train, batch_size, PROBES, seed, stream)
-            return [place(batch, like.device, like.dtype) for batch in batches]
+            return [place_for(model, batch) for batch in batches]
 
         self.probes = drawn("probe")
         independent = any(getattr(part, "coupling", None) == "independent" for part in model.modules())

@@ -11,11 +11,13 @@ from typing import Any, cast, final
 
 import torch
 
-from convexlift.data import place, whole
+from convexlift.ambient import guarded
+from convexlift.data import place_for, whole
 from convexlift.mechanism import emission_noise, shoulder, step_amplification, weight_histogram
+from convexlift.names import SCREENS
 from convexlift.objectives import objective_named
 from convexlift.problems import Problem
-from convexlift.seeds import one_thread, seed_torch
+from convexlift.seeds import one_thread, reseed
 from convexlift.sources import Lift, is_lifted
 from convexlift.study.arms import Arm, build, first_batches, source_factor
 from convexlift.study.cells import Cell, Outcome, Setting, subject
@@ -32,6 +34,7 @@ EVALUATIONS = 20  # a run is frozen and validated this often
 MEASURES = ("shoulder", "at_zero", "fan_in_weight", "relative_speed", "step_amplification", "weights")
 
 
+@guarded(training=True)
 def train_cell(setting: Setting, cell: Cell) -> Outcome:
     """Train, freeze and score one cell in this process, with one thread.
 
@@ -40,7 +43,7 @@ def train_cell(setting: Setting, cell: Cell) -> Outcome:
     chosen, arms, _ = subject(setting)
     started, device = time.perf_counter(), torch.device(setting.device)
     with one_thread(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seed_torch(device, cell.seed, "initialise")  # as `fit` does
+        reseed(device, cell.seed, "initialise")  # as `fit` does
         outcome = _train(setting, cell, chosen, arms)
     return {"cell": dataclasses.asdict(cell), **outcome, "seconds": time.perf_counter() - started}
 
@@ -48,9 +51,8 @@ def train_cell(setting: Setting, cell: Cell) -> Outcome:
 def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm]) -> Outcome:
     budget, device = setting.budget, torch.device(setting.device)
     task = cast(Any, build(chosen, cell.arm, cell.seed, arms).to(device))
-    dtype = next(p.dtype for p in task.parameters() if p.is_floating_point())
-    rows = cast(Any, place(whole(chosen.train), device, dtype))
-    test = cast(Any, place(chosen.test, device, dtype))
+    rows = cast(Any, place_for(task, whole(chosen.train)))
+    test = cast(Any, place_for(task, chosen.test))
     if hasattr(task, "initialise"):
         task.initialise(rows)
     watch = _Watch(chosen, budget.batch_size, cell, task, rows, test)
@@ -69,9 +71,11 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
             optimizer=_multiplied(budget.optimizer, cell.lr, factor) if factor != 1 else budget.optimizer,
             lr=cell.lr,
             clip=budget.clip,
+            patience=None,  # equal steps
             evaluate_every=max(1, cell.steps // EVALUATIONS),
             seed=cell.seed,
             progress=False,
+            allow=SCREENS,  # every arm trains on what the problem is
             callbacks=[watch] if trace is None else [watch, trace],
         )
     except TrainingDiverged as error:
@@ -90,17 +94,17 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
         return _diverged(f"the frozen model fails on test rows ({error})")
     if not bool(losses.isfinite().all()):
         return _diverged(f"the loss of {int((~losses.isfinite()).sum())} test rows is not finite")
-    offset = _exact_validation_loss(chosen)
+    offset, unit = _exact_validation_loss(chosen), getattr(task, "loss_unit", 1.0)
     pictured = cell.scored and cell.seed == budget.first_seed
     return {
         "status": "finished",
-        "validation": cast(float, history.best_validation) - offset,
+        "validation": unit * cast(float, history.best_validation) - offset,
         "best_step": history.best_step,
         "test": float(losses.mean()),
         "rows": [float(f"{loss:.7g}") for loss in losses.tolist()],
         "metrics": metrics,
         "steps": history.steps,
-        "curve": [value - offset for value in history.validation],
+        "curve": [unit * value - offset for value in history.validation],
         "ms_per_step": history.ms_per_step,
         "parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
         "source_factor": factor,
@@ -128,9 +132,8 @@ class _Watch:
         self.start: dict[str, Any] = {}
         self.middle: dict[str, Any] = {}
         if self.instrumented:
-            first = rows[0] if isinstance(rows, tuple) else rows
             seen = first_batches(chosen, batch_size, cell.seed)
-            self.batches = [place(batch, first.device, first.dtype) for batch in seen]
+            self.batches = [place_for(task, batch) for batch in seen]
             self.start = self._weights()
             self._note_noise(0.0)
 

@@ -19,11 +19,10 @@ from typing import final
 
 import torch
 
-from convexlift.checks import check_device
+from convexlift.checks import check_count, check_device
 from convexlift.files import write_json
 from convexlift.study.cells import Cell, Outcome, Setting, cell_path, read_outcome
 from convexlift.study.training import train_cell
-from convexlift.training.settings import check_count
 
 
 @final

@@ -12,9 +12,10 @@ from convexlift.architectures import Architecture, PartialPotential
 from convexlift.architectures.base import architecture_of
 from convexlift.checks import check_draws
 from convexlift.integration.rays.rule import ray_rule
+from convexlift.seeds import generator_on
 from convexlift.tasks import conditional_integrals as contexts
 from convexlift.tasks.standardise import Standardiser
-from convexlift.tasks.task import Task, check_rows, in_float64, start_rows
+from convexlift.tasks.task import Task, check_rows, columns_called, in_float64, start_rows
 
 Pair = tuple[Tensor, Tensor]
 
@@ -69,9 +70,10 @@ class ConditionalDensity(Task):
         ValueError: an unknown objective, "mle" above two dimensions, or strong_convexity = 0; from the
             methods, samples or contexts of another width, length or with NaN or infinite entries, and an
             unfrozen lift without ``batch`` to emit from.
-        TypeError: a block of another kind; from the methods, inputs of another dtype, or data that are not
-            (x, c).
-        FloatingPointError: f is not a number somewhere, or its integral did not settle.
+        TypeError: a block of another kind; from the methods, inputs that are not floating-point, or data that
+            are not (x, c).
+        FloatingPointError: f is not a number somewhere, or its integral did not settle; from ``score``, it
+            overflows in the user's units.
 
     Source: Hyvarinen, "Estimation of non-normalized statistical models by score matching", JMLR 2005.
 
@@ -87,6 +89,7 @@ class ConditionalDensity(Task):
         torch.Size([50, 7, 1])
     """
 
+    roles = ("samples", "contexts")
     standardiser: Standardiser
 
     def __init__(self, block: nn.Module, objective: str = "score") -> None:
@@ -126,7 +129,7 @@ class ConditionalDensity(Task):
             return (given.gradient(t).square().sum(1) / 2 - given.laplacian(t)).mean()
         points, log_weights = ray_rule(contexts.family(given, torch.arange(len(e), device=e.device)))
         log_z = torch.logsumexp(log_weights - given.grid(points), 1)
-        return (given.value(t) + log_z).mean() - self.standardiser.log_scale_jacobian
+        return (given.value(t) + log_z).mean().double() - self.standardiser.log_scale_jacobian
 
     def log_prob(self, x: Tensor, c: Tensor, batch: Pair | None = None) -> Tensor:
         """log p(x | c), (N,), with log Z from ``normaliser``, once for each distinct context.
@@ -137,14 +140,14 @@ class ConditionalDensity(Task):
         t, e = self._aligned(x, c)
         rows, place = _distinct(e)
         log_z, _ = contexts.log_integrals(in_float64(potential), e.double(), rows)
-        log_z = log_z[place].to(self.dtype)
-        return self.standardiser.log_scale_jacobian - potential(t, e) - log_z
+        f = potential(t, e).double()
+        return (self.standardiser.log_scale_jacobian - f - log_z[place]).to(self._resolving(x, c))
 
     def score(self, x: Tensor, c: Tensor, batch: Pair | None = None) -> Tensor:
         """The gradient of log p(x | c) in x, (N, d)."""
         potential = self._potential(batch)
         t, e = self._aligned(x, c)
-        return -potential.given(e).gradient(t) / self.standardiser.scale
+        return self.standardiser.pull_back(-potential.given(e).gradient(t), self._resolving(x, c))
 
     @torch.no_grad()
     def normaliser(self, c: Tensor, batch: Pair | None = None) -> ConditionalNormaliser:
@@ -163,7 +166,7 @@ class ConditionalDensity(Task):
     @torch.no_grad()
     def mode(self, c: Tensor, batch: Pair | None = None) -> Tensor:
         """The most likely x for each context (N, k), (N, d)."""
-        return self.standardiser.inverse(contexts.modes(*self._at_contexts(c, batch))).to(self.dtype)
+        return self.standardiser.inverse(contexts.modes(*self._at_contexts(c, batch)), self._resolving(c))
 
     @torch.no_grad()
     def sample(self, n: int, c: Tensor, seed: int | None = None, batch: Pair | None = None) -> Tensor:
@@ -177,32 +180,39 @@ class ConditionalDensity(Task):
         """
         n = check_draws(n)
         potential, e, rows = self._at_contexts(c, batch)
-        generator = None if seed is None else torch.Generator(e.device).manual_seed(seed)
+        generator = generator_on(e.device, seed)
         if n == 0 or not len(c):
-            return self.standardiser.mean.new_zeros(len(c), n, self.dim)
+            return e.new_zeros(len(c), n, self.dim, dtype=self._resolving(c))
         draws = contexts.draw(potential, e, rows, n, generator)
-        return self.standardiser.inverse(draws).to(self.dtype)
+        return self.standardiser.inverse(draws, self._resolving(c))
 
     def _at_contexts(self, c: Tensor, batch: Pair | None) -> tuple[PartialPotential, Tensor, Tensor]:
         """The potential and the standardised contexts in float64, and the numbers of all contexts."""
         potential = self._potential(batch)
-        check_rows(c, self.context_dim, self.dtype, "contexts")
-        e = self.context_standardiser(c).double()
+        e = self._standardised_contexts(c).double()
         return in_float64(potential), e, torch.arange(len(e), device=e.device)
 
     def _fit(self, data: Any) -> Tensor:
         x, c = self._samples_and_contexts(data)
         self.standardiser.fit(x)
-        self.context_standardiser.fit(c)
+        with columns_called("column {} of the contexts"):
+            self.context_standardiser.fit(c)
         return start_rows(self._rows(data))
 
     def _rows(self, data: Any, name: str | None = None) -> Tensor:
         """Standardised samples and contexts side by side, (N, d + k)."""
         return torch.cat(self._standardised(data), 1)
 
+    def _scaled(self, data: Any) -> list[tuple[str, Tensor, Tensor | None]]:
+        x, c = self._standardised(data)
+        return [("samples", x, None), ("contexts", c, None)]
+
     def _standardised(self, data: object) -> Pair:
         x, c = self._samples_and_contexts(data)
-        return self.standardiser(x), self.context_standardiser(c)
+        return self.standardiser(x, self.dtype), self.context_standardiser(c, self.dtype)
+
+    def _standardised_contexts(self, c: Tensor) -> Tensor:
+        return self.context_standardiser(check_rows(c, self.context_dim, "contexts"), self.dtype)
 
     def _samples_and_contexts(self, data: object) -> Pair:
         return self._pair(data, "a pair (x, c)", self.context_dim, "contexts")
@@ -210,9 +220,7 @@ class ConditionalDensity(Task):
     def _aligned(self, x: Tensor, c: Tensor) -> Pair:
         """Both standardised; a single context stays one row, which serves all samples."""
         if isinstance(c, Tensor) and c.ndim == 2 and len(c) == 1:
-            check_rows(x, self.dim, self.dtype)
-            check_rows(c, self.context_dim, self.dtype, "contexts")
-            return self.standardiser(x), self.context_standardiser(c)
+            return super()._rows(x), self._standardised_contexts(c)
         return self._standardised((x, c))
 
 

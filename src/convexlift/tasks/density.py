@@ -10,10 +10,12 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guarded, new_networks_in
 from convexlift.architectures import Potential
 from convexlift.architectures.base import architecture_of
 from convexlift.calculus.newton import invert_gradient
-from convexlift.checks import check_draws
+from convexlift.checks import check_draws, may_branch
+from convexlift.defaults import DENSITY
 from convexlift.integration import line
 from convexlift.integration.annealing import AnnealedNormaliser
 from convexlift.integration.annealing import annealed_normaliser as annealed
@@ -24,6 +26,9 @@ from convexlift.integration.line import Normaliser
 from convexlift.integration.plane import normaliser as plane
 from convexlift.integration.plane.normaliser import PlaneNormaliser
 from convexlift.objectives import Objective, objective_named
+from convexlift.objectives.objective import mean, share
+from convexlift.origins import Origin
+from convexlift.seeds import fresh_seed, generator_on
 from convexlift.tasks.region import CredibleRegion, region_of_draws
 from convexlift.tasks.standardise import Standardiser, Whitener
 from convexlift.tasks.task import Task, check_rows, in_float64, start_rows
@@ -56,16 +61,20 @@ class LogConcaveDensity(Task):
             "chains", "score", "denoising" or "nce".
 
     Training rows are a tensor (N, d), or a pair of it and observation weights (N,), non-negative: a row of
-    weight 2 counts as two rows. ``freeze`` finds log Z in one dimension; above, the first ``log_prob`` does.
+    weight 2 counts as two rows. Only the ratios of weights matter: they are divided by their mean over the
+    training rows in training, over the rows given in evaluation. ``freeze`` finds log Z in one dimension;
+    above, the first ``log_prob`` does.
 
     Shapes: samples (N, d); log-densities (N,); scores (N, d).
 
     Raises:
         ValueError: an unknown objective; from the methods, samples of another width or with NaN or infinite
             entries, an unfrozen lift without ``batch`` to emit from, or an f whose exp(-f) has no finite
-            integral (possible only with strong_convexity = 0); from ``initialise``, every weight is zero, an
-            entry lies so far out that no log-concave density has it, or nearly all of a column is one value.
-        TypeError: a block of another kind; from the methods, samples of another dtype.
+            integral (possible only with strong_convexity = 0), or weights that are negative or all zero; from
+            ``initialise``, an entry lies so far out that no log-concave density has it, or nearly all of a
+            column is one value.
+        TypeError: a block of another kind; from the methods, samples that are not floating-point.
+        FloatingPointError: from ``score``, it overflows in the user's units.
         UnreliableEstimate: a RuntimeError, from what needs Z above two dimensions: its estimate collapsed.
 
     Source: Walther, "Inference and modeling with log-concave distributions", Statistical Science 2009.
@@ -81,6 +90,7 @@ class LogConcaveDensity(Task):
         True
     """
 
+    defaults = DENSITY
     standardiser: Standardiser | Whitener
     log_z: Tensor
     quick_log_z: Tensor
@@ -91,14 +101,16 @@ class LogConcaveDensity(Task):
         self.dim = architecture_of(block).dim
         self.block = block
         like = next(block.parameters())
-        self.objective = (
-            objective_named(objective, self.dim) if isinstance(objective, str) else objective
-        ).to(like)
+        with new_networks_in(like.dtype):
+            chosen = objective_named(objective, self.dim) if isinstance(objective, str) else objective
+        self.objective = chosen.to(like)
         self.standardiser = (Standardiser(1) if self.dim == 1 else Whitener(self.dim)).to(like)
         # log Z of a frozen density, and an estimate that is good enough to validate by; NaN where unknown.
         self.register_buffer("log_z", torch.tensor(torch.nan, dtype=like.dtype, device=like.device))
         self.register_buffer("quick_log_z", self.log_z.clone(), persistent=False)
         self.register_buffer("mean_weight", torch.ones_like(self.log_z))
+        self._origin: Origin | None = None  # the block that they were found for
+        self.register_load_state_dict_post_hook(_loaded)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments that rebuild a frozen density, with its block; ``save`` writes them."""
@@ -115,11 +127,12 @@ class LogConcaveDensity(Task):
         A lift emits from the batch itself, or from ``emit_from``.
         """
         x, weights = self._split(batch)
-        t = self.standardiser(x)
+        t = self.standardiser(x, self.dtype)
         source = t if emit_from is None else self._rows(emit_from, "emitting samples")
         potential = self.block.emit(source.detach())
-        if weights is not None:
-            weights = weights / self.mean_weight
+        weights = None if weights is None else self._relative(weights)
+        jacobian = share(weights) * self.standardiser.log_scale_jacobian
+        weights = None if weights is None else weights.to(self.dtype)
         frozen = self._is_frozen()
         if not frozen:  # a frozen density that is trained again: what it kept holds no longer
             self.log_z.fill_(torch.nan)
@@ -127,11 +140,12 @@ class LogConcaveDensity(Task):
         if not self.objective.likelihood:
             return self.objective(potential, t, weights)
         if frozen:
+            self._refresh()
             if not self._is_known() and not bool(self.quick_log_z.isfinite()):
                 self.normalise()
             loss = potential.value(t) + (self.log_z if self._is_known() else self.quick_log_z)
-            return (loss if weights is None else loss * weights).mean() - self._log_jacobian(weights)
-        return self.objective(potential, t, weights) - self._log_jacobian(weights)
+            return mean(loss, weights).double() - jacobian
+        return self.objective(potential, t, weights).double() - jacobian
 
     def log_prob(self, x: Tensor, batch: Rows | None = None) -> Tensor:
         """log p(x), (N,). An unfrozen lift needs a ``batch`` to emit from.
@@ -140,11 +154,13 @@ class LogConcaveDensity(Task):
         on an unfrozen one every call does, and leaves log Z out of the gradient in the weights.
         """
         potential = self._potential(batch)
-        return self._constant(potential) - potential.value(self._rows(x))
+        log_prob = self._constant(potential) - potential.value(self._rows(x)).double()
+        return log_prob.to(self._resolving(x))
 
     def score(self, x: Tensor, batch: Rows | None = None) -> Tensor:
         """The gradient of log p at x, (N, d). It needs no Z."""
-        return -self.standardiser.pull_back(self._potential(batch).gradient(self._rows(x)))
+        gradient = self._potential(batch).gradient(self._rows(x))
+        return self.standardiser.pull_back(-gradient, self._resolving(x))
 
     def normaliser(
         self, batch: Rows | None = None, *, seed: int = 0, particles: int = 2048
@@ -165,8 +181,9 @@ class LogConcaveDensity(Task):
         """
         if not self._is_frozen():
             raise ValueError("only a frozen density keeps its log Z: call freeze first")
+        self._refresh()
         if not self._is_known():
-            self.log_z.copy_(self._normaliser(self._potential(None)).log_z)
+            self.log_z = self._normaliser(self._potential(None)).log_z.to(self.log_z)
 
     @torch.no_grad()
     def sample(self, n: int, seed: int | None = None, batch: Rows | None = None) -> Tensor:
@@ -191,10 +208,9 @@ class LogConcaveDensity(Task):
         n = check_draws(n)
         potential = self._potential(batch)
         device = self.log_z.device
-        chosen = int(torch.randint(2**62, ())) if seed is None else seed
-        generator = torch.Generator(device).manual_seed(chosen)
+        generator = generator_on(device, fresh_seed() if seed is None else seed)
         if n == 0:
-            return _independent(self.standardiser.mean.new_zeros(0, self.dim))
+            return _independent(self._restored(torch.zeros(0, self.dim, device=device)))
         if self.dim == 1:
             u = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
             found = _independent(line.quantile(self._line(potential), u)[:, None])
@@ -241,7 +257,7 @@ class LogConcaveDensity(Task):
                 raise ValueError("every weight is zero")
             x, weights = x[weights > 0], weights[weights > 0]
         self.check_entries(x)
-        start = self.standardiser.fit(x, weights)(start_rows(x))
+        start = self.standardiser.fit(x, weights)(start_rows(x), self.dtype)
         self.mean_weight.fill_(average)
         return start
 
@@ -251,8 +267,8 @@ class LogConcaveDensity(Task):
 
     def _complete(self, frozen: LogConcaveDensity, x: Tensor | None) -> None:
         """log Z is found here in one dimension, at the first ``log_prob`` above."""
-        frozen.log_z.fill_(torch.nan)
-        frozen.quick_log_z.fill_(torch.nan)
+        frozen._origin = None
+        frozen._refresh()
         if self.dim == 1:
             frozen.log_z.copy_(frozen.normaliser().log_z)
         elif (estimate := self.objective.estimate(frozen.block.emit())) is not None:
@@ -261,39 +277,60 @@ class LogConcaveDensity(Task):
             frozen.quick_log_z.copy_(estimate)
 
     def _rows(self, data: Any, name: str | None = None) -> Tensor:
-        return self.standardiser(self._split(data, name)[0])
+        return self.standardiser(self._split(data, name)[0], self.dtype)
+
+    def _scaled(self, data: Any) -> list[tuple[str, Tensor, Tensor | None]]:
+        x, weights = self._split(data)
+        return [(self.standardiser.name, self.standardiser(x), weights)]
 
     def _split(self, batch: Any, name: str | None = None) -> tuple[Tensor, Tensor | None]:
         """Samples and weights (N,) of a batch, checked; the weights may be None."""
         if not isinstance(batch, tuple):
-            return check_rows(batch, self.dim, self.dtype, name or "samples"), None
+            return check_rows(batch, self.dim, name or "samples"), None
         x, weights = self._pair(batch, "samples, or a pair (samples, weights)", None, "weights", name)
         if bool((weights < 0).any()):
             row = int((weights < 0).nonzero()[0])
             raise ValueError(f"weights must not be negative; row {row} has {float(weights[row]):g}")
         return x, weights
 
-    def _restored(self, t: Tensor) -> Tensor:
-        """Points in data space from standardised ones in float64, computed there."""
-        return copy.deepcopy(self.standardiser).double().inverse(t).to(self.dtype)
+    def weight_of(self, batch: Rows) -> float:
+        x, weights = self._split(batch)
+        return float(len(x) if weights is None else weights.double().sum())
 
-    def _log_jacobian(self, weights: Tensor | None) -> Tensor:
-        jacobian = self.standardiser.log_scale_jacobian
-        return jacobian if weights is None else weights.mean() * jacobian
+    def _relative(self, weights: Tensor) -> Tensor:
+        """The weights of a batch over their mean, in training that over the training rows; in float64."""
+        average = (self.mean_weight if self.training else weights).double().mean()
+        if not self.training and float(average) == 0:
+            raise ValueError("every weight is zero")
+        return weights.double() / average
+
+    def _restored(self, t: Tensor) -> Tensor:
+        """Points in data space from standardised ones."""
+        return self.standardiser.inverse(t, self._resolving())
 
     def _is_frozen(self) -> bool:
         plain = architecture_of(self.block) is self.block
         return plain and not any(p.requires_grad for p in self.block.parameters())
 
+    @torch.no_grad()
+    def _refresh(self) -> None:
+        """Forget log Z where the block is no longer the one that it was found for."""
+        tensors = list(self.block.emit().tensors.values())
+        if not may_branch(self.log_z, *tensors) or (self._origin and self._origin.holds(tensors)):
+            return
+        self.log_z = torch.full_like(self.log_z, torch.nan)
+        self.quick_log_z = self.log_z.clone()
+        self._origin = Origin(tensors)
+
     def _is_known(self) -> bool:
         return bool(self.log_z.isfinite())
 
     def _constant(self, potential: Potential) -> Tensor:
-        """log p(x) + f(t), a scalar: the Jacobian without log Z."""
+        """log p(x) + f(t), a scalar in float64: the Jacobian without log Z."""
         if self._is_frozen():
             self.normalise()
             return self.standardiser.log_scale_jacobian - self.log_z
-        return self.standardiser.log_scale_jacobian - self._normaliser(potential).log_z.to(self.dtype)
+        return self.standardiser.log_scale_jacobian - self._normaliser(potential).log_z
 
     @torch.no_grad()
     def _regions(
@@ -306,10 +343,10 @@ class LogConcaveDensity(Task):
                 raise ValueError(f"the level must lie between 0 and 1; got {level}")
         emitted = self._potential(batch)
         potential = replace(emitted, tensors={k: t.detach().clone() for k, t in emitted.tensors.items()})
-        constant = self._constant(potential).clone()
+        constant, standardiser = self._constant(potential).clone(), copy.deepcopy(self.standardiser)
 
         def log_prob(points: Tensor) -> Tensor:
-            return constant - potential.value(self._rows(points))
+            return constant - potential.value(standardiser(self._split(points)[0], self.dtype)).double()
 
         if self.dim <= 2:
             heights = self._heights(potential, levels)
@@ -325,7 +362,7 @@ class LogConcaveDensity(Task):
         if self.dim == 2:
             found = self._plane(potential)
             return plane.level(found, found.values.new_tensor(probabilities)).tolist()
-        middles = (torch.arange(_REGION_POINTS, dtype=torch.float64) + 0.5) / _REGION_POINTS
+        middles = (torch.arange(_REGION_POINTS, dtype=torch.float64, device="cpu") + 0.5) / _REGION_POINTS
         t = line.quantile(self._line(potential), middles.to(self.log_z.device))
         values = in_float64(potential).value(t[:, None])
         return [float(values.quantile(probability)) for probability in probabilities]
@@ -337,7 +374,7 @@ class LogConcaveDensity(Task):
             return self._line(potential)
         if self.dim == 2:
             return self._plane(potential)
-        generator = torch.Generator(self.log_z.device).manual_seed(seed)
+        generator = generator_on(self.log_z.device, seed)
         with torch.no_grad():
             f = in_float64(potential)
             proposal = self._proposal(f, generator)
@@ -351,13 +388,13 @@ class LogConcaveDensity(Task):
         f = in_float64(potential)
         return plane.normaliser(f.value, f.gradient, device=self.log_z.device)
 
-    def _proposal(self, f: Potential, generator: torch.Generator) -> Gaussian:
+    def _proposal(self, f: Potential, generator: torch.Generator | None) -> Gaussian:
         """A Gaussian near exp(-f): that of Laplace, moved to the moments of short chains.
 
         Where f has no second derivative chains start from the standardised rows' own, the standard normal.
         """
         mode = torch.zeros(1, self.dim, dtype=torch.float64, device=self.log_z.device)
-        start = Gaussian(mode[0], torch.eye(self.dim).to(mode))
+        start = Gaussian(mode[0], torch.diag(torch.ones_like(mode[0])))
         if architecture_of(self.block).activation.curvature is not None or f.alpha is None:
             mode = self._mode(f)
             start = laplace(mode[0], f.hessian(mode)[0])
@@ -375,6 +412,7 @@ class LogConcaveDensity(Task):
         return found.x
 
 
+@guarded
 @torch.no_grad()
 def normalised(density: LogConcaveDensity) -> dict[str, float]:
     """Find log Z of a frozen density, keep it, and say how well it is known.
@@ -394,10 +432,18 @@ def normalised(density: LogConcaveDensity) -> dict[str, float]:
         (True, True, True)
     """
     found = density.normaliser(particles=_PARTICLES)
+    density._refresh()
     density.log_z.copy_(found.log_z)
     told = {"log_z_error": float(found.error)}
     particles = getattr(found, "particles", None)
     return told if particles is None else {**told, "log_z_share": float(found.ess) / particles}  # type: ignore[union-attr]
+
+
+def _loaded(density: Any, keys: Any) -> None:
+    """After loading: log Z is that of the block that came with it."""
+    came = not any(key.rpartition(".")[2] == "log_z" for key in keys.missing_keys)
+    frozen = architecture_of(density.block) is density.block
+    density._origin = Origin(density.block.emit().tensors.values()) if came and frozen else None
 
 
 def _independent(x: Tensor) -> Draws:
@@ -427,7 +473,7 @@ def check_outliers(x: Tensor) -> None:
     if bool(piled.any()):
         column = int(piled.nonzero()[0])
         raise ValueError(
-            f"column {column} is {float(middle[column]):.6g} in nine rows of ten, which no density is: "
+            f"column {column} is {float(middle[column]):z.6g} in nine rows of ten, which no density is: "
             "remove it or add noise to it"
         )
     distance = (x - middle).abs() / (high - low)

@@ -9,10 +9,14 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guard_methods
 from convexlift.checks import check_draws, check_samples, name_dtype
+from convexlift.seeds import fresh_seed, generator_on
 from convexlift.tasks.flow import ConvexPotentialFlow
+from convexlift.tasks.task import widest
 
 
+@guard_methods
 @final
 class Ensemble(nn.Module):
     """The mixture with equal weights of frozen convex-potential flows.
@@ -24,14 +28,15 @@ class Ensemble(nn.Module):
     is never above theirs.
 
     Args:
-        members: flows as ``ConvexPotentialFlow.freeze`` returns them, of one dimension and one dtype.
+        members: flows as ``ConvexPotentialFlow.freeze`` returns them, of one dimension and one dtype. Rows
+            may be of any floating dtype; what comes back is as fine as of the finest member.
 
     Shapes: samples (N, d); log-densities (N,).
 
     Raises:
-        ValueError: no members, different dimensions or dtypes, or a member that is not frozen; from the
-            methods, samples of another width or with NaN or infinite entries.
-        TypeError: a member of another kind; from the methods, samples of another dtype.
+        ValueError: no members, different dimensions, dtypes or columns, or a member that is not frozen; from
+            the methods, samples of another width or with NaN or infinite entries.
+        TypeError: a member of another kind; from the methods, samples that are not floating-point.
 
     Source: Lakshminarayanan, Pritzel and Blundell, "Simple and scalable predictive uncertainty estimation
     using deep ensembles", NeurIPS 2017.
@@ -66,6 +71,9 @@ class Ensemble(nn.Module):
         if len(set(dtypes)) > 1:
             raise ValueError(f"the members of an ensemble must have one dtype; got {', '.join(dtypes)}")
         self.dim = dims[0]
+        if any(member.columns != chosen[0].columns for member in chosen):
+            raise ValueError("the members of an ensemble must read the same columns in one order")
+        self.columns = chosen[0].columns
         self.members = nn.ModuleList(chosen)
         self.eval()
 
@@ -75,14 +83,15 @@ class Ensemble(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating dtype of the members, and of the samples."""
+        """The floating dtype of the members, in which they compute."""
         return self._flows[0].dtype
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x), (N,)."""
-        check_samples(x, self.dim, self.dtype)
-        each = torch.stack([flow.log_prob(x) for flow in self._flows])
-        return each.logsumexp(0) - math.log(len(each))
+        check_samples(x, self.dim)
+        each = [flow.log_prob(x) for flow in self._flows]
+        mixed = torch.stack([log_prob.double() for log_prob in each]).logsumexp(0) - math.log(len(each))
+        return mixed.to(widest(*(log_prob.dtype for log_prob in each)))
 
     @torch.no_grad()
     def sample(self, n: int, seed: int | None = None) -> Tensor:
@@ -92,17 +101,12 @@ class Ensemble(nn.Module):
             RuntimeError: a member's inverse does not converge; see ``ConvexPotentialFlow.sample``.
         """
         n = check_draws(n)
-        generator = torch.Generator()
-        generator.seed() if seed is None else generator.manual_seed(seed)
-        chosen = torch.randint(len(self._flows), (n,), generator=generator)
-        seeds = torch.randint(2**62, (len(self._flows),), generator=generator).tolist()
-        like = self._flows[0].standardiser.mean
-        x = torch.empty(n, self.dim, dtype=like.dtype, device=like.device)
-        for k, flow in enumerate(self._flows):
-            rows = (chosen == k).nonzero().flatten().to(like.device)
-            if len(rows):
-                x[rows] = flow.sample(len(rows), seed=seeds[k])
-        return x
+        generator = generator_on(seed=fresh_seed() if seed is None else seed)
+        chosen = torch.randint(len(self._flows), (n,), generator=generator, device="cpu")
+        seeds = torch.randint(2**62, (len(self._flows),), generator=generator, device="cpu").tolist()
+        each = [flow.sample(int((chosen == k).sum()), seed=seeds[k]) for k, flow in enumerate(self._flows)]
+        # Sorted by member they lie one after the other; each row takes its place.
+        return torch.cat(each)[chosen.argsort(stable=True).argsort().to(each[0].device)]
 
     @property
     def _flows(self) -> list[ConvexPotentialFlow]:

@@ -17,7 +17,9 @@ from convexlift.architectures.potential import Method, check_method
 from convexlift.calculus.cholesky import logdet_of
 from convexlift.calculus.estimation import LogdetEstimate
 from convexlift.calculus.newton import Solution, default_tolerance
-from convexlift.checks import check_draws, check_samples, may_branch, name_rows
+from convexlift.checks import check_draws, check_samples, may_branch, name_rows, plain, rows_from
+from convexlift.defaults import FLOW
+from convexlift.seeds import generator_on, replaying
 from convexlift.sources import is_lifted
 from convexlift.tasks.standardise import ActNorm, Standardiser
 from convexlift.tasks.task import Task, check_rows, evaluating, in_float64, map_rows
@@ -50,13 +52,13 @@ class ConvexPotentialFlow(Task):
             a step: the backward passes through each chunk again rather than keep what it made. Weights are
             emitted once, from the whole batch. Not heeded under ``torch.compile`` and ``torch.func``.
 
-    Shapes: samples (N, d); latent points (N, d); log-densities (N,).
+    Shapes: samples (N, d); latent points (N, d), of the dtype of the blocks; log-densities (N,).
 
     Raises:
         ValueError: no blocks, different dimensions, or strong_convexity = 0; from every method, samples of
             another width or with NaN or infinite entries, and an unfrozen lift without ``batch`` to emit
             from.
-        TypeError: a block of another kind; from every method, samples of another dtype.
+        TypeError: a block of another kind; from every method, samples that are not floating-point.
         FloatingPointError: from ``forward`` and ``log_prob``, a result is not finite (rows are named).
 
     Source: Huang, Chen, Tsirigotis and Courville, "Convex potential flows", ICLR 2021.
@@ -74,6 +76,7 @@ class ConvexPotentialFlow(Task):
         ValueError: expected (N, 2) samples; got (100, 1)
     """
 
+    defaults = FLOW
     standardiser: Standardiser
 
     def __init__(
@@ -81,6 +84,7 @@ class ConvexPotentialFlow(Task):
     ) -> None:
         super().__init__()
         self.logdet_method = check_method(logdet)
+        chunk = plain(chunk)
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be at least 1 row, or None; got {chunk}")
         self.chunk = chunk
@@ -115,6 +119,7 @@ class ConvexPotentialFlow(Task):
         if batch is None and self.training:
             batch = x
         z, logdet = self._map(x, batch)
+        logdet = self._in_units(logdet, x)
         if may_branch(z):
             finite = torch.isfinite(z).all(1) & torch.isfinite(logdet)
             if not bool(finite.all()):
@@ -131,7 +136,7 @@ class ConvexPotentialFlow(Task):
             FloatingPointError: rows are not finite in float64 either, or below the range of the flow's dtype.
         """
         self._require_weights(batch)
-        check_samples(x, self.dim, self.dtype)
+        check_samples(x, self.dim)
         tensors = [x, *self.parameters()]
         with evaluating(self):
             if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -166,7 +171,7 @@ class ConvexPotentialFlow(Task):
         """
         self._require_weights(batch)
         z = self._rows(x)
-        logdet = self.standardiser.log_scale_jacobian.expand(len(x))
+        logdet = torch.zeros_like(z[:, 0])
         variance = torch.zeros_like(logdet)
         with evaluating(self):
             for block, ((norm, _), potential) in enumerate(
@@ -182,23 +187,28 @@ class ConvexPotentialFlow(Task):
                     exact = partial(potential.logdet, method="exact")
                     logdet = logdet + map_rows(exact, z, _HESSIANS)
                 z = potential.gradient(z)
-        value = logdet + self._last_norm.logdet + _standard_normal(self._last_norm(z))
+        value = self._in_units(logdet + self._last_norm.logdet + _standard_normal(self._last_norm(z)), x)
         finite = torch.isfinite(value) & torch.isfinite(variance)
         if not bool(finite.all()):
             raise FloatingPointError(f"the log-density overflows at {name_rows(~finite)}")
         return LogdetEstimate(value, variance.sqrt())
 
     def jacobian(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
-        """DT(x), (N, d, d), the product of the potentials' Hessians and the scales between them."""
+        """DT(x), (N, d, d), the product of the potentials' Hessians and the scales between them.
+
+        Raises:
+            FloatingPointError: it overflows.
+        """
         self._require_weights(batch)
         z = self._rows(x)
         with evaluating(self):
-            out = torch.diag(1 / self.standardiser.scale)
+            out = torch.eye(self.dim, dtype=z.dtype, device=z.device)
             for (norm, _), potential in zip(self._layers(), self._potentials(batch), strict=True):
                 z = norm(z)
                 out = potential.hessian(z) @ (norm.log_scale.exp()[:, None] * out)
                 z = potential.gradient(z)
-            return self._last_norm.log_scale.exp()[:, None] * out
+            out = self._last_norm.log_scale.exp()[:, None] * out
+            return self.standardiser.pull_back(out, self._resolving(x))
 
     def loss(self, batch: Tensor, emit_from: Tensor | None = None) -> Tensor:
         """The mean of -log p over the batch; lifts emit from the batch itself, or from ``emit_from``.
@@ -208,10 +218,10 @@ class ConvexPotentialFlow(Task):
         Raises:
             ValueError: the batch is empty.
         """
-        log_prob = self._log_prob(batch, batch if emit_from is None else emit_from)
+        log_prob = self._standardised_log_prob(batch, batch if emit_from is None else emit_from)
         if not log_prob.shape[0]:
             raise ValueError("a mean over no samples is not defined: the batch is empty")
-        return -log_prob.mean()
+        return -log_prob.mean().double() - self.standardiser.log_scale_jacobian
 
     def inverse(self, z: Tensor, batch: Tensor | None = None) -> Solution:
         """x with T(x) = z, without gradient.
@@ -220,9 +230,9 @@ class ConvexPotentialFlow(Task):
         all blocks converged, and ``iterations`` counts the Newton steps of all blocks.
         """
         self._require_weights(batch)
-        check_rows(z, self.dim, self.dtype, name="latent points")
+        check_rows(z, self.dim, name="latent points")
         with evaluating(self), torch.no_grad():
-            return self._invert(z, self._potentials(batch))
+            return self._invert(z.to(self.dtype), self._potentials(batch))
 
     def sample(self, n: int, seed: int | None = None, batch: Tensor | None = None) -> Tensor:
         """n independent draws of the density, (n, d); the same for the same seed.
@@ -234,8 +244,8 @@ class ConvexPotentialFlow(Task):
         """
         n = check_draws(n)
         self._require_weights(batch)
-        device = self.standardiser.mean.device
-        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        device = self.device
+        generator = generator_on(device, seed)
         with evaluating(self), torch.no_grad():
             potentials = self._potentials(batch)
             z = torch.randn(n, self.dim, generator=generator, dtype=self.dtype, device=device)
@@ -246,7 +256,7 @@ class ConvexPotentialFlow(Task):
                     return x
                 again = self._invert(z[failed].double(), [in_float64(p) for p in potentials], start_at_target)
                 rows = failed.nonzero().flatten()[again.converged]
-                x[rows] = again.x[again.converged].to(self.dtype)
+                x[rows] = again.x[again.converged].to(x.dtype)
                 failed[rows] = False
             if bool(failed.any()):
                 raise RuntimeError(
@@ -298,7 +308,14 @@ class ConvexPotentialFlow(Task):
     def _last_norm(self) -> ActNorm:
         return self.norms[-1]  # type: ignore[return-value]
 
+    def _in_units(self, log_prob: Tensor, x: Tensor) -> Tensor:
+        """Log-densities or log-determinants of the rows x, (N,), from those of the standardised rows."""
+        return (log_prob.double() + self.standardiser.log_scale_jacobian).to(self._resolving(x))
+
     def _log_prob(self, x: Tensor, batch: Tensor | None) -> Tensor:
+        return self._in_units(self._standardised_log_prob(x, batch), x)
+
+    def _standardised_log_prob(self, x: Tensor, batch: Tensor | None) -> Tensor:
         z, logdet = self._map(x, batch)
         return logdet + _standard_normal(z)
 
@@ -310,7 +327,7 @@ class ConvexPotentialFlow(Task):
             # The others are not to become exact: an estimate would depend on the rows beside it.
             if len(x) > 1 and any(p.estimates(self.logdet_method) for p in self._potentials(batch)):
                 return torch.cat([self._try_log_prob(part, batch) for part in x.chunk(2)])
-            return x.new_full((len(x),), torch.nan)
+            return x.new_full((len(x),), torch.nan, dtype=self._resolving(x))
 
     def _again_in_float64(self, out: Tensor, x: Tensor, batch: Tensor | None) -> Tensor:
         """log p(x) from an attempt of which some rows are not finite: those are done in float64."""
@@ -319,7 +336,7 @@ class ConvexPotentialFlow(Task):
         potentials = [in_float64(potential) for potential in self._potentials(batch)]
         parts = x[bad].double().split(_AGAIN)
         wide = torch.cat([log_prob_by_cholesky(self, part, potentials) for part in parts])
-        again = wide.to(self.dtype)
+        again = wide.to(out.dtype)
         for values, what in (
             (wide, "is not finite in float64 at {}: samples too far out, or weights too large"),
             (again, "is below the range of the flow's dtype at {}: remove them, or use flow.double()"),
@@ -333,12 +350,12 @@ class ConvexPotentialFlow(Task):
         return torch.cat([usual, again])[torch.cat([good, bad]).argsort()]
 
     def _map(self, x: Tensor, batch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """z and log-determinant at x; each block emits from `batch`, mapped by the blocks before it."""
+        """z and its log-determinant in the standardised x; each block emits from `batch` as mapped so far."""
         itself = batch is x
         x = self._rows(x)
         if batch is not None and not itself:
             batch = self._rows(batch, "emitting samples")
-        logdet = self.standardiser.log_scale_jacobian
+        logdet = torch.zeros_like(x[:, 0])
         for seed, (norm, block) in enumerate(self._layers()):
             x = norm(x)
             logdet = logdet + norm.logdet
@@ -395,7 +412,7 @@ class ConvexPotentialFlow(Task):
             residual = torch.maximum(residual, found.residual)
             iterations += found.iterations
             x = norm.inverse(found.x)
-        x = self.standardiser.inverse(x)
+        x = self.standardiser.inverse(x, self._resolving(z))
         converged = (residual <= default_tolerance(z.dtype)) & measured & torch.isfinite(x).all(1)
         return Solution(x, residual, iterations, converged)
 
@@ -406,21 +423,22 @@ def log_prob_by_cholesky(
     """log p(x), (N,), from Hessians and their Cholesky factors; NaN where one is not positive definite.
 
     The same numbers as ``flow.log_prob`` from plain operations that never look at values, so that it can be
-    exported, and in whatever dtype x and the potentials have. It holds all Jacobians of its rows.
+    exported, and in whatever dtype the potentials have. It holds all Jacobians of its rows.
 
     >>> from convexlift import ICNN
     >>> flow, x = ConvexPotentialFlow([ICNN(2, hidden=(8, 8), seed=0)]), torch.ones(1, 2)
     >>> torch.allclose(log_prob_by_cholesky(flow, x), flow.log_prob(x))
     True
     """
-    potentials = [block.emit() for block in flow._blocks()] if potentials is None else potentials
-    z, logdet = flow.standardiser(x), flow.standardiser.log_scale_jacobian
+    potentials = [block.emit() for block in flow._blocks()] if potentials is None else list(potentials)
+    z = flow.standardiser(x, potentials[0].dtype)
+    logdet = torch.zeros_like(z[:, 0])
     for (norm, _), potential in zip(flow._layers(), potentials, strict=True):
         z = norm(z)
         factor, info = torch.linalg.cholesky_ex(potential.hessian(z))
         logdet = logdet + norm.logdet + torch.where(info > 0, torch.nan, logdet_of(factor))
         z = potential.gradient(z)
-    return logdet + flow._last_norm.logdet + _standard_normal(flow._last_norm(z))
+    return flow._in_units(logdet + flow._last_norm.logdet + _standard_normal(flow._last_norm(z)), x)
 
 
 def _by_chunks(
@@ -429,7 +447,11 @@ def _by_chunks(
     """step(x), so many rows at a time; each chunk keeps nothing for the backward but its own rows of x."""
     if len(x) <= rows or not may_branch(x):
         return step(x)
-    parts = [checkpoint(step, part, use_reentrant=False) for part in x.split(rows)]
+    parts = []
+    for start in range(0, len(x), rows):
+        with rows_from(start):
+            part = x[start : start + rows]
+            parts.append(checkpoint(step, part, use_reentrant=False, context_fn=replaying))
     return torch.cat([z for z, _ in parts]), torch.cat([logdet for _, logdet in parts])
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guard_methods, guarded
 from convexlift.integration.chain_diagnostics import effective_sample_size
 from convexlift.integration.langevin import Draws
 
@@ -21,6 +22,7 @@ _ANGLES = 96
 _HALVINGS = 30
 
 
+@guard_methods
 @final
 @dataclass(frozen=True, eq=False)
 class CredibleRegion:
@@ -58,6 +60,7 @@ def region_of_draws(level: float, log_prob: Callable[[Tensor], Tensor], draws: D
     return CredibleRegion(level, threshold, math.sqrt(level * (1 - level) / worth), log_prob)
 
 
+@guarded
 @torch.no_grad()
 def region_outlines(density: LogConcaveDensity, levels: Sequence[float] = LEVELS) -> list[Tensor]:
     """The edge {x : log p(x) = threshold} of the credible region of each level, as closed curves (97, 2).
@@ -76,8 +79,9 @@ def region_outlines(density: LogConcaveDensity, levels: Sequence[float] = LEVELS
     """
     if density.dim != 2:
         raise ValueError(f"outlines are drawn in two dimensions; the density has {density.dim}")
-    mode = density.mode()
-    angle = torch.linspace(0, 2 * math.pi, _ANGLES + 1, dtype=torch.float64)
+    found = density.mode()
+    mode = found.double()
+    angle = torch.linspace(0, 2 * math.pi, _ANGLES + 1, dtype=torch.float64, device="cpu")
     t = torch.stack([angle.cos(), angle.sin()], 1).to(mode)
     # Rays that are evenly spread in whitened coordinates, where the density is round.
     rays = density.standardiser.inverse(t) - density.standardiser.inverse(torch.zeros_like(t))
@@ -94,5 +98,5 @@ def region_outlines(density: LogConcaveDensity, levels: Sequence[float] = LEVELS
             middle = (low + high) / 2
             within = inside(middle)
             low, high = torch.where(within, middle, low), torch.where(within, high, middle)
-        outlines.append(mode + low[:, None] * rays)
+        outlines.append((mode + low[:, None] * rays).to(found))
     return outlines

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from convexlift.architectures.base import architecture_of
+from convexlift.defaults import REGRESSION
 from convexlift.sources import Centred
 from convexlift.tasks.standardise import Standardiser
-from convexlift.tasks.task import Task, map_rows, start_rows
+from convexlift.tasks.task import Task, columns_called, map_rows, start_rows
 
 Rows = Tensor | tuple[Tensor, Tensor]
 
@@ -24,7 +25,9 @@ class ConvexRegression(Task):
 
         y ~ mean_y + scale_y (f((x - mean_x) / scale_x) + c),
 
-    f a convex potential and c a free intercept; means and scales are fitted on training data. Where the block
+    f a convex potential and c a free intercept; means and scales are fitted on training data. The loss is in
+    units of scale_y, the deviation of y there, so it does not depend on the user's; predictions are in the
+    user's. Where the block
     is ``Centred`` the mean of f over the batch is taken out too, and put back into c by ``freeze``.
 
     Args:
@@ -35,8 +38,9 @@ class ConvexRegression(Task):
     Raises:
         ValueError: from the methods, inputs of another width or length or with NaN or infinite entries, and
             an unfrozen lift without ``batch`` to emit from.
-        TypeError: a block of another kind; from the methods, inputs of another dtype, or data that are not
-            (x, y).
+        TypeError: a block of another kind; from the methods, inputs that are not floating-point, or data that
+            are not (x, y).
+        FloatingPointError: from the backward of a prediction, a derivative in the user's units overflows.
 
     Source: Boyd and Vandenberghe, "Convex optimization", section 6.5.5 (the problem).
 
@@ -49,8 +53,11 @@ class ConvexRegression(Task):
         (torch.Size([50]), torch.Size([]))
     """
 
+    defaults = REGRESSION
     standardiser: Standardiser
     level: Tensor | None
+
+    roles = ("inputs", "targets")
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -73,8 +80,13 @@ class ConvexRegression(Task):
         """The buffers that belong to the weights of the moment, and are averaged where these are."""
         return [] if self.level is None else ["level"]
 
+    @property
+    def loss_unit(self) -> float:
+        """scale_y squared, by which a loss becomes the mean squared error in the user's units."""
+        return float(self.target_standardiser.scale.square())
+
     def loss(self, batch: tuple[Tensor, Tensor], emit_from: Rows | None = None) -> Tensor:
-        """Mean squared error over the batch (x, y), in units of y squared.
+        """Mean squared error over the batch (x, y), in units of the variance of the training targets.
 
         A lift emits from the inputs of the batch itself, or from those of ``emit_from``.
 
@@ -84,26 +96,32 @@ class ConvexRegression(Task):
         x, y = self._inputs_and_targets(batch)
         if not len(x):
             raise ValueError("a mean over no samples is not defined: the batch is empty")
-        x = self.standardiser(x)
+        x = self.standardiser(x, self.dtype)
         potential = self.block.emit((x if emit_from is None else self._rows(emit_from)).detach())
         f = potential.value(x)
         level = self.level
         if level is not None and self.training and torch.is_grad_enabled():
             self.level = level.lerp(f.detach().mean(), _MOMENTUM)
             level = f.mean()
-        return (self._restored(f, level) - y).square().mean()
+        target = self.target_standardiser(y[:, None], self.dtype)[:, 0]
+        return (self._centred(f, level) - target).square().mean()
 
     def predict(self, x: Tensor, batch: Rows | None = None) -> Tensor:
         """The fitted function at x, (N,). Changes no state. An unfrozen lift needs a ``batch``."""
-        return self._restored(self._potential(batch).value(self._rows(x)), self.level)
+        f = self._centred(self._potential(batch).value(self._rows(x)), self.level)
+        return self.target_standardiser.inverse(f[:, None], self._resolving(x))[:, 0]
 
-    def _restored(self, f: Tensor, level: Tensor | None) -> Tensor:
-        """The function in units of y, from the values of f, less ``level``."""
-        f = f + self.intercept if level is None else f - level + self.intercept
-        return self.target_standardiser.inverse(f[:, None])[:, 0]
+    def _centred(self, f: Tensor, level: Tensor | None) -> Tensor:
+        """The function in units of the standardised y, from the values of f, less ``level``."""
+        return f + self.intercept if level is None else f - level + self.intercept
 
     def _rows(self, data: Rows, name: str | None = None) -> Tensor:
         return super()._rows(data[0] if isinstance(data, tuple) else data, name)
+
+    def _scaled(self, data: Any) -> list[tuple[str, Tensor, Tensor | None]]:
+        x, y = self._inputs_and_targets(data)
+        targets = self.target_standardiser(y[:, None])
+        return [("inputs", self.standardiser(x), None), ("targets", targets, None)]
 
     def _inputs_and_targets(self, data: object) -> tuple[Tensor, Tensor]:
         return self._pair(data, "a pair (x, y)", None, "targets")
@@ -111,8 +129,9 @@ class ConvexRegression(Task):
     def _fit(self, data: Any) -> Tensor:
         x, y = self._inputs_and_targets(data)
         self.standardiser.fit(x)
-        self.target_standardiser.fit(y[:, None])
-        return self.standardiser(start_rows(x))
+        with columns_called("the target"):
+            self.target_standardiser.fit(y[:, None])
+        return self.standardiser(start_rows(x), self.dtype)
 
     def _start(self, x: Tensor) -> None:
         super()._start(x)

@@ -2,16 +2,60 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
-from convexlift.checks import check_finite, check_samples, name_dtype
+from convexlift.ambient import guard_methods
+from convexlift.checks import check_finite, check_samples, may_branch, name_dtype, name_rows
 
 
+class Affine(nn.Module):
+    """Base class of the maps from the user's units to units in which every column is of order one.
+
+    Its buffers are float64 and stay so when a model around it is cast. It computes in float64 and casts what
+    comes out, to ``dtype`` or to the dtype of what it is given: a large offset costs no digits, and a power
+    of two in the units of a column changes no bit of what it is mapped onto.
+
+    Attributes:
+        fitted: whether it has been fitted.
+        wide: an empty buffer, there if it was fitted on rows of float64, so that points which come back are
+            as fine as those rows; None otherwise.
+    """
+
+    mean: Tensor
+    fitted: Tensor
+    wide: Tensor | None
+
+    def __init__(self, dim: int, *, name: str = "samples") -> None:
+        super().__init__()
+        self.dim = dim
+        self.name = name
+        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer("fitted", torch.tensor(False))
+        self.register_buffer("wide", None)
+
+    def _fitted_on(self, data: Tensor) -> Self:
+        wide = data.dtype == torch.float64
+        self.wide = torch.empty(0, dtype=data.dtype, device=data.device) if wide else None
+        self.fitted.fill_(True)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Follows the model to its device, not to its dtype.
+        return super()._apply(lambda buffer: buffer.to(fn(buffer).device), recurse)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        wide = state_dict.get(prefix + "wide")
+        self.wide = None if wide is None else wide.to(self.mean.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+@guard_methods
 @final
-class Standardiser(nn.Module):
+class Standardiser(Affine):
     """x -> (x - mean) / scale, column by column; the identity until it is fitted.
 
     `mean` (d,), `scale` (d,) and `fitted` are buffers: a state_dict holds them, no optimiser moves them.
@@ -26,71 +70,72 @@ class Standardiser(nn.Module):
         (tensor([[3.]]), tensor([[2.]]))
     """
 
-    mean: Tensor
     scale: Tensor
-    fitted: Tensor
 
     def __init__(self, dim: int, *, name: str = "samples") -> None:
-        super().__init__()
-        self.dim = dim
-        self.name = name
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("scale", torch.ones(dim))
-        self.register_buffer("fitted", torch.tensor(False))
+        super().__init__(dim, name=name)
+        self.register_buffer("scale", torch.ones(dim, dtype=torch.float64))
 
     @torch.no_grad()
     def fit(self, data: Tensor, weights: Tensor | None = None) -> Standardiser:
         """Set mean and scale to the mean and deviation of `data` (N, d), weighted by `weights` (N,); self.
 
         Raises ValueError when there are fewer than two rows, an entry is NaN or infinite, a column is
-        constant to the precision of the buffers, or a column is too large or too small for their dtype.
+        constant to the precision of its dtype, or too large or too small for it.
         """
         check_finite(check_samples(data, self.dim, name=self.name), name=self.name)
         if len(data) < 2:
             raise ValueError(f"need at least 2 rows to standardise {self.name}; got {len(data)}")
         share = _shares(data, weights)
-        dtype = self.mean.dtype
+        dtype = torch.promote_types(data.dtype, torch.float32)
         limits, called = torch.finfo(dtype), name_dtype(dtype)
         x = data.double()
         largest = x.abs().amax(0)
-        # Relative to the largest entry nothing overflows on the way, however large the entries are.
-        relative = x / largest.clamp_min(torch.finfo(torch.float64).tiny)
-        centre = share @ relative
-        deviation = (share @ (relative - centre).square()).sqrt()
-        scale = largest * deviation
+        # In units of a power of two, which costs no digit, nothing overflows on the way; seen from the first
+        # row a large offset costs none either.
+        unit = _power_of_two(largest)
+        first = x[0] / unit
+        apart = x / unit - first
+        centre = share @ apart
+        deviation = (share @ (apart - centre).square()).sqrt()
+        scale = unit * deviation
         for column in range(self.dim):
             size, spread = float(largest[column]), float(scale[column])
-            if deviation[column] <= 2 * limits.eps:
-                value = float(x[0, column])
-                raise ValueError(f"column {column} is constant (every value is {value:.6g}): remove it")
             if size > limits.max / 4:
                 raise ValueError(f"column {column} is too large for {called} (up to {size:.3g})")
+            if deviation[column] <= 2 * limits.eps * largest[column] / unit[column]:
+                value = float(x[0, column])
+                raise ValueError(f"column {column} is constant (every value is {value:z.6g}): remove it")
             if spread < limits.tiny:
                 raise ValueError(f"column {column} is too small for {called} (deviation {spread:.3g})")
-        self.mean.copy_(largest * centre)
+        self.mean.copy_(unit * (first + centre))
         self.scale.copy_(scale)
-        self.fitted.fill_(True)
-        return self
+        return self._fitted_on(data)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """(x - mean) / scale, (N, d)."""
-        return (x - self.mean) / self.scale
+        return ((_watched(x).double() - self.mean) / self.scale).to(dtype or x.dtype)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """mean + scale z, (N, d)."""
-        return self.mean + self.scale * z
+        return (self.mean + self.scale * z.double()).to(dtype or z.dtype)
 
-    def pull_back(self, gradient: Tensor) -> Tensor:
-        """The gradient in x, (N, d), of a function of the standardised point, from its gradient there."""
-        return gradient / self.scale
+    def pull_back(self, gradient: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The gradient in x, (N, d), of a function of the standardised point, from its gradient there.
+
+        Raises:
+            FloatingPointError: it overflows.
+        """
+        return checked((gradient.double() / self.scale).to(dtype or gradient.dtype))
 
     @property
     def log_scale_jacobian(self) -> Tensor:
-        """log of the determinant of the map's Jacobian, -sum_j log scale_j, a scalar."""
+        """log of the determinant of the map's Jacobian, -sum_j log scale_j, a scalar in float64."""
         return -self.scale.log().sum()
 
 
-class Whitener(nn.Module):
+@guard_methods
+class Whitener(Affine):
     """x -> L^-1 (x - mean), L L' the covariance of training data; the identity until it is fitted.
 
     The columns of what comes out are uncorrelated, with zero mean and unit deviation. `mean` (d,), `factor`
@@ -109,69 +154,66 @@ class Whitener(nn.Module):
         True
     """
 
-    mean: Tensor
     factor: Tensor
     inverse_factor: Tensor
-    fitted: Tensor
 
     def __init__(self, dim: int, *, name: str = "samples") -> None:
-        super().__init__()
-        self.dim = dim
-        self.name = name
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("factor", torch.eye(dim))
-        self.register_buffer("inverse_factor", torch.eye(dim))
-        self.register_buffer("fitted", torch.tensor(False))
+        super().__init__(dim, name=name)
+        self.register_buffer("factor", torch.eye(dim, dtype=torch.float64))
+        self.register_buffer("inverse_factor", torch.eye(dim, dtype=torch.float64))
 
     @torch.no_grad()
     def fit(self, data: Tensor, weights: Tensor | None = None) -> Whitener:
         """Set mean and factor from `data` (N, d), weighted by `weights` (N,); returns self.
 
         Raises ValueError as ``Standardiser.fit`` does, and when there are no more rows than columns or a
-        column is a combination of the others to the precision of the buffers.
+        column is a combination of the others to the precision of the rows.
         """
         check_samples(data, self.dim, name=self.name)
         if len(data) <= self.dim:
             raise ValueError(
                 f"need at least {self.dim + 1} rows to whiten {self.dim} columns; got {len(data)}"
             )
-        columns = Standardiser(self.dim, name=self.name).to(self.mean).fit(data, weights)
-        mean, scale = columns.mean.double(), columns.scale.double()
-        x = (data.double() - mean) / scale
+        columns = Standardiser(self.dim, name=self.name).to(self.mean.device).fit(data, weights)
+        x = columns(data.double())
         share = _shares(data, weights)
         # The rounding of the mean is put right here, so that the covariance is that about the true mean.
         offset = share @ x
         correlation = ((x - offset) * share[:, None]).T @ (x - offset)
         smallest, direction = torch.linalg.eigh(correlation)
-        if float(smallest[0]) <= 4 * torch.finfo(self.mean.dtype).eps:
+        if float(smallest[0]) <= 4 * torch.finfo(torch.promote_types(data.dtype, torch.float32)).eps:
             column = int(direction[:, 0].abs().argmax())
             raise ValueError(f"column {column} is a linear combination of the others: remove it")
-        factor = scale[:, None] * torch.linalg.cholesky(correlation)
-        self.mean.copy_(mean + scale * offset)
+        factor = columns.scale[:, None] * torch.linalg.cholesky(correlation)
+        self.mean.copy_(columns.mean + columns.scale * offset)
         self.factor.copy_(factor)
         identity = torch.eye(self.dim, dtype=factor.dtype, device=factor.device)
         self.inverse_factor.copy_(torch.linalg.solve_triangular(factor, identity, upper=False))
-        self.fitted.fill_(True)
-        return self
+        return self._fitted_on(data)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """L^-1 (x - mean), (N, d)."""
-        return (x - self.mean) @ self.inverse_factor.T
+        return ((_watched(x).double() - self.mean) @ self.inverse_factor.T).to(dtype or x.dtype)
 
-    def inverse(self, z: Tensor) -> Tensor:
+    def inverse(self, z: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """mean + L z, (N, d)."""
-        return self.mean + z @ self.factor.T
+        return (self.mean + z.double() @ self.factor.T).to(dtype or z.dtype)
 
-    def pull_back(self, gradient: Tensor) -> Tensor:
-        """The gradient in x, (N, d), of a function of the whitened point, from its gradient there."""
-        return gradient @ self.inverse_factor
+    def pull_back(self, gradient: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The gradient in x, (N, d), of a function of the whitened point, from its gradient there.
+
+        Raises:
+            FloatingPointError: it overflows.
+        """
+        return checked((gradient.double() @ self.inverse_factor).to(dtype or gradient.dtype))
 
     @property
     def log_scale_jacobian(self) -> Tensor:
-        """log of the determinant of the map's Jacobian, -log det L, a scalar."""
+        """log of the determinant of the map's Jacobian, -log det L, a scalar in float64."""
         return -self.factor.diagonal().log().sum()
 
 
+@guard_methods
 @final
 class ActNorm(nn.Module):
     """z = exp(log_scale) x + shift, column by column, learned from a start with zero mean and unit deviation.
@@ -223,3 +265,34 @@ def _shares(data: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         return data.new_full((len(data),), 1 / len(data), dtype=torch.float64)
     return weights.double() / weights.double().sum()
+
+
+def _power_of_two(size: Tensor) -> Tensor:
+    """The power of two next above each size, 1 for 0."""
+    fraction, _ = torch.frexp(size)
+    return torch.where(size > 0, size / fraction, 1.0)
+
+
+def _watched(x: Tensor) -> Tensor:
+    """x, whose gradient is refused where it overflows: by the chain rule it is divided by a scale."""
+    if not (torch.is_grad_enabled() and x.requires_grad and may_branch(x)):
+        return x
+    x = x.view_as(x)
+    x.register_hook(lambda gradient: gradient if gradient is None else checked(gradient))
+    return x
+
+
+def checked(gradient: Tensor) -> Tensor:
+    """A gradient in the user's units (N, ...), if none of it overflows.
+
+    >>> checked(torch.tensor([[1.0], [torch.inf]]))
+    Traceback (most recent call last):
+    ...
+    FloatingPointError: the gradient overflows float32 at 1 of 2 rows (1): take larger units or float64 rows
+    """
+    if may_branch(gradient) and bool((over := gradient.isinf()).any()):
+        raise FloatingPointError(
+            f"the gradient overflows {name_dtype(gradient.dtype)} at {name_rows(over.flatten(1).any(1))}: "
+            "take larger units or float64 rows"
+        )
+    return gradient

@@ -9,9 +9,12 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guarded
 from convexlift.checks import check_samples
+from convexlift.seeds import generator_on
 from convexlift.testing.precision import accepted_dtype, digits, double
 from convexlift.testing.results import CheckFailed, ConvexityResult, Function
+from convexlift.testing.rounding import INTERVALS, concavity, fall, is_stepped, noise, shake
 
 # Up to this dimension the search for a direction of negative curvature forms whole Hessians.
 _WHOLE_HESSIAN = 32
@@ -24,8 +27,17 @@ _LINE_POINTS = 513
 # Steps of the gradient search from the most promising starts, and how many of those there are at each scale.
 _STEPS = 60
 _FINALISTS = 16
+# Suspects of each search and scale that are held against rounding: so many of the most negative, and so many
+# of those that stand out most; on lines so many times as long as the segment on which they were found.
+_SUSPECTS = 8
+_ZOOMS = (16.0, 4.0, 1.0, 1 / 4, 1 / 16)
+# How many deviations of the rounding a violation must measure, in values and in slopes (a fall is the largest
+# difference of 257 numbers, so noise alone makes it several deviations).
+_CLEAR_VALUES = 10
+_CLEAR_SLOPES = 20
 
 
+@guarded
 def check_convex(
     f: nn.Module | Function,
     *,
@@ -70,11 +82,11 @@ def check_convex(
         >>> check_convex(lambda x: ramps(x) - 0.1 * (x[:, 0] - x[:, 1]).relu(), dim=3, raises=False).convex
         False
     """
-    if not scales or not all(scale > 0 and math.isfinite(scale) for scale in scales):
+    if not len(scales) or not all(scale > 0 and math.isfinite(scale) for scale in scales):
         raise ValueError(f"scales must be positive; got {tuple(scales)}")
     f, centres = _precise(f, dim, points)
     with torch.enable_grad():
-        search = _Search(f, centres, scales, torch.Generator().manual_seed(seed))
+        search = _Search(f, centres, scales, generator_on(seed=seed))
         found = [search.chords()]
         if search.differentiable:
             found.append(search.slopes())
@@ -94,19 +106,19 @@ class _Search:
     """The searches of ``check_convex``. Rows are points; ``level`` (N,) is the index of the scale of each."""
 
     def __init__(
-        self, f: Function, centres: Tensor, scales: Sequence[float], generator: torch.Generator
+        self, f: Function, centres: Tensor, scales: Sequence[float], generator: torch.Generator | None
     ) -> None:
         self.f = f
         self.centres = centres
         self.generator = generator
         spread = float((centres - centres.mean(0)).square().mean().sqrt()) if len(centres) > 1 else 1.0
         self.scales = (spread or 1.0) * torch.tensor(scales, dtype=centres.dtype, device=centres.device)
-        # What rounding may do to a value, and to a difference relative to the slope. Some implementations
-        # of softplus jump down by 2e-9 where they turn linear, which is not the concavity looked for.
-        exact = centres.dtype == torch.float64
-        self.rounding = 1e3 * torch.finfo(centres.dtype).eps
-        self.chord_tolerance = 1e-5 if exact else 1e-3
-        self.slope_tolerance = 1e-9 if exact else 1e-4
+        # What a first look lets pass, relative to values and to slopes. Some implementations of softplus jump
+        # down by 2e-9 where they turn linear, which is not the concavity looked for.
+        self.exact = centres.dtype == torch.float64
+        self.rounding = 4 * torch.finfo(centres.dtype).eps
+        self.chord_tolerance = 1e-5
+        self.slope_tolerance = 1e-9 if self.exact else 1e-6
         self.differentiable, self.smooth = self._probe()
         self.usual = self._usual_slope()
 
@@ -125,10 +137,10 @@ class _Search:
             centre, left, right = (self.f(x) for x in (middle, middle - half, middle + half))
             gap = centre - (left + right) / 2
             slope = torch.maximum((centre - left).abs(), (centre - right).abs()) / length
-            noise = self.rounding * (centre.abs() + left.abs() + right.abs())
-            noise = noise + self.chord_tolerance * length * torch.maximum(slope, self.usual[level])
-            curvature = -2 * torch.where(gap.abs() <= noise, 0, gap) / length.square()
-        return self._smallest(middle, half / length[:, None], curvature, length)
+            passed = self.rounding * (centre.abs() + left.abs() + right.abs())
+            passed = passed + self.chord_tolerance * length * torch.maximum(slope, self.usual[level])
+            curvature = -2 * torch.where(gap.abs() <= passed, 0, gap) / length.square()
+        return self._smallest(middle, half / length[:, None], curvature, length, level, gap / passed)
 
     def slopes(self) -> ConvexityResult | None:
         """The largest fall of the slope from point to point of random lines, which meet each kink alone."""
@@ -142,9 +154,11 @@ class _Search:
         steps = rise.shape[1]
         level = level.repeat_interleave(steps)
         length = (place[1] - place[0]) / 2 * self.scales[level]
-        curvature = self._clear(rise.flatten(), size.flatten(), level) / (2 * length)
+        rise, excess = self._clear(rise.flatten(), size.flatten(), level)
         middle = (points[:, 1:] + points[:, :-1]).flatten(0, 1) / 2
-        return self._smallest(middle, v.repeat_interleave(steps, 0), curvature, length)
+        return self._smallest(
+            middle, v.repeat_interleave(steps, 0), rise / (2 * length), length, level, excess
+        )
 
     def curvature(self, starts: int) -> ConvexityResult | None:
         """The worst v'Hv, first over v at random x, then over both by gradient steps."""
@@ -157,7 +171,7 @@ class _Search:
         bend = (v * self._product(x, v)).sum(1)
         finalists = 2 * len(best)
         confirmed = self._confirm(x[:finalists], v[:finalists], level[best].repeat(2))
-        return confirmed or self._smallest(x, v, bend.clamp_min(0), torch.zeros_like(bend))
+        return confirmed or _smallest(x, v, bend.clamp_min(0), torch.zeros_like(bend))
 
     def _confirm(self, x: Tensor, v: Tensor, level: Tensor) -> ConvexityResult | None:
         """The most negative mean curvature along segments about x, if the gradients show it clearly."""
@@ -165,21 +179,59 @@ class _Search:
         length = (lengths[:, None] * self.scales[level]).flatten()
         x, v, level = x.repeat(len(lengths), 1), v.repeat(len(lengths), 1), level.repeat(len(lengths))
         left, right = (self._gradient(x + sign * length[:, None] * v) for sign in (-1, 1))
-        rise = self._clear(((right - left) * v).sum(1), left.norm(dim=1) + right.norm(dim=1), level)
-        return self._smallest(x, v, torch.where(rise < 0, rise / (2 * length), math.nan), length)
+        size = left.norm(dim=1) + right.norm(dim=1)
+        rise, excess = self._clear(((right - left) * v).sum(1), size, level)
+        curvature = torch.where(rise < 0, rise / (2 * length), math.nan)
+        found = self._smallest(x, v, curvature, length, level, excess)
+        return found if found is not None and not found.convex else None
 
-    def _clear(self, rise: Tensor, size: Tensor, level: Tensor) -> Tensor:
-        """Differences of slopes; zero where rounding explains them, given the size of what was subtracted."""
-        noise = self.slope_tolerance * torch.maximum(size, self.usual[level])
-        return torch.where(rise.abs() <= noise, 0, rise)
+    def _clear(self, rise: Tensor, size: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Differences of slopes, zero where they are small for what was subtracted; and how far they fall."""
+        passed = self.slope_tolerance * torch.maximum(size, self.usual[level])
+        return torch.where(rise.abs() <= passed, 0, rise), -rise / passed
 
-    def _smallest(self, x: Tensor, v: Tensor, curvature: Tensor, length: Tensor) -> ConvexityResult | None:
+    def _smallest(
+        self, x: Tensor, v: Tensor, curvature: Tensor, length: Tensor, level: Tensor, excess: Tensor
+    ) -> ConvexityResult | None:
+        """The smallest curvature, where zero stands for what rounding explains; None if none is finite.
+
+        Negative ones are held against rounding where they are largest and where their ``excess`` is.
+        """
         known = torch.where(curvature.isfinite(), curvature, math.inf).detach()
-        row = int(known.argmin())
-        worst = float(known[row]) + 0.0  # no negative zero
-        if worst == math.inf:
-            return None
-        return ConvexityResult(worst >= 0, worst, x[row].detach(), v[row].detach(), float(length[row]))
+        suspects = []
+        for scale in level.unique():
+            rows = ((known < 0) & (level == scale)).nonzero()[:, 0]
+            for order in (known[rows], -excess.detach()[rows]):
+                suspects.append(rows[order.argsort()[:_SUSPECTS]])
+        rows = torch.cat(suspects).unique()
+        held = torch.zeros_like(known, dtype=torch.bool)
+        if len(rows):
+            held[rows] = self._exceeds_rounding(x[rows], v[rows], length[rows])
+        return _smallest(x, v, torch.where((known < 0) & ~held, 0, known), length)
+
+    def _exceeds_rounding(self, x: Tensor, v: Tensor, length: Tensor) -> Tensor:
+        """Whether f is concave beyond what its rounding explains on a line about x along v, (N,).
+
+        In values; in double precision in slopes too, which show a little curvature far from the origin. In
+        single precision their errors are no noise: where log-sum-exp is large they drift by units of its last
+        place.
+        """
+        place = torch.linspace(-1, 1, INTERVALS + 1, dtype=x.dtype, device=x.device)
+        exceeds = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        for zoom in _ZOOMS:
+            along = zoom * length[:, None, None] * place[:, None] * v[:, None]
+            points = (x[:, None] + along).detach()
+            with torch.no_grad():
+                values, others = (self.f(p.flatten(0, 1)).view(p.shape[:2]) for p in (points, shake(points)))
+            exceeds |= concavity(values) > _CLEAR_VALUES * noise(values, others)
+            if self.exact and self.differentiable:
+                slopes, others = (
+                    (self._gradient(p.flatten(0, 1)).view_as(p) @ v[:, :, None])[:, :, 0]
+                    for p in (points, shake(points))
+                )
+                # Steps of slopes may be those of a function of planes: of these the values tell.
+                exceeds |= (fall(slopes) > _CLEAR_SLOPES * noise(slopes, others)) & ~is_stepped(slopes)
+        return exceeds
 
     def _bulge(self, middle: Tensor, half: Tensor) -> Tensor:
         """How far f at the middle lies above the chord, over the length; positive only if f is not convex."""
@@ -283,7 +335,9 @@ class _Search:
     def _starts(self, count: int) -> tuple[Tensor, Tensor]:
         """So many normal points at each scale, at distances within a factor three of it, and their levels."""
         level = torch.arange(len(self.scales), device=self.centres.device).repeat_interleave(count)
-        rows = torch.randint(len(self.centres), (len(level),), generator=self.generator).to(level.device)
+        rows = torch.randint(len(self.centres), (len(level),), generator=self.generator, device="cpu").to(
+            level.device
+        )
         factor = self.scales[level, None] * 10 ** (self._uniform(len(level)) - 0.5)
         return self.centres[rows] + factor * self._normal(len(level)), level
 
@@ -293,22 +347,40 @@ class _Search:
 
     def _normal(self, count: int) -> Tensor:
         shape = (count, self.centres.shape[1])
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.centres)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu").to(
+            self.centres
+        )
 
     def _uniform(self, count: int) -> Tensor:
-        return torch.rand((count, 1), generator=self.generator, dtype=torch.float64).to(self.centres)
+        return torch.rand((count, 1), generator=self.generator, dtype=torch.float64, device="cpu").to(
+            self.centres
+        )
 
 
 def _precise(f: Any, dim: int, points: Tensor | None) -> tuple[Function, Tensor]:
     """f in float64 if it can be had, and the centres of the search in f's dtype and on its device."""
     f = double(f)
-    centres = torch.zeros(1, dim) if points is None else check_samples(points, dim, name="points").detach()
+    centres = (
+        torch.zeros(1, dim, dtype=torch.float32, device="cpu")
+        if points is None
+        else check_samples(points, dim, name="points").detach()
+    )
     tensors = [*f.parameters(), *f.buffers()] if isinstance(f, nn.Module) else []
     device = tensors[0].device if tensors else centres.device
     sample = centres.to(device, torch.float64)
     if len(sample) < 2:
         sample = sample + torch.linspace(-1.0, 1.0, 8, dtype=torch.float64, device=device)[:, None]
-    return f, centres.to(device, accepted_dtype(f, sample[:8]))
+    dtype = accepted_dtype(f, sample[:8])
+    return (lambda x: f(x).to(dtype)), centres.to(device, dtype)
+
+
+def _smallest(x: Tensor, v: Tensor, curvature: Tensor, length: Tensor) -> ConvexityResult | None:
+    known = torch.where(curvature.isfinite(), curvature, math.inf).detach()
+    row = int(known.argmin())
+    worst = float(known[row]) + 0.0  # no negative zero
+    if worst == math.inf:
+        return None
+    return ConvexityResult(worst >= 0, worst, x[row].detach(), v[row].detach(), float(length[row]))
 
 
 def _describe(found: ConvexityResult) -> str:

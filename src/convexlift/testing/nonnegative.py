@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from convexlift.ambient import guarded
 from convexlift.testing.results import CheckFailed, NonnegativeResult
 
 
+@guarded
 def check_nonnegative(
     weights: nn.Module | Mapping[str, Tensor] | Any, names: Sequence[str] | None = None
 ) -> NonnegativeResult:

@@ -28,9 +28,12 @@ def double(f: Any) -> Any:
 
 
 def accepted_dtype(f: Function, x: Tensor, others: Iterable[Function] = ()) -> torch.dtype:
-    """float64 if f and the others take it, else float32; refuses an f that is not (N, d) -> (N,) by rows."""
+    """float64 if f and the others take it and make use of it, else float32; x (N, d) are points to try.
+
+    Refuses an f that is not (N, d) -> (N,) by rows.
+    """
     try:
-        values = f(x)
+        values = _differentiated(f, x)
         for other in others:
             other(x)
     except Exception:  # whatever float32 functions raise on float64 points; other faults return below
@@ -46,10 +49,31 @@ def accepted_dtype(f: Function, x: Tensor, others: Iterable[Function] = ()) -> t
             if sizes and out.shape[0] == rows:
                 sizes[0] = "N"
             raise ValueError(f"expected (N,) values of f; got ({', '.join(sizes)}{',' * (len(sizes) == 1)})")
-    slack = (1e-9 if values.dtype == torch.float64 else 1e-4) * values.detach().abs().max()
+    dtype = torch.float32 if x.dtype == torch.float32 or _rounds(f, x) else values.dtype
+    slack = (1e-9 if dtype == torch.float64 else 1e-4) * values.detach().abs().max()
     if bool((f(x[:1]) - values[:1]).abs() > slack):
         raise ValueError("f gives a point another value alone than in a batch: freeze it first")
-    return values.dtype
+    return dtype
+
+
+def _differentiated(f: Function, x: Tensor) -> Any:
+    """f(x), after its gradient was asked for, if it has one: some functions of mixed dtypes have none."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        values = f(x)
+        if isinstance(values, Tensor) and values.requires_grad:
+            torch.autograd.grad(values.sum(), x, allow_unused=True)
+    return values
+
+
+def _rounds(f: Function, x: Tensor) -> bool:
+    """Whether f computes in single precision within: it does not see what double precision would."""
+    x = torch.cat([x, 30 * x, 1000 * x])
+    with torch.no_grad():
+        values = f(x)
+        unmoved, moved = (f(x * (1 + step)) == values for step in (1e-9, 0.5))
+    seen = ~moved & values.isfinite()
+    return bool(seen.any()) and bool(unmoved[seen].double().mean() > 0.5)
 
 
 def digits(x: Tensor) -> str:

@@ -9,13 +9,15 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from convexlift.checks import name_dtype
+from convexlift.ambient import guarded
+from convexlift.checks import check_count, name_dtype, plain
 from convexlift.data import (
     Batch,
     Batches,
@@ -24,22 +26,27 @@ from convexlift.data import (
     Rows,
     check_alike,
     describe,
+    dtype_for,
     mean_loss,
     prepare,
     whole,
 )
-from convexlift.seeds import seed_of, seed_torch
+from convexlift.defaults import ANY, Defaults
+from convexlift.screening import tell
+from convexlift.seeds import drawing_apart, reseed, seed_of
 from convexlift.training import optimisation
 from convexlift.training.averaging import Average
 from convexlift.training.compilation import check_compiler, compiled
+from convexlift.training.denormals import flushed
 from convexlift.training.environment import environment
 from convexlift.training.history import FitEvent, History, TrainingDiverged
 from convexlift.training.optimisation import OptimizerChoice, Schedule
-from convexlift.training.progress import interruptible, progress_bar
+from convexlift.training.progress import Show, interruptible, progress_bar
 from convexlift.training.run_folder import STATE, RunFolder, State
-from convexlift.training.settings import Settings, check_callbacks, check_count, check_module, place_and_kind
+from convexlift.training.settings import RISING, Settings, check_callbacks, check_module, place_and_kind
 
 
+@guarded(training=True)
 def fit(
     module: nn.Module,
     data: Data,
@@ -47,45 +54,53 @@ def fit(
     validation: Data | None = None,
     steps: int | None = None,
     epochs: int | None = None,
-    batch_size: int = 512,
+    batch_size: int = ANY.batch_size,
     optimizer: OptimizerChoice = "adam",
-    lr: float = 1e-3,
-    weight_decay: float = 0.0,
-    averaging: float = 0.0,
+    lr: float | None = None,
+    weight_decay: float = ANY.weight_decay,
+    averaging: float = ANY.averaging,
     schedule: Schedule = "cosine",
     clip: float | None = None,
-    patience: int | None = None,
+    patience: int | str | None = RISING,
     evaluate_every: int | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    progress: bool = True,
+    progress: bool | Show = True,
     callbacks: Sequence[Callable[[FitEvent], object]] = (),
     conclude: Callable[[History], Mapping[str, Any]] | None = None,
     compile: bool = False,
+    allow: Sequence[str] = (),
 ) -> History:
     """Train a module in place by minimising its ``loss(batch)``, a mean over the rows of the batch.
 
-    The module may have the hooks ``initialise(data)`` (called once, before the first step),
+    The module may have the hooks ``initialise(data)`` (called before the first step; a task that has been
+    initialised keeps its scales, and warns of data on another one: make a new one to start anew),
     ``set_progress(t)`` with t in [0, 1], ``settle(data)`` (called once, as soon as t >= ``module.settle_at``)
-    and ``freeze(data)``, which returns the model that is validated; without it a copy in eval mode is.
+    and ``freeze(data)``, which returns the model that is validated; without it a copy in eval mode is. Of a
+    weighted loss the validated model tells by ``weight_of(batch)`` what a batch counts for in its mean, by
+    default its rows.
     ``data`` is there all training rows in the form of one batch (for a `Simulator` 20,000 fixed draws). With
     ``validation`` the module ends at the state whose frozen model was best there; without, at the last state.
-    Ctrl-C ends the run after the step in progress, at its last state.
+    Ctrl-C ends the run after the step in progress, at its last state. A run that diverges leaves the module
+    at a good state: that of a late evaluation whose frozen model's loss is finite and no worse than at the
+    start, or the start itself. Steps take denormal numbers for zero, in all
+    threads; evaluations and callbacks find the caller's mode.
 
     Args:
         module: any module with ``loss(batch)``, or ``loss(batch, emit_from=...)`` where a part has
             ``coupling == "independent"``: the second argument is then a batch of another, independent stream.
         data: a tensor (N, ...), a tuple of row-aligned tensors, `Unpaired(xs, xt)` or a `Simulator`.
         validation: data of the same form.
-        steps: optimiser steps, 1,000 by default; or give ``epochs``.
+        steps: optimiser steps, by default 1,000 (4,000 for a regression); or give ``epochs``.
         epochs: passes through the data.
         batch_size: rows of a step.
         optimizer: "adam", "sgd" (momentum 0.9), or a function that makes an optimiser of the parameter groups
             ``{"name": "source" or "free", "params": [...]}`` and sets rates and weight decay itself.
-        lr: learning rate of "adam" and "sgd".
+        lr: learning rate of "adam" and "sgd"; by default 0.001, and with "adam" that of the task where it has
+            one (0.032 for a flow, 0.064 for a density, 0.002 for a regression).
         weight_decay: of "adam" and "sgd", decoupled: W <- W (1 - rate * weight_decay) before each step, with
             the scheduled rate. Free matrices alone decay: first layer and skips of every ``ICNN`` (kernels of
             a ``ConvICNN``), those of a proposal too, and what reads the context in a ``PICNN``. Left alone
@@ -102,14 +117,19 @@ def fit(
             itself.
         schedule: "cosine" (to 0 at the end), "constant", or a function of t returning a factor of the rates.
         clip: largest gradient norm, of each parameter group by itself.
-        patience: stop after this many evaluations without a better validation loss.
+        patience: stop after this many evaluations without a better validation loss; None: never. The default,
+            "rising", stops where validation has risen for half of the run's evaluations (9 at least): none of
+            them was better, and those of the last third were all worse than those of the first.
         evaluate_every: steps between evaluations; by default 25 evaluations a run.
         seed: of batches and of everything random in the module; the same seed gives the same run.
         device: where to train; the module is moved. By default where its parameters are.
-        dtype: floating dtype to train in; module and data are cast. By default the parameters' own.
-        run_dir: folder for checkpoints, metrics and the result; see `RunFolder`.
+        dtype: floating dtype to train in; the module is cast, and so are the data, unless the module
+            ``standardises`` them itself, as the tasks do. By default the parameters' own.
+        run_dir: folder for checkpoints, metrics and the result; see `RunFolder`. A run there that diverged or
+            broke off before its first evaluation is begun anew.
         resume: go on from the last checkpoint in ``run_dir``, bit for bit; a folder without a run is begun.
-        progress: show a progress bar where stderr is a terminal.
+        progress: show a progress bar where stderr is a terminal; or a function of (step, loss of its batch,
+            history so far), called after each step.
         callbacks: called with a `FitEvent` at each evaluation, before its checkpoint.
         conclude: called at the end, unless the run was interrupted, with the module as it is left; what it
             returns joins the result in ``run_dir``.
@@ -117,10 +137,16 @@ def fit(
             of compilation. Random numbers drawn inside the loss (estimated log-determinants, a lift's matched
             noise) are others. Needs a C++ compiler, on a GPU Triton.
 
+        allow: checks of data to leave out, see ``convexlift.screening.screen``.
+
+    Warns:
+        DataWarning: the rows of a task are doubtful.
+
     Raises:
         TypeError, ValueError: an argument, the data or the checkpoint is unfit; the message says how.
-        TrainingDiverged: something was not finite; the module is back at its state of the last evaluation.
+        TrainingDiverged: something was not finite; the module is back at its last good state.
         FileExistsError: ``run_dir`` holds a run and ``resume`` is False.
+        BlockingIOError: ``run_dir`` belongs to a run that is in progress.
         OSError: ``run_dir`` cannot be written; its last checkpoint stands.
         RuntimeError: ``compile=True`` where there is no compiler.
 
@@ -142,24 +168,33 @@ def fit(
     check_module(module)
     check_callbacks(callbacks)
     place, kind = place_and_kind(module, device, dtype)
-    data = prepare(data, "training data", place, kind)
+    rows_kind = dtype_for(module, kind)
+    data = prepare(data, "training data", place, rows_kind)
     if validation is not None:
-        validation = prepare(validation, "validation data", place, kind)
+        validation = prepare(validation, "validation data", place, rows_kind)
         check_alike(data, validation)
-    if patience is not None and validation is None:
+        weight_of: Any = getattr(module, "weight_of", None)
+        if weight_of is not None and not weight_of(whole(validation)):
+            raise ValueError("every weight of the validation data is zero: nothing could be chosen by them")
+    examine: Any = getattr(module, "examine", None)
+    if examine is not None and isinstance(data, Tensor | tuple):
+        tell(examine(data, validation if isinstance(validation, Tensor | tuple) else None, allow=allow))
+    if patience not in (None, RISING) and validation is None:
         raise ValueError("patience needs validation data")
     if resume and run_dir is None:
         raise ValueError("resume=True needs run_dir")
-    steps = _steps(steps, epochs, data, batch_size)
+    steps, epochs, batch_size = plain(steps), plain(epochs), plain(batch_size)
+    usual = _usual(module)
+    steps = _steps(steps, epochs, data, batch_size, usual.steps)
     every = max(1, steps // 25) if evaluate_every is None else evaluate_every
     settings = Settings(
         steps=steps,
         batch_size=batch_size,
         optimizer=optimizer,
-        lr=lr,
+        lr=lr if lr is not None else usual.lr if optimizer == "adam" else ANY.lr,
         schedule=schedule,
         clip=clip,
-        patience=patience,
+        patience=None if validation is None else patience,
         evaluate_every=every,
         seed=seed,
         compile=compile,
@@ -169,39 +204,37 @@ def fit(
 
     if compile:
         check_compiler(place)
-    folder = saved = None
-    if run_dir is not None:
-        folder = RunFolder(run_dir)
-        config = _config(module, data, validation, settings, place, kind)  # reads all data, for their digest
-        saved = folder.open(config, resume=resume)
-
-    training = module.training
-    module.to(device=device, dtype=dtype)
-    cuda = [place] if place.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=cuda),
-        interruptible() as interrupted,
-        progress_bar(steps, progress) as show,
-    ):
-        run = Run(module, data, validation, settings, callbacks, folder, saved)
-        if folder is not None and saved is None:  # nothing is written before the module has initialised
-            folder.begin(config)
-            run.checkpoint()
-        try:
-            while run.going and not interrupted():
-                loss = run.train_step()
-                if run.at.step % every == 0 or run.at.step == steps:
-                    run.evaluate()
-                show(run.at.step, loss, run.history)
-            if run.going:
+    with nullcontext() if run_dir is None else RunFolder(run_dir) as folder:
+        saved = None
+        if folder is not None:
+            config = _config(module, data, validation, settings, place, kind)  # digests all data
+            saved = folder.open(config, resume=resume)
+        training = module.training
+        module.to(device=device, dtype=dtype)
+        with (
+            drawing_apart(module, globally=compile),
+            interruptible() as interrupted,
+            progress_bar(steps, progress) as show,
+        ):
+            run = Run(module, data, validation, settings, callbacks, folder, saved)
+            if folder is not None and saved is None:  # nothing is written before the module has initialised
+                folder.begin(config)
                 run.checkpoint()
-        except KeyboardInterrupt:
-            pass  # raised inside a step or a callback: the last checkpoint stands
-        finally:
-            module.train(training)
-        run.finish()
-    over = run.history.stopped != "interrupted"
-    run.write_result(**(conclude(run.history) if over and conclude is not None else {}))
+            show(run.at.step, math.nan, run.history)
+            try:
+                while run.going and not interrupted():
+                    if run.advance(interrupted, show):
+                        run.evaluate()
+                        show(run.at.step, run.history.loss[-1], run.history)
+                if run.going:
+                    run.checkpoint()
+            except KeyboardInterrupt:
+                pass  # raised inside a step or a callback: the last checkpoint stands
+            finally:
+                module.train(training)
+            run.finish()
+        over = run.history.stopped != "interrupted"
+        run.write_result(**(conclude(run.history) if over and conclude is not None else {}))
     return run.history
 
 
@@ -236,6 +269,7 @@ class Run:
         self.device = next(module.parameters()).device
         self.rows: Rows = whole(data)
         self.validation = validation
+        self.data = data
         self.settings = settings
         self.callbacks = callbacks
         self.folder = folder
@@ -263,9 +297,11 @@ class Run:
                 part.attach(self.optimizer)  # type: ignore[operator]
         if saved is not None:
             self._resume(saved)
-        # What to go back to on divergence: the module at the last evaluation, or at the start.
+        # What to go back to on divergence, see `_go_back`: by its step, where training begins here, the last
+        # evaluation that training went on from well, and the last one.
         with self.average.in_place():
-            self.good, self.good_step = snapshot(module), self.at.step
+            self.start = self.good = self.latest = (self.at.step, snapshot(module))
+        self.first_loss = math.nan
 
     @property
     def history(self) -> History:
@@ -274,6 +310,17 @@ class Run:
     @property
     def going(self) -> bool:
         return self.at.step < self.settings.steps and self.history.stopped == "interrupted"
+
+    def advance(self, interrupted: Callable[[], bool], show: Show) -> bool:
+        """Make steps until an evaluation is due, and return whether one is."""
+        steps, every = self.settings.steps, self.settings.evaluate_every
+        with flushed():
+            while not interrupted():
+                loss = self.train_step()
+                show(self.at.step, loss, self.history)
+                if self.at.step % every == 0 or self.at.step == steps:
+                    return True
+        return False
 
     def train_step(self) -> float:
         """Make one optimiser step and return the loss before it."""
@@ -287,6 +334,8 @@ class Run:
         self.optimizer.step()
         self.at.step += 1
         self.average.update(self.at.step)
+        if not self.durations:
+            self.first_loss = value
         self.at.loss_sum += value
         self.at.loss_count += 1
         self.durations.append(time.perf_counter() - started)
@@ -306,8 +355,10 @@ class Run:
             raise self.diverged(str(error)) from error
         with self.average.in_place():
             self.module.train()
-            self.good, self.good_step = snapshot(self.module), self.at.step
             loss = self.at.loss_sum / self.at.loss_count
+            if loss <= self.first_loss:
+                self.good = self.latest
+            self.latest = (self.at.step, snapshot(self.module))
             self.at.loss_sum, self.at.loss_count = 0.0, 0
             improved = self._record(loss, validation)
             for callback in self.callbacks:
@@ -337,12 +388,12 @@ class Run:
 
     def diverged(self, what: str, batch: Batch | None = None) -> TrainingDiverged:
         """Go back to the last good state and return the error to raise."""
-        self.module.load_state_dict(self.good)
+        back = self._go_back()
         self.history.stopped = "diverged"
         rows = None if batch is None else batch.rows()
         message = (
             f"training diverged after {self.at.step} steps: {what}{_named(rows)}; "
-            f"the module is back at its state after {self.good_step} steps"
+            f"the module is back at its state {back}"
         )
         self.write_result(error=message)
         return TrainingDiverged(message, step=self.at.step, rows=rows, history=self.history)
@@ -369,22 +420,50 @@ class Run:
             raise FloatingPointError("a parameter is not finite")
         if self.validation is None and not self.callbacks:
             return self.module, None  # nobody looks at the frozen model
-        self._seed("freeze", self.at.step)
-        frozen: Any
-        validation = None
         try:
-            if hasattr(self.module, "freeze"):
-                frozen = self.module.freeze(self.rows)
-            else:
-                frozen = copy.deepcopy(self.module).eval()
-            if self.validation is not None:
-                size = max(1024, self.settings.batch_size)
-                validation = mean_loss(frozen.loss, self.validation, size)
+            frozen = self._frozen()
+            validation = None if self.validation is None else self._mean_loss(frozen, self.validation)
         except FloatingPointError as error:
             raise FloatingPointError(f"the frozen model fails ({error})") from error
         if validation is not None and not math.isfinite(validation):
             raise FloatingPointError(f"the frozen model's validation loss is {validation}")
         return frozen, validation
+
+    def _frozen(self) -> Any:
+        self._seed("freeze", self.at.step)
+        if hasattr(self.module, "freeze"):
+            return self.module.freeze(self.rows)
+        return copy.deepcopy(self.module).eval()
+
+    def _mean_loss(self, frozen: Any, data: Data) -> float:
+        weight_of = getattr(frozen, "weight_of", None)
+        return mean_loss(frozen.loss, data, max(1024, self.settings.batch_size), weight_of)
+
+    def _go_back(self) -> str:
+        """Load the last state whose frozen model is no worse than at the start, and say which it is."""
+        best = [] if self.best is None else [(self.history.best_step, self.best)]
+        self.module.load_state_dict(self.start[1])
+        least = self._loss_here()  # infinite where the start itself has none
+        for step, state in [self.latest, self.good, *best, self.start]:
+            self.module.load_state_dict(state)
+            loss = self._loss_here()
+            if loss <= least and loss < math.inf:
+                return f"after {step} steps"
+        # So the start itself has no finite loss; only that of a resumed run was trained.
+        return f"after {step} steps" + (", which is no good either: begin anew" if step else "")
+
+    def _loss_here(self) -> float:
+        """The frozen model's loss, on the validation data if any; infinite unless finite on all data."""
+        try:
+            frozen = self._frozen()
+            losses = [
+                self._mean_loss(frozen, data) for data in (self.data, self.validation) if data is not None
+            ]
+        except (AttributeError, TypeError, NotImplementedError):
+            return 0.0  # it has no loss to tell states apart by
+        except (ArithmeticError, ValueError, RuntimeError):
+            return math.inf
+        return losses[-1] if all(map(math.isfinite, losses)) else math.inf
 
     def _record(self, loss: float, validation: float | None) -> bool:
         history = self.history
@@ -398,13 +477,23 @@ class Run:
             history.validation.append(validation)
         if improved:
             history.best_step, history.best_validation = self.at.step, validation
-            self.best = None if validation is None else self.good
-        since_best = len(history.steps) - 1 - history.steps.index(history.best_step)
+            self.best = None if validation is None else self.latest[1]
         if self.at.step == self.settings.steps:
             history.stopped = "finished"
-        elif self.settings.patience is not None and since_best >= self.settings.patience:
+        elif self._out_of_patience():
             history.stopped = "patience"
         return improved
+
+    def _out_of_patience(self) -> bool:
+        history, patience = self.history, self.settings.patience
+        since_best = len(history.steps) - 1 - history.steps.index(history.best_step)
+        if isinstance(patience, int):
+            return since_best >= patience
+        window = max(9, self.settings.steps // self.settings.evaluate_every // 2)
+        if patience is None or since_best < window:
+            return False
+        recent, third = history.validation[-window:], window // 3
+        return min(recent[-third:]) > max(recent[:third])
 
     def _tell_progress(self) -> None:
         t = self.at.step / self.settings.steps
@@ -416,7 +505,7 @@ class Run:
             self.at.settled = True
 
     def _seed(self, *parts: object) -> None:
-        seed_torch(self.device, self.settings.seed, *parts)
+        reseed(self.device, self.settings.seed, *parts)
 
     def _call(self, hook: str, argument: object) -> None:
         if hasattr(self.module, hook):
@@ -427,7 +516,7 @@ class Run:
             return
         if improved:
             about = {"step": self.at.step, "module": type(self.module).__name__}
-            self.folder.write_model(self.good, about)
+            self.folder.write_model(self.latest[1], about)
         self.folder.append_metrics(_records(self.history)[-1])
         self.checkpoint()
 
@@ -464,7 +553,7 @@ class Run:
         self.module.load_state_dict(module)
         self.at, self.best = at, best
         if self.folder is not None:
-            self.folder.write_metrics(_records(at.history))
+            self.folder.go_on(_records(at.history))
 
 
 def snapshot(module: nn.Module) -> State:
@@ -509,14 +598,21 @@ def _records(history: History) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _steps(steps: int | None, epochs: int | None, data: Data, batch_size: int) -> int:
+def _usual(module: nn.Module) -> Defaults:
+    """The settings of a task, or those of any other module."""
+    own = getattr(module, "defaults", None)
+    return own if isinstance(own, Defaults) else ANY
+
+
+def _steps(steps: int | None, epochs: int | None, data: Data, batch_size: int, usual: int) -> int:
     for name, value in (("steps", steps), ("epochs", epochs), ("batch_size", batch_size)):
-        check_count(name, value)
+        if value is not None:
+            check_count(name, value)
     if steps is not None and epochs is not None:
         raise ValueError("give steps or epochs, not both")
     if epochs is not None:
         return epochs * Batches(data, batch_size, seed=0).steps_per_epoch()
-    return 1_000 if steps is None else steps
+    return usual if steps is None else steps
 
 
 def _config(

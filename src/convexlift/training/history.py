@@ -62,7 +62,7 @@ class History:
 class TrainingDiverged(FloatingPointError):
     """The loss, a gradient, a parameter or the frozen model's validation loss was not finite.
 
-    The module is back at its last good state, that of the last evaluation.
+    The module is back at its last good state: that of a late evaluation that was no worse than the start.
 
     Attributes:
         step: how many steps had been done.

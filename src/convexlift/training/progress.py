@@ -4,34 +4,79 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from convexlift.training.history import History
 
-Show = Callable[[int, float, History], None]  # (step, loss of its batch, history)
+# (step, loss of its batch, history); first called when the first step is about to begin
+Show = Callable[[int, float, History], None]
 
 
 @contextmanager
-def progress_bar(steps: int, shown: bool) -> Iterator[Show]:
-    """Show loss, validation, ms per step and time left on stderr, where that is a terminal or a notebook."""
+def progress_bar(steps: int, shown: bool | Show) -> Iterator[Show]:
+    """Show loss, validation, ms per step and time left on stderr, where that is a terminal or a notebook.
+
+    A function in place of True shows it in its own way.
+    """
+    if callable(shown):
+        yield shown
+        return
     from rich.console import Console  # slow to import
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     console = Console(stderr=True)
-    figures = TextColumn("{task.fields[figures]}")
-    columns = (TextColumn("fit"), BarColumn(), MofNCompleteColumn(), figures, TimeRemainingColumn())
+    text = (TextColumn("{task.fields[left]}"), TextColumn("{task.fields[figures]}"))
+    columns = (TextColumn("fit"), BarColumn(20), MofNCompleteColumn(), *text)
+    room = console.width - len(f"fit {20 * '-'} {steps}/{steps} about 0:00:00 left ")
     hidden = not (shown and (console.is_terminal or console.is_jupyter))
     with Progress(*columns, console=console, refresh_per_second=4, disable=hidden) as bar:
-        task = bar.add_task("fit", total=steps, figures="")
+        task = bar.add_task("fit", total=steps, figures="", left="")
+        begun: list[tuple[int, float]] = []
 
         def show(step: int, loss: float, history: History) -> None:
-            if not hidden:
-                frozen = f"  validation {history.validation[-1]:.4g}" if history.validation else ""
-                speed = f"  {history.ms_per_step:.1f} ms/step" if history.steps else ""
-                bar.update(task, completed=step, figures=f"loss {loss:.4g}{frozen}{speed}")
+            if hidden:
+                return
+            first, moment = begun[0] if begun else (step, time.monotonic())
+            if step == first:
+                begun[:] = [(first, moment)]
+                return bar.update(task, completed=step)
+            seconds = (time.monotonic() - moment) / (step - first) * (steps - step)
+            left = f"about {timedelta(seconds=round(seconds))} left"
+            speed = f"  {history.ms_per_step:.1f} ms/step" if history.steps else ""
+            figures = f"loss {loss:.4g}{standing(history)}{speed}"
+            bar.update(task, completed=step, figures=figures[: max(room, 0)], left=left)
 
         yield show
+
+
+def standing(history: History) -> str:
+    """The latest validation loss, and where it is not the best one, from where it has risen since when.
+
+    >>> standing(History(steps=[10, 20], validation=[3.25, 3.5], best_step=10, best_validation=3.25))
+    '  validation 3.5, risen from 3.25 at step 10'
+    """
+    if not history.validation or history.best_validation is None:
+        return ""
+    latest, best = history.validation[-1], history.best_validation
+    since = sum(step > history.best_step for step in history.steps)
+    if not since:
+        return f"  validation {latest:.4g}, the best"
+    ago = f" ({since} evaluations ago)" if since > 1 else ""
+    now, then = _told(latest, best), _told(best, latest)
+    return f"  validation {now}, risen from {then} at step {history.best_step}{ago}"
+
+
+def _told(value: float, beside: float) -> str:
+    """A number with as many digits as tell it from another.
+
+    >>> _told(22.0401, 22.04)
+    '22.0401'
+    """
+    digits = (d for d in range(4, 10) if f"{value:.{d}g}" != f"{beside:.{d}g}")
+    return f"{value:.{next(digits, 10)}g}"
 
 
 @contextmanager

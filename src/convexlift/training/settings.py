@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, final
 
 import torch
 from torch import nn
 
-from convexlift.checks import check_device, name_dtype
+from convexlift.checks import check_count, check_device, is_number, name_dtype, plain
 from convexlift.training.history import FitEvent
 from convexlift.training.optimisation import SCHEDULES, OptimizerChoice, Schedule, parameter_groups
+
+RISING = "rising"  # the patience that ends a run where validation has risen for long
 
 
 @final
@@ -26,7 +28,7 @@ class Settings:
     lr: float
     schedule: Schedule
     clip: float | None
-    patience: int | None
+    patience: int | str | None
     evaluate_every: int
     seed: int
     compile: bool = False
@@ -34,11 +36,18 @@ class Settings:
     averaging: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "patience", "evaluate_every", "seed"):
+        for field in fields(self):  # as JSON and a checkpoint can hold them
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        if isinstance(self.patience, str) and self.patience != RISING:
+            raise ValueError(
+                f"patience must be a number of evaluations, '{RISING}' or None; got {self.patience!r}"
+            )
+        counts = ["steps", "batch_size", "evaluate_every", "seed"]
+        for name in [*counts, *([] if self.patience in (None, RISING) else ["patience"])]:
             check_count(name, getattr(self, name), least=0 if name == "seed" else 1)
         for name in ("lr", "clip"):
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and 0.0 < value < math.inf):
+            if value is not None and not (is_number(value) and 0.0 < value < math.inf):
                 raise ValueError(f"{name} must be a positive number; got {value!r}")
         if not isinstance(self.compile, bool):
             raise TypeError(f"compile must be True or False; got {self.compile!r}")
@@ -46,7 +55,7 @@ class Settings:
             wanted = "'adam', 'sgd' or a function of the parameter groups"
             raise ValueError(f"optimizer must be {wanted}; got {self.optimizer!r}")
         self._check_weight_decay()
-        if not (_is_number(self.averaging) and 0.0 <= self.averaging < 1.0):
+        if not (is_number(self.averaging) and 0.0 <= self.averaging < 1.0):
             raise ValueError(f"averaging must be a number of at least 0 and below 1; got {self.averaging!r}")
         if not callable(self.schedule) and self.schedule not in SCHEDULES:
             wanted = "'cosine', 'constant' or a function of t"
@@ -58,22 +67,12 @@ class Settings:
 
     def _check_weight_decay(self) -> None:
         decay = self.weight_decay
-        if not (_is_number(decay) and 0.0 <= decay < math.inf):
+        if not (is_number(decay) and 0.0 <= decay < math.inf):
             raise ValueError(f"weight_decay must be a finite number of at least 0; got {decay!r}")
         if decay and callable(self.optimizer):
             raise ValueError("weight_decay is for 'adam' and 'sgd'; an optimizer function sets its own")
         if decay and self.lr * decay >= 1.0:
             raise ValueError(f"lr * weight_decay must be below 1; got {self.lr:g} * {decay:g}")
-
-
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raise unless the value is None or an int of at least ``least``."""
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int; got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}; got {value}")
 
 
 def check_module(module: nn.Module) -> None:
@@ -99,10 +98,6 @@ def place_and_kind(
     like = next(p for p in module.parameters() if p.requires_grad)
     place = like.device if device is None else check_device(device)
     return place, like.dtype if dtype is None else dtype
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -12,6 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guarded
 from convexlift.integration.line import Function
 from convexlift.integration.plane.bounds import bound_cells, log_tangent_integral, tangent_rule
 from convexlift.integration.plane.exponential import from_exponential
@@ -49,13 +50,14 @@ class PlaneNormaliser:
         return float(torch.maximum(self.log_z.detach() - self.lower, self.upper - self.log_z.detach()))
 
 
+@guarded
 def normaliser(
     value: Function,
     gradient: Function,
     *,
     tolerance: float = 1e-3,
     dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "cpu",
 ) -> PlaneNormaliser:
     """The logarithm of the integral of exp(-f) over the plane, with bounds that follow from convexity.
 
@@ -87,12 +89,13 @@ def normaliser(
     )
 
 
+@guarded
 def log_integral(
     value: Function,
     cells: Tensor | None = None,
     *,
     dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """log of the integral of exp(-f), without bounds, and the cells it used, for one training step.
 
@@ -117,6 +120,7 @@ def log_integral(
     return torch.logsumexp(log_weights - value(nodes), dim=0), cells
 
 
+@guarded
 def level(normaliser: PlaneNormaliser, probability: Tensor) -> Tensor:
     """The c with P(f(X) <= c) = probability under exp(-f) / Z, both of shape (N,).
 
@@ -142,6 +146,7 @@ def level(normaliser: PlaneNormaliser, probability: Tensor) -> Tensor:
     return torch.lerp(f[right - 1], f[right], share)
 
 
+@guarded
 @torch.no_grad()
 def draw(
     normaliser: PlaneNormaliser, value: Function, n: int, generator: torch.Generator | None = None

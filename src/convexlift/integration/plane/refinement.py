@@ -37,7 +37,7 @@ def quadrature_cells(
     *,
     guess: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """At most 240 cells (C, 6) over the mass of exp(-f), halved until the quadrature resolves each.
 

@@ -33,7 +33,7 @@ class Support:
 
 
 def find_support(
-    value: Function, guess: Tensor | None, dtype: torch.dtype, device: torch.device | str | None
+    value: Function, guess: Tensor | None, dtype: torch.dtype, device: torch.device | str
 ) -> Support:
     """Where f is less than DROP above its lowest value.
 

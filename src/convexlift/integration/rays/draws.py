@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guarded
 from convexlift.integration.line import DROP
 from convexlift.integration.rays.rule import (
     MAX_POINTS,
@@ -30,6 +31,7 @@ _PANELS = 2  # of a ray, for its mass
 _MASS_POINTS = (_TABLE - 1) * _PANELS * NODES
 
 
+@guarded
 @torch.no_grad()
 def draw(
     family_of: Callable[[Tensor], Family],
@@ -71,7 +73,9 @@ def _on_line(family: Family, uniform: Tensor) -> Tensor:
     centre = family.centre
     directions, _ = whitened(family, unit_vectors(1, 2, centre).expand(len(centre), -1, -1))
     ends = centre + directions[..., 0] * ray_ends(family, directions, DROP)
-    points = torch.lerp(ends[:, :1], ends[:, 1:], torch.linspace(0, 1, _TABLE).to(ends))
+    points = torch.lerp(
+        ends[:, :1], ends[:, 1:], torch.linspace(0, 1, _TABLE, dtype=ends.dtype, device=ends.device)
+    )
     return _quantile(points, -family.value(points.unsqueeze(2)), uniform[0]).unsqueeze(2)
 
 
@@ -83,7 +87,9 @@ def _in_plane(family: Family, uniform: Tensor) -> Tensor:
     table = torch.linspace(0, 2 * math.pi, _TABLE, dtype=around.dtype, device=around.device)
     directions, _ = whitened(family, on_circle(_quantile(table.expand_as(around), around, uniform[0])))
 
-    radii = ray_ends(family, directions, DROP).unsqueeze(2) * torch.linspace(0, 1, _RAY_TABLE).to(around)
+    radii = ray_ends(family, directions, DROP).unsqueeze(2) * torch.linspace(
+        0, 1, _RAY_TABLE, dtype=around.dtype, device=around.device
+    )
     f = family.value(along(family.centre, directions, radii)).view_as(radii)
     radius = _quantile(radii.flatten(0, 1), (radii.log() - f).flatten(0, 1), uniform[1].reshape(-1, 1))
     return family.centre[:, None] + radius.view(*uniform.shape[1:], 1) * directions

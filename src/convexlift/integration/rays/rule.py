@@ -16,6 +16,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from convexlift.ambient import guarded
 from convexlift.integration.line import DROP
 from convexlift.integration.rules import legendre
 
@@ -50,6 +51,7 @@ class Family:
         return self.centre.shape[1]
 
 
+@guarded
 @torch.no_grad()
 def ray_rule(family: Family, angles: int = 16, panels: int = 1, drop: float = 25.0) -> tuple[Tensor, Tensor]:
     """Points (R, M, d) and log weights (R, M), so that log Z = logsumexp(log weights - f(points), 1).
@@ -79,6 +81,7 @@ def ray_rule(family: Family, angles: int = 16, panels: int = 1, drop: float = 25
     return points, (log_weights + log_volume[:, None, None]).flatten(1)
 
 
+@guarded
 @torch.no_grad()
 def log_integrals(family_of: Callable[[Tensor], Family], rows: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
     """log Z of every context in `rows` (R,), and how far it may be off, both (R,) in float64.
@@ -210,9 +213,10 @@ def on_circle(angle: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=32)
+@guarded
 def _legendre(panels: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Nodes and weights, each (16 P,), of composite Gauss-Legendre quadrature on [0, 1]."""
     nodes, weights = legendre(NODES, torch.float64, torch.device("cpu"))
-    starts = torch.arange(panels, dtype=torch.float64)[:, None]
+    starts = torch.arange(panels, dtype=torch.float64, device="cpu")[:, None]
     nodes = ((nodes + 1) / 2 + starts).flatten() / panels
     return nodes.to(device, dtype), (weights / (2 * panels)).repeat(panels).to(device, dtype)

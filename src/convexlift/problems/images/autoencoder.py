@@ -16,9 +16,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from convexlift.ambient import guarded
 from convexlift.checks import check_finite, name_dtype
 from convexlift.files import make_folder, write_whole
-from convexlift.seeds import one_thread, seeded
+from convexlift.seeds import linear, one_thread, seeded
 
 CHUNK = 4_096  # images that are encoded or decoded at a time
 VERSION = 1  # of the training; a change of it makes every cached autoencoder anew
@@ -92,6 +93,7 @@ class Autoencoder(nn.Module):
         return flat.unflatten(1, self.shape)
 
 
+@guarded
 def train_autoencoder(
     images: Tensor, latent_dim: int, *, seed: int = 0, recipe: Recipe | None = None
 ) -> Autoencoder:
@@ -122,6 +124,7 @@ def train_autoencoder(
         return _train(images, latent_dim, seed, how)
 
 
+@guarded
 def cached_autoencoder(
     images: Tensor, latent_dim: int, *, seed: int = 0, recipe: Recipe | None = None
 ) -> Autoencoder:
@@ -176,7 +179,7 @@ def cache_folder() -> Path:
 def _layers(widths: tuple[int, ...]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.Linear(before, after), nn.SiLU()]
+        layers += [linear(before, after), nn.SiLU()]
     return nn.Sequential(*layers[:-1])
 
 
@@ -187,15 +190,15 @@ def _train(images: Tensor, latent_dim: int, seed: int, how: Recipe) -> Autoencod
     flat, steps = images.flatten(1), how.epochs * (len(images) // how.batch_size)
     optimiser = torch.optim.AdamW(net.parameters(), lr=how.rate, weight_decay=how.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, how.rate, total_steps=steps)
-    shares = (torch.arange(how.batch_size, dtype=torch.float64) + 0.5) / how.batch_size
+    shares = (torch.arange(how.batch_size, dtype=torch.float64, device="cpu") + 0.5) / how.batch_size
     normal = torch.special.ndtri(shares).float().unsqueeze(1)
     for _ in range(how.epochs):
-        order = torch.randperm(len(flat), generator=draws)
+        order = torch.randperm(len(flat), generator=draws, device="cpu")
         for rows in order[: len(flat) // how.batch_size * how.batch_size].split(how.batch_size):
             batch = flat[rows]
             z = net.encoder(batch)
             entropy = binary_cross_entropy_with_logits(net.decoder(z), batch, reduction="sum")
-            axes = torch.randn(latent_dim, how.directions, generator=draws)
+            axes = torch.randn(latent_dim, how.directions, generator=draws, dtype=torch.float32, device="cpu")
             along = (z @ (axes / axes.norm(dim=0))).sort(dim=0).values
             loss = entropy / how.batch_size + how.spread * (along - normal).square().mean()
             optimiser.zero_grad()

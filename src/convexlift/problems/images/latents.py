@@ -186,7 +186,7 @@ def _latents(
     codes = []
     for part, of_class in zip(images, shown, strict=True):
         # A pixel is an integer: uniform noise of one grey level gives the codes a density.
-        noise = torch.rand(part.shape, generator=draws) - 0.5
+        noise = torch.rand(part.shape, generator=draws, dtype=torch.float32, device="cpu") - 0.5
         codes.append(autoencoder.encode(part + noise / levels).double()[of_class])
     what = name if label is None else f"{name}:{label}"
     mean, whiten = _whitening(codes[0], what)

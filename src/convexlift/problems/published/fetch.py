@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any, final
 from urllib.parse import urljoin, urlsplit
 
 from convexlift.files import cannot_write, make_folder, write_json
+from convexlift.locks import owned
+from convexlift.names import close_names
 from convexlift.problems.published import gas, hepmass, miniboone, power
 from convexlift.problems.published.tables import TextTable
 
@@ -73,6 +75,7 @@ def fetch(
     Raises:
         ValueError: an unknown name, an address that is not https, a file that differs from its record or is
             not the published table.
+        BlockingIOError: another process downloads into the folder.
         ConnectionError: the archive cannot be reached or broke off.
         OSError: the folder cannot be written to, or has the file without a record.
         ImportError: pooch is missing.
@@ -84,9 +87,12 @@ def fetch(
         ValueError: there is nothing to download for 'digits21'; known: hepmass, miniboone, power, gas
     """
     if name not in DOWNLOADS:
-        raise ValueError(f"there is nothing to download for '{name}'; known: {', '.join(DOWNLOADS)}")
+        hint = "".join(f"; did you mean '{close}'?" for close in close_names(name, DOWNLOADS))
+        raise ValueError(f"there is nothing to download for '{name}'; known: {', '.join(DOWNLOADS)}{hint}")
     home = make_folder(folder)
-    return {wanted.name: _fetch_one(wanted, home, archive, progress) for wanted in DOWNLOADS[name]}
+    missing = not all((home / wanted.name).exists() for wanted in DOWNLOADS[name])
+    with owned(home) if missing else nullcontext():
+        return {wanted.name: _fetch_one(wanted, home, archive, progress) for wanted in DOWNLOADS[name]}
 
 
 def download(url: str, file: Path, progress: Progress = lambda *_: None) -> None:

@@ -108,10 +108,9 @@ class TextTable:
         return rows
 
     def _is_row(self, line: str) -> bool:
-        cells = line.split()
         try:
-            [float(cells[column]) for column in self.columns]
-        except (IndexError, ValueError):
+            np.loadtxt([line], usecols=self.columns, comments=None)
+        except ValueError:
             return False
         return True
 

@@ -18,6 +18,7 @@ the W. Each is shifted and scaled by the fixed `MEANS` and `DEVIATIONS`.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from convexlift.data import Simulator
 from convexlift.problems.base import Problem
 
 RESONANCE, TOP, W = (1000.0, 20.0), (173.0, 1.4), (80.4, 2.1)  # mass, width
+_PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 BOTTOM = 4.7
 VALIDATION_ROWS = 1_000
 TEST_ROWS = 4_000
@@ -53,7 +55,9 @@ def collider_events(n: int, generator: torch.Generator | None = None) -> Tensor:
         >>> collider_events(4, torch.Generator().manual_seed(0)).shape
         torch.Size([4, 21])
     """
-    return ((raw_events(n, generator) - torch.tensor(MEANS)) / torch.tensor(DEVIATIONS)).float()
+    return (
+        (raw_events(n, generator) - torch.tensor(MEANS, **_PLAIN)) / torch.tensor(DEVIATIONS, **_PLAIN)
+    ).float()
 
 
 def raw_events(n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -69,10 +73,10 @@ def _simulate(n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor
     """Features (n, 21) of n events and which of them the detector accepts."""
 
     def uniform() -> Tensor:
-        return torch.rand(n, generator=generator, dtype=torch.float64)
+        return torch.rand(n, generator=generator, dtype=torch.float64, device="cpu")
 
     def normal() -> Tensor:
-        return torch.randn(n, generator=generator, dtype=torch.float64)
+        return torch.randn(n, generator=generator, dtype=torch.float64, device="cpu")
 
     def mass(centre: float, width: float) -> Tensor:
         """A Breit-Wigner of the mass, cut ten half widths from its centre."""

@@ -15,6 +15,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
+from convexlift.ambient import guard_methods, guarded
 from convexlift.data import Simulator
 from convexlift.problems.base import Problem
 
@@ -24,6 +25,7 @@ TEST_ROWS = 5_000
 ARCHITECTURE = {"hidden": (64, 64, 64), "strong_convexity": 0.02}
 
 
+@guard_methods
 @final
 @dataclass(frozen=True)
 class Density:
@@ -60,7 +62,7 @@ class Density:
         """`n` independent draws, an (n, 1) float32 tensor."""
 
         def uniform() -> Tensor:
-            u = torch.rand(n, generator=generator, dtype=torch.float64)
+            u = torch.rand(n, generator=generator, dtype=torch.float64, device="cpu")
             return u.clamp(2.0**-54, 1 - 2.0**-53)
 
         x = self.inverse(uniform).float().unsqueeze(-1)
@@ -101,6 +103,7 @@ DENSITIES = {
 }  # fmt: skip
 
 
+@guarded
 def distances(density: Density, log_q: Callable[[Tensor], Tensor]) -> dict[str, float]:
     """Total variation, Hellinger distance and Kullback-Leibler divergence of p to a model q, by
     Gauss-Legendre quadrature.
@@ -135,14 +138,15 @@ def _panels(edges: tuple[float, ...], counts: tuple[int, ...]) -> tuple[Tensor, 
     """Nodes and weights of the 8-point Gauss-Legendre rule on `counts[k]` equal panels between edges k and k
     + 1."""
     jacobi = torch.diag(
-        torch.tensor([k / math.sqrt(4 * k * k - 1) for k in range(1, 8)], dtype=torch.float64), 1
+        torch.tensor([k / math.sqrt(4 * k * k - 1) for k in range(1, 8)], dtype=torch.float64, device="cpu"),
+        1,
     )
     node, vectors = torch.linalg.eigh(jacobi + jacobi.T)
     rule = 2 * vectors[0].square()
     nodes, weights = [], []
     for low, high, count in zip(edges, edges[1:], counts, strict=False):
         half = (high - low) / (2 * count)
-        centre = low + half * (2 * torch.arange(count, dtype=torch.float64) + 1)
+        centre = low + half * (2 * torch.arange(count, dtype=torch.float64, device="cpu") + 1)
         nodes.append((centre.unsqueeze(1) + half * node).flatten())
         weights.append((half * rule).repeat(count))
     return torch.cat(nodes), torch.cat(weights)

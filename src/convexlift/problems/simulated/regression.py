@@ -7,12 +7,15 @@ is the squared distance to the noiseless truth.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from convexlift.problems.base import Problem
 
+# Of the draws, whatever torch's defaults are.
+_PLAIN: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 DIM = 50
 TRAINING_ROWS, VALIDATION_ROWS, TEST_ROWS = 5_000, 1_000, 5_000
 NOISE = 1.0
@@ -33,9 +36,9 @@ def log_sum_exp(x: Tensor) -> Tensor:
     """log sum_k exp(<a_k, x> + b_k) over 50 fixed affine functions with standard normal a_k and b_k, (N, 50)
     to (N,)."""
     draws = torch.Generator().manual_seed(50)
-    slopes = torch.randn(50, DIM, generator=draws, dtype=torch.float64)
-    offsets = torch.randn(50, generator=draws, dtype=torch.float64)
-    return torch.logsumexp(x.double() @ slopes.T + offsets, dim=-1).to(x.dtype)
+    slopes = torch.randn(50, DIM, generator=draws, dtype=torch.float64, device="cpu")
+    offsets = torch.randn(50, generator=draws, dtype=torch.float64, device="cpu")
+    return torch.logsumexp(x.double() @ slopes.to(x.device).T + offsets.to(x.device), dim=-1).to(x.dtype)
 
 
 def regression_problem(name: str) -> Problem:
@@ -56,12 +59,12 @@ def regression_problem(name: str) -> Problem:
 
     def split(rows: int, seed: int, noise: float) -> tuple[Tensor, Tensor]:
         draws = torch.Generator().manual_seed(seed)
-        x = 2 * torch.rand(rows, DIM, generator=draws) - 1
+        x = 2 * torch.rand(rows, DIM, generator=draws, **_PLAIN) - 1
         y = truth(x)
-        return x, y + noise * torch.randn(rows, generator=draws)
+        return x, y + noise * torch.randn(rows, generator=draws, **_PLAIN)
 
     train, test = split(TRAINING_ROWS, 201, NOISE), split(TEST_ROWS, 203, 0.0)
-    ones = [torch.cat([x, torch.ones(len(x), 1)], dim=1).double() for x, _ in (train, test)]
+    ones = [torch.cat([x, torch.ones(len(x), 1, **_PLAIN)], dim=1).double() for x, _ in (train, test)]
     affine = torch.linalg.lstsq(ones[0], train[1].double().unsqueeze(1)).solution
     return Problem(
         name=name,

@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 
 from convexlift.study.ranking import Result, finite
-from convexlift.study.report import demo_words
 from convexlift.study.report.advice import own_table
 from convexlift.study.report.numbers import duration, short
-from convexlift.study.report.page import drawing_needed, render, write_page
+from convexlift.study.report.page import check_installed, render, write_page
 
 COMMANDS = {
     **own_table(),
@@ -39,8 +38,9 @@ def write_demo(result: Result, path: str | os.PathLike[str]) -> Path:
 
 def demo_page(result: Result) -> str:
     """The HTML text of the page."""
-    with drawing_needed():
-        from convexlift.study.report import figures
+    check_installed()
+    from convexlift.study.report import demo_words, figures
+
     names = [name for part in result["parts"] for name in part["arms"]]
     seeds = result["parts"][0]["protocol"]["seeds"]
     seconds = finite(result.get("seconds"))

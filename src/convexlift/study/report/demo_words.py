@@ -17,7 +17,7 @@ from convexlift.study.ranking import (
     tied_with_best,
 )
 from convexlift.study.report.numbers import decimals, fixed, listed, range_text, score_text, short, unit_of
-from convexlift.study.report.tables import Table, test_cell
+from convexlift.study.report.tables import Table, test_cells
 
 CHECKS = ("smallest_weight", "smallest_curvature")
 LIFTS, USUAL = ("lift", "lift-reference"), ("projected", "softplus")
@@ -211,18 +211,17 @@ def distance(part: Result) -> str:
 def table(part: Result) -> Table:
     """Every way at both choices of rates: frozen test loss, the check, and what it took."""
     usual, rows = part["fixed_rate"], []
-    ties = tied_with_best(usual), tied_with_best(part)
+    tests = [test_cells(section, tied_with_best(section)) for section in (usual, part)]
     for name in complete(part):
         both = usual["arms"][name], part["arms"][name]
-        cells = [test_cell(arm, name in tied) for arm, tied in zip(both, ties, strict=True)]
         gap = _from_known(part, both[1])
         seconds = [second for arm in both if (second := finite(arm.get("seconds"))) is not None]
         rows.append(
             [
                 name,
-                cells[0],
+                tests[0][name],
                 f"{both[1]['lr']:g}",
-                cells[1],
+                tests[1][name],
                 gap,
                 _checked(both),
                 short(math.fsum(seconds) / len(seconds)) if seconds else "–",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from convexlift.study.ranking import Result, finite, interval
@@ -25,8 +26,8 @@ def short(value: Any, digits: int = 2) -> str:
     return fixed(number, max(digits - 1 - math.floor(math.log10(abs(number))), 0))
 
 
-def score_text(score: Result | None) -> str:
-    """Mean and standard error; the mean alone for a single seed.
+def score_text(score: Result | None, places: int = 0) -> str:
+    """Mean and standard error; the mean alone for a single seed. With at least so many decimals.
 
     >>> score_text({"mean": 22.41378, "sem": 0.0213}), score_text({"mean": None})
     ('22.414 ± 0.021', 'failed')
@@ -35,8 +36,42 @@ def score_text(score: Result | None) -> str:
         return "failed"
     error = finite(score.get("sem"))
     if not error:
-        return short(score["mean"], 5)
-    return f"{fixed(score['mean'], decimals(error))} ± {fixed(error, decimals(error))}"
+        alone = short(score["mean"], 5)
+        return fixed(score["mean"], places) if places > _places(alone) else alone
+    places = max(places, decimals(error))
+    return f"{fixed(score['mean'], places)} ± {fixed(error, places)}"
+
+
+def score_texts(scores: Mapping[str, Result | None]) -> dict[str, str]:
+    """`score_text` of each, with digits enough that no mean looks larger than one above it.
+
+    >>> score_texts({"a": {"mean": 22.0361, "sem": 0.12}, "b": {"mean": 22.038, "sem": 0.011}})
+    {'a': '22.036 ± 0.120', 'b': '22.038 ± 0.011'}
+    """
+    texts = {name: score_text(score) for name, score in scores.items()}
+    means = {
+        name: float(score["mean"]) for name, score in scores.items() if score and texts[name] != "failed"
+    }
+    order = sorted(means, key=means.__getitem__)
+    changed = True
+    while changed:
+        changed = False
+        for lower, higher in combinations(order, 2):
+            if _shown(texts[lower]) > _shown(texts[higher]):
+                coarse = min(lower, higher, key=lambda name: _places(texts[name]))
+                texts[coarse] = score_text(scores[coarse], _places(texts[coarse]) + 1)
+                changed = True
+    return texts
+
+
+def _shown(text: str) -> float:
+    """The mean as it is written."""
+    return float(text.split(" ± ")[0].replace("−", "-").replace(",", ""))
+
+
+def _places(text: str) -> int:
+    """How many decimals the mean is written with."""
+    return len(text.split(" ± ")[0].partition(".")[2])
 
 
 def interval_text(found: Result) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +70,26 @@ def write_page(text: str, path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def check_installed() -> None:
+    """Refuse to begin what ends in a page without the packages that write one.
+
+    Raises:
+        ImportError: jinja2 or matplotlib is missing.
+    """
+    try:
+        import jinja2
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("a report needs jinja2 and matplotlib: pip install 'convexlift[report]'") from error
+    del jinja2, matplotlib
+
+
 def page(results: Sequence[Result]) -> str:
     """The HTML text of the report."""
+    check_installed()
+    from convexlift.study.report import figures, tables
+
     names = [n for r in results for n in (*r["arms"], *((r.get("fixed_rate") or {}).get("arms") or {}))]
-    with drawing_needed():
-        from convexlift.study.report import figures, tables
     return render(
         "page.html",
         names,
@@ -97,26 +111,18 @@ def render(template: str, names: Iterable[str], **values: Any) -> str:
     Raises:
         ImportError: jinja2 or matplotlib is missing.
     """
-    with drawing_needed():
-        import jinja2
+    check_installed()
+    import jinja2
 
-        from convexlift.plots.drawing import STYLE_SHEET
-        from convexlift.plots.svg import themed
-        from convexlift.study.report.chart_parts import styles
+    from convexlift.plots.drawing import STYLE_SHEET
+    from convexlift.plots.svg import themed
+    from convexlift.study.report.chart_parts import styles
+
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__), autoescape=True, undefined=jinja2.StrictUndefined
     )
     templates.filters |= {"themed": themed, "plain": _plain}
     return templates.get_template(template).render(look=styles(names), style_sheet=STYLE_SHEET, **values)
-
-
-@contextmanager
-def drawing_needed() -> Iterator[None]:
-    """Name the extra where an import of what draws a page fails."""
-    try:
-        yield
-    except ImportError as error:
-        raise ImportError("a report needs jinja2 and matplotlib: pip install 'convexlift[report]'") from error
 
 
 def _standings(results: Sequence[Result]) -> str:

@@ -17,7 +17,7 @@ from convexlift.study.ranking import (
     reference_arm,
     tied_with_best,
 )
-from convexlift.study.report.numbers import interval_text, score_text, short, spent
+from convexlift.study.report.numbers import interval_text, score_text, score_texts, short, spent
 
 PHASES = ("start", "middle", "end")
 _SMALL = Markup("{}\n<small>{}</small>")
@@ -61,7 +61,7 @@ def overview_table(results: Sequence[Result]) -> Table:
 
 def _standing(result: Result, name: str, best: Sequence[str]) -> str:
     """An arm's loss, and how far it is from the lowest."""
-    loss = test_cell(result["arms"][name], name in best)
+    loss = test_cells(result, best)[name]
     if name not in ranking(result):
         return loss
     found = difference(result, name, best[0]) if name != best[0] else None
@@ -84,6 +84,7 @@ def _by_arm(caption: str, arms: Mapping[str, Any], columns: Columns) -> Table | 
 def arms_table(section: Result, caption: str) -> Table | None:
     """The losses of every arm, lowest first, and what they cost."""
     base, best, order = reference_arm(section), tied_with_best(section), ranking(section)
+    tests = test_cells(section, best)
 
     def gap(name: str, _: Any) -> str:
         found = difference(section, name, base) if base and name in order else None
@@ -97,7 +98,7 @@ def arms_table(section: Result, caption: str) -> Table | None:
         return "–" if times in (None, 1.0) else f"× {short(times, 3)}"
 
     columns: Columns = (
-        ("test loss\n± s.e.", lambda name, arm: test_cell(arm, name in best)),
+        ("test loss\n± s.e.", lambda name, _: tests[name]),
         (_SMALL.format(f"minus {base}", "95 % interval"), gap),
         ("half the\nsteps", lambda _, arm: _mean_only(arm.get("half_budget"))),
         ("equal\ntime", lambda _, arm: _mean_only(arm.get("equal_seconds"))),
@@ -113,14 +114,19 @@ def _arms(section: Result) -> dict[str, Any]:
     return {name: section["arms"][name] for name in complete(section)}
 
 
-def test_cell(arm: Result, bold: bool) -> str:
-    """The mean test loss with its error, bold for the best, and the seeds that failed."""
+def test_cells(section: Result, best: Sequence[str]) -> dict[str, str]:
+    """The losses of all arms, told apart by their digits; the best ones are bold."""
+    texts = score_texts({name: arm.get("test") for name, arm in section["arms"].items()})
+    return {name: _test_cell(arm, texts[name], name in best) for name, arm in section["arms"].items()}
+
+
+def _test_cell(arm: Result, told: str, bold: bool) -> str:
     score = arm.get("test") or {}
     seeds = score.get("per_seed") or []
     missing = sum(1 for value in seeds if finite(value) is None)
     if missing and finite(score.get("mean")) is None:
         return f"{missing} of {len(seeds)} seeds failed"
-    text = Markup("<b>{}</b>").format(score_text(score)) if bold else score_text(score)
+    text = Markup("<b>{}</b>").format(told) if bold else told
     return Markup("{} <small>({} failed)</small>").format(text, missing) if missing else text
 
 

@@ -1,0 +1,100 @@
+"""``convexlift train regression``: a convex function of some columns that is close to another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, final
+
+import typer
+
+import convexlift as cl
+from convexlift.cli.train import Depth, Rate, Rows, Sharpness, Steps, Training
+from convexlift.defaults import REGRESSION
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Regression(Training):
+    """Train a convex regression.
+
+    The convex function of the other columns that is closest to the target in mean square. For a concave
+    function change the sign of the target.
+
+    \b
+    Examples:
+      convexlift train regression --data rows.csv --target cost --out runs/cost
+      convexlift evaluate runs/cost --data test.csv
+      convexlift predict runs/cost --data new.csv --out predicted.csv
+    """
+
+    target: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Column to fit, by name or number.", show_default=False)
+    ]
+    depth: Depth = REGRESSION.depth
+    sharpness: Sharpness = REGRESSION.sharpness
+    steps: Steps = REGRESSION.steps
+    lr: Rate = REGRESSION.lr
+    slopes: Annotated[
+        bool,
+        typer.Option("--slopes", help="Take mean slopes of activations out; for data without much noise."),
+    ] = False
+
+    def read(self) -> Rows:
+        table = self.table(target=self.target)
+        x, y = table.rows[:, :-1], table.rows[:, -1]
+        if self.dequantise:
+            x = cl.dequantise(x, self.seed)
+        *names, target = table.names
+        return Rows((x, y), names, table, {"target": target})
+
+    def columns_of(self, rows: Rows) -> dict[str, Any] | None:
+        known = rows.table.columns or rows.table.names
+        return {"x": known[:-1], "y": known[-1:]}
+
+    def build(self, dim: int) -> cl.ConvexRegression:
+        return cl.ConvexRegression(cl.Centred(self.network(dim), slopes=self.slopes))
+
+    def preflight(self, model: Any, data: Any, rows: Rows, **how: Any) -> None:
+        try:
+            super().preflight(model, data, rows, **how)
+        except ValueError as error:
+            called = f"the target '{rows.more['target']}' "
+            raise ValueError(str(error).replace("the target ", called, 1)) from None
+
+    @property
+    def strong_convexity(self) -> float:
+        return REGRESSION.strong_convexity
+
+    def score(self, frozen: Any, validation: Any) -> dict[str, Any]:
+        from convexlift.cli.models import exact
+        from convexlift.tasks.task import map_rows
+
+        x, y = validation
+        return errors_of(map_rows(exact(frozen).predict, x), y)
+
+    def scored(self, score: dict[str, Any]) -> str:
+        return in_words(score)
+
+    def unit(self, model: Any) -> str:
+        return "mean squared error / variance of the target"
+
+
+def errors_of(predicted: Tensor, y: Tensor) -> dict[str, Any]:
+    """Root mean square error, in the units of y, and coefficient of determination (None for constant y)."""
+    residual = (predicted - y.double()).square().mean()
+    variance = y.double().var(correction=0)
+    share = float(1 - residual / variance) if float(variance) > 0 else None
+    return {"rmse": float(residual.sqrt()), "r2": share}
+
+
+def in_words(score: dict[str, Any]) -> str:
+    """R² and root mean square error.
+
+    >>> in_words({"rmse": 0.25, "r2": 0.9375}), in_words({"rmse": 0.25, "r2": None})
+    ('R² 0.9375, RMSE 0.25', 'R² undefined (constant targets), RMSE 0.25')
+    """
+    share = "undefined (constant targets)" if score["r2"] is None else f"{score['r2']:.4f}"
+    return f"R² {share}, RMSE {score['rmse']:.4g}"
