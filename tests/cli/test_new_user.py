@@ -438,6 +438,17 @@ def test_a_comparison_tells_the_time_left_from_the_first_moment(monkeypatch: pyt
     assert "about 1:02:0" in text.getvalue() and " left" in text.getvalue()
 
 
+def test_without_a_terminal_every_line_tells_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with compare.shown() as show:
+        show.forecast(90.2)
+        show.progress(Event("selection", 1, 9, "told", "lift", 0.01, 0, 1.0, 80.4))
+        show.progress(Event("selection", 2, 9, "told", "lift", 0.01, 0, 1.0))
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == "about 0:01:30 in all"
+    assert second == "[1/9] selection: told; about 0:01:20 left"
+    assert third == "[2/9] selection: told"
+
+
 def event(phase: str, loss: float | None, rate: float = 0.01) -> Event:
     return Event(phase, 1, 9, "told", "lift", rate, 0, loss)
 

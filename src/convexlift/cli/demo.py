@@ -45,7 +45,7 @@ class Demo:
         check_installed()
         from convexlift.study.demonstration import demonstrate
         from convexlift.study.report.demo_page import COMMANDS, write_demo
-        from convexlift.study.report.demo_words import headline, text_table
+        from convexlift.study.report.demo_words import text_table, verdicts
 
         asked: dict[str, Any] = {"seeds": self.seeds, "seed": self.seed}
         with going_on_from(self.out), shown() as show:
@@ -61,7 +61,7 @@ class Demo:
         page = write_demo(result, self.out / "demo.html")
         for part in result["parts"]:
             typer.echo(f"{text_table(part)}\n")
-        typer.echo(f"{headline(result)}\n\npage: {page}\n")
+        typer.echo("\n".join([*verdicts(result), "", f"page: {page}", ""]))
         for what, how in COMMANDS.items():
             typer.echo(f"{what}:\n  {how}")
 

@@ -12,7 +12,7 @@ from convexlift.study.protocol import Budget
 from convexlift.study.workers import Workers
 
 SELECTION, EVALUATION, COMMON_RATE = "selection", "evaluation", "common rate"
-_FIRST_GUESS = 1.5
+_GUESS, _COUNTS_AS = 1.5, 2
 
 
 @final
@@ -37,19 +37,22 @@ class Event:
 @dataclass
 class Pace:
     """How many times as long runs take as their steps alone, for they are validated, scored and drawn too: a
-    guess at first, then as the finished ones did."""
+    guess, which counts as two runs, and what the finished ones took."""
 
     alone: float = 0.0
     took: float = 0.0
+    runs: int = 0
 
     def note(self, alone: float, took: float) -> None:
         """Take notice of a run."""
         self.alone += alone
         self.took += took
+        self.runs += 1
 
     @property
     def ratio(self) -> float:
-        return self.took / self.alone if self.alone else _FIRST_GUESS
+        seen = self.took / self.alone if self.alone else 0.0
+        return (_COUNTS_AS * _GUESS + self.runs * seen) / (_COUNTS_AS + self.runs)
 
 
 @final

@@ -71,8 +71,8 @@ def sections(part: Result) -> dict[str, Result]:
     }
 
 
-def headline(result: Result) -> str:
-    """The verdict, a sentence for each choice of rates: where a lift beats the usual two, by how much."""
+def verdicts(result: Result) -> list[str]:
+    """A sentence for each choice of rates: where a lift beats the usual two, by how much."""
     told = []
     for place in range(2):
         found: dict[str, list[str]] = {}
@@ -83,7 +83,7 @@ def headline(result: Result) -> str:
             found.setdefault(how, []).append(f"{part['problem']}{gap}")
         where = [f"{_HEADLINE[how]} on {listed(names)}" for how, names in found.items()]
         told.append(f"{at[:1].upper()}{at[1:]} {'; '.join(where)}.")
-    return " ".join(told)
+    return told
 
 
 def answers(part: Result) -> list[tuple[str, str]]:
