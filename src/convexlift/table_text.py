@@ -134,7 +134,8 @@ class Text(Cells):
                 return (-1 if cell[0] == "-" else 1) * _SPECIAL[cell.lstrip("+-")]
             if not self._number.fullmatch(cell):
                 return None
-        return float((cell.replace(self.thousands, "") if self.thousands else cell).replace(self.decimal, "."))
+        digits = cell.replace(self.thousands, "") if self.thousands else cell
+        return float(digits.replace(self.decimal, "."))
 
     @cached_property
     def _number(self) -> re.Pattern[str]:

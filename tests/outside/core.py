@@ -1,6 +1,6 @@
 """What a new user does with an installed wheel without extras: a program of somebody else's, fully typed.
 
-``scripts/smoke`` runs it in a fresh environment, and ``mypy --strict`` checks it against the installed package.
+``scripts/smoke`` runs it in a fresh environment; ``mypy --strict`` checks it against the installed package.
 """
 
 from __future__ import annotations

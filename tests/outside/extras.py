@@ -1,4 +1,4 @@
-"""What a new user does with the extra ``all``: as ``core.py``, with data frames' files, estimators, plots and pages."""
+"""What a new user does with the extra ``all``, as ``core.py``: estimators, plots, .parquet and pages."""
 
 from __future__ import annotations
 

@@ -16,9 +16,7 @@ import convexlift
 HERE = Path(__file__).parent
 PACKAGE = Path(convexlift.__file__).parent
 PROGRAMS = ("core.py", "extras.py")
-PARTS = (
-    "mechanism objectives plots problems sources study testing training architectures tasks tensorboard".split()
-)
+PARTS = "architectures mechanism objectives plots problems sources study tasks tensorboard testing training"
 
 
 def mypy(*files: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -51,10 +49,10 @@ def test_the_package_says_that_it_is_typed() -> None:
 
 def test_programs_are_typed_and_no_public_name_is_untyped(tmp_path: Path) -> None:
     names = tmp_path / "names.py"
-    parts = {part: importlib.import_module(f"convexlift.{part}") for part in PARTS}
+    parts = {part: importlib.import_module(f"convexlift.{part}") for part in PARTS.split()}
     used = [f"convexlift.{name}" for name in convexlift.__all__]
     used += [f"convexlift.{part}.{name}" for part, module in parts.items() for name in module.__all__]
-    lines = ["import convexlift", *(f"import convexlift.{part}" for part in PARTS)]
+    lines = ["import convexlift", *(f"import convexlift.{part}" for part in PARTS.split())]
     names.write_text("\n".join([*lines, *(f"reveal_type({name})" for name in used)]), encoding="utf-8")
     done = mypy(*(HERE / program for program in PROGRAMS), names, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
