@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from core import command
+from numpy.typing import NDArray
 
 import convexlift as cl
 from convexlift.plots import plot_density, plot_flow, plot_history
@@ -17,7 +18,7 @@ from convexlift.study import Budget, compare
 from convexlift.tensorboard import TensorBoard
 
 
-def estimators(x: np.ndarray) -> None:
+def estimators(x: NDArray[np.float64]) -> None:
     flow = ConvexPotentialFlow(hidden=(4,), steps=5, random_state=0).fit(x)
     assert flow.score_samples(x).shape == (len(x),)
     regressor = ConvexRegressor(hidden=(4,), steps=5, random_state=0).fit(x, (x**2).sum(1))
