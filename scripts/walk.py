@@ -3,9 +3,10 @@
     python scripts/walk.py [row|cell]
 
 A file counts when one of its functions receives or returns the value: alone, or as what a tuple, a list, a
-mapping or a dataclass holds. Calculus is left out. A row is followed from ``convexlift train flow`` until the
-first loss returns; any table as long as the file, its training part or a batch carries it. A cell is
-followed from ``convexlift compare`` until its outcome is stored; the ``Cell`` or its outcome carries it.
+mapping or a dataclass holds. Calculus is left out, and so is the decorator of public entries. A row is
+followed from ``convexlift train flow`` until the first loss returns; any table as long as the file, its
+training part or a batch carries it. A cell is followed from ``convexlift compare`` until its outcome is
+stored; the ``Cell`` or its outcome carries it.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def _place(frame: FrameType) -> str | None:
 
 @cache
 def _inside(file: str) -> str | None:
-    return Path(file).relative_to(PACKAGE).as_posix() if Path(file).is_relative_to(PACKAGE) else None
+    place = Path(file).relative_to(PACKAGE).as_posix() if Path(file).is_relative_to(PACKAGE) else None
+    return None if place == "ambient.py" else place  # it stands around functions of all files
 
 
 def _caller(frame: FrameType) -> str | None:

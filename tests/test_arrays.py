@@ -124,7 +124,9 @@ def test_missing_values_are_nan_and_then_named() -> None:
     assert tensor_of(pl.DataFrame({"a": [1.0, None]}))[1, 0].isnan()
     assert tensor_of(np.array([1.0, None]))[1].isnan()
     flow = cl.ConvexPotentialFlow([cl.ICNN(2, hidden=(4,), seed=0)])
-    with pytest.raises(ValueError, match="^training data have NaN at row 1, column 1$"):
+    with pytest.raises(
+        ValueError, match="^training data have NaN at row 1, column 1; convexlift.drop_missing"
+    ):
         cl.fit(flow, table, steps=1, progress=False)
     with pytest.raises(ValueError, match="^training data have an infinity at row 0, column 1$"):
         cl.fit(flow, np.array([[1, np.longdouble("1e4000")]]), steps=1, progress=False)

@@ -730,18 +730,37 @@ def test_a_suffix_that_is_not_known_is_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_pandas_arrays_are_read_and_the_extra_is_named(
+def test_without_pandas_texts_and_arrays_are_read_and_written_and_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    file = tmp_path / "t.parquet"
+    tables.write_table(file, torch.zeros(1, 1), ["a"])
     monkeypatch.setitem(sys.modules, "pandas", None)
-    np.save(tmp_path / "t.npy", np.ones((2, 2)))
-    assert tables.read_table(tmp_path / "t.npy").rows.sum() == 4
+    rows = torch.tensor([[1.0, -2.5], [float("nan"), float("inf")]])
+    for name in ("t.npy", "t.npz", "t.csv", "t.tsv.gz"):
+        tables.write_table(tmp_path / name, rows[:1], ["a", "b, c"])
+        assert torch.equal(tables.read_table(tmp_path / name).rows, rows[:1]), name
+    tables.write_table(tmp_path / "t.csv", rows, ["a", "b, c"])
+    assert (tmp_path / "t.csv").read_text() == 'a,"b, c"\n1,-2.5\nnan,inf\n'
     with pytest.raises(
-        ImportError, match=r"t.csv needs pandas and pyarrow: pip install 'convexlift\[tables\]'"
+        ImportError, match=r"t.parquet needs pandas and pyarrow: pip install 'convexlift\[tables\]'"
     ):
-        tables.read_table(written(tmp_path / "t.csv", "a\n1\n"))
+        tables.read_table(file)
     with pytest.raises(ImportError, match=r"new.parquet needs pandas and pyarrow"):
         tables.write_table(tmp_path / "new.parquet", torch.zeros(1, 1), ["a"])
+
+
+@pytest.mark.parametrize("marks", ["", "quoted", "comma"])
+def test_numbers_of_a_text_are_read_exactly(marks: str, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(500, 2)) * 10.0 ** np.arange(-8, 9, 16)
+    cells = [[repr(float(value)) for value in row] for row in rows]
+    separator = ";" if marks == "comma" else ","
+    if marks == "quoted":
+        cells = [[f'"{cell}"' for cell in row] for row in cells]
+    text = "\n".join(separator.join(row) for row in cells)
+    file = written(tmp_path / "t.csv", text.replace(".", ",") if marks == "comma" else text)
+    table = tables.read_table(file, decimal="," if marks == "comma" else ".", dtype=torch.float64)
+    assert np.array_equal(table.rows.numpy(), rows)
 
 
 def test_an_unknown_device() -> None:

@@ -52,7 +52,7 @@ def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 def test_a_grid_search_shows_what_its_fits_do(capsys: pytest.CaptureFixture[str]) -> None:
     grid = {"learning_rate": [0.01, 0.02]}
-    GridSearchCV(estimators.ConvexRegressor(**OPTIONS, verbose=1), grid, cv=2).fit(X, Y)
+    GridSearchCV(estimators.ConvexRegressor(**OPTIONS, patience=None, verbose=1), grid, cv=2).fit(X, Y)
     assert capsys.readouterr().err.count("step 50 of 50") == 5  # two times two, and the refit
 
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar, final
+from typing import Any, TypeVar, final, overload
 
 import torch
 
@@ -52,7 +52,11 @@ def guard(*, training: bool = False, making: bool = False) -> Iterator[None]:
         yield
 
 
-def guarded(function: F | None = None, *, training: bool = False, making: bool = False) -> F | Any:
+@overload
+def guarded(function: F, /, *, training: bool = False, making: bool = False) -> F: ...
+@overload
+def guarded(*, training: bool = False, making: bool = False) -> Callable[[F], F]: ...
+def guarded(function: Any = None, *, training: bool = False, making: bool = False) -> Any:
     """Run a function inside ``guard``, which costs nothing where torch is as it is at import; a decorator.
 
     Example:

@@ -432,7 +432,7 @@ def _chance_repeats(parts: Sequence[Part]) -> float:
 
 def _few_rows(parts: Sequence[Part]) -> Iterator[Finding]:
     rows, columns = len(parts[0].rows), sum(part.rows.shape[1] for part in parts if part.role != "targets")
-    if rows < columns:
+    if 1 < rows < columns:
         yield Finding("few-rows", False, f"{rows} rows are few for {columns} columns")
 
 

@@ -30,7 +30,7 @@ from convexlift.table_columns import (
     select,
     target_column,
 )
-from convexlift.table_text import MISSING, SEPARATORS, WORDS, Text, unquoted
+from convexlift.table_text import MISSING, SEPARATORS, WORDS, Text
 
 # The columns of some places as float64, (N, d): NaN where a value is missing.
 Numbers = Callable[[Sequence[int]], np.ndarray]
@@ -118,7 +118,7 @@ def read_table(
     """Read a numeric table.
 
     Where a line or a mark of a text may mean two things, the error names the option that tells. Messages
-    count rows and columns from 1, and lines as the file has them. Text, .parquet and .feather are read with
+    count rows and columns from 1, and lines as the file has them. Files .parquet and .feather are read with
     pandas. Comments (#) above a text are skipped; the last of them may hold the names.
 
     Args:
@@ -144,7 +144,7 @@ def read_table(
         FileNotFoundError: there is no such file.
         ValueError: the file is not a numeric table, and the message names row and column; or it lacks columns
             that are expected.
-        ImportError: pandas is missing.
+        ImportError: pandas or pyarrow is missing, and the file is a .parquet or a .feather.
 
     Example:
         >>> import tempfile
@@ -225,7 +225,7 @@ def write_table(path: str | os.PathLike[str], rows: Tensor, names: Sequence[str]
 
     Raises:
         ValueError: the suffix is none that `read_table` reads.
-        ImportError: pandas is missing, and the file is neither .npy nor .npz.
+        ImportError: pandas or pyarrow is missing, and the file is a .parquet or a .feather.
     """
     file, table = Path(path), rows.detach().cpu().numpy()
     suffix, buffer = _suffix(file), io.BytesIO()
@@ -235,18 +235,15 @@ def write_table(path: str | os.PathLike[str], rows: Tensor, names: Sequence[str]
         np.save(buffer, table, allow_pickle=False)
     elif suffix == ".npz":
         np.savez(buffer, samples=table)
-    else:
+    elif suffix in (".parquet", ".feather"):
         frame = _pandas(file).DataFrame(table, columns=list(names))
-        if suffix == ".parquet":
-            frame.to_parquet(buffer)
-        elif suffix == ".feather":
-            frame.to_feather(buffer)
-        else:
-            digits = "%.9g" if rows.dtype == torch.float32 else "%.17g"
-            separator = "\t" if suffix.startswith(".tsv") else ","
-            text = frame.to_csv(None, sep=separator, index=False, float_format=digits, na_rep="nan")
-            content = text.encode()
-            buffer.write(gzip.compress(content, mtime=0) if suffix.endswith(".gz") else content)
+        (frame.to_parquet if suffix == ".parquet" else frame.to_feather)(buffer)
+    else:
+        separator, text = "\t" if suffix.startswith(".tsv") else ",", io.StringIO(newline="")
+        csv.writer(text, delimiter=separator, lineterminator="\n").writerow(names)
+        np.savetxt(text, table, "%.9g" if rows.dtype == torch.float32 else "%.17g", separator)
+        content = text.getvalue().encode()
+        buffer.write(gzip.compress(content, mtime=0) if suffix.endswith(".gz") else content)
     write_whole(file, buffer.getvalue())
 
 
@@ -297,26 +294,22 @@ def _text(
     expected: Sequence[str],
     marks: dict[str, str | None],
 ) -> tuple[Cells, Numbers]:
-    """A text and its numbers, parsed by pandas where pandas can, else cell by cell."""
-    pandas = _pandas(file)
+    """A text and its numbers, parsed by NumPy where plain numbers are all there is, else cell by cell."""
     with _cutting(file):
         text = Text(file, content, suffix, header=header, expected=expected, **marks)
 
     def numbers(kept: Sequence[int]) -> np.ndarray:
-        if text.thousands is None:  # pandas takes 1,25 for 125 where commas group digits
+        if text.decimal == "." and text.thousands is None and '"' not in text.body:
             try:
-                frame = pandas.read_csv(
+                table = np.loadtxt(
                     io.StringIO(text.body, newline=""),
-                    sep=text.separator,
-                    header=None,
-                    usecols=sorted(kept),
-                    dtype=np.float64,
-                    keep_default_na=False,
-                    na_values=["", "nan", "NaN", "NAN", "-nan", "NA", "N/A", "null", "None"],
-                    decimal=text.decimal,
+                    delimiter=text.separator,
+                    comments=None,
+                    usecols=kept,
+                    ndmin=2,
                 )
-                if unquoted(text.body).count(text.separator) == len(frame) * (len(text.names) - 1):
-                    return np.asarray(frame[list(kept)].to_numpy())
+                if text.body.count(text.separator) == len(table) * (len(text.names) - 1):
+                    return table
             except ValueError:
                 pass  # cell by cell: the right value, or an error that says where
         with _cutting(file):
@@ -471,7 +464,7 @@ def either(suffixes: Sequence[str], noun: str = "") -> str:
 def _pandas(file: Path) -> Any:
     try:
         import pandas
-        import pyarrow  # noqa: F401  # without it pandas reads no .parquet and no .feather
+        import pyarrow  # noqa: F401  # by which pandas reads them
     except ImportError as error:
         raise ImportError(f"{file} needs pandas and pyarrow: pip install 'convexlift[tables]'") from error
     return pandas

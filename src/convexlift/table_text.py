@@ -126,18 +126,22 @@ class Text(Cells):
 
     def value(self, cell: str) -> float | None:
         """The number in a cell, NaN for a missing one, None for anything else."""
-        plain = " ".join(cell.split()).replace("\N{MINUS SIGN}", "-").lower()
-        if plain in MISSING:
-            return np.nan
-        if plain.lstrip("+-") in _SPECIAL:
-            return (-1 if plain[0] == "-" else 1) * _SPECIAL[plain.lstrip("+-")]
+        if not self._number.fullmatch(cell):
+            cell = " ".join(cell.split()).replace("\N{MINUS SIGN}", "-").lower()
+            if cell in MISSING:
+                return np.nan
+            if cell.lstrip("+-") in _SPECIAL:
+                return (-1 if cell[0] == "-" else 1) * _SPECIAL[cell.lstrip("+-")]
+            if not self._number.fullmatch(cell):
+                return None
+        digits = cell.replace(self.thousands, "") if self.thousands else cell
+        return float(digits.replace(self.decimal, "."))
+
+    @cached_property
+    def _number(self) -> re.Pattern[str]:
         point, group = re.escape(self.decimal), re.escape(self.thousands or "")
         whole = rf"(\d{{1,3}}({group}\d{{2,3}})*{group}\d{{3}}|\d+)" if group else r"\d+"
-        if not re.fullmatch(rf"[+-]?({whole}({point}\d*)?|{point}\d+)(e[+-]?\d+)?", plain, re.ASCII):
-            return None
-        return float(
-            (plain.replace(self.thousands, "") if self.thousands else plain).replace(self.decimal, ".")
-        )
+        return re.compile(rf"[+-]?({whole}({point}\d*)?|{point}\d+)([eE][+-]?\d+)?", re.ASCII)
 
     def is_text(self, column: int) -> bool:
         return column < len(self._first_row) and self.value(self._first_row[column]) is None

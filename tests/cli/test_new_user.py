@@ -82,6 +82,15 @@ def test_the_script_of_a_shell_names_the_command(shell: str, capsys: pytest.Capt
     assert capsys.readouterr().err == "error: unknown shell 'tcsh'; known: bash, zsh, fish\n"
 
 
+def test_completion_is_installed_by_the_usual_option(tmp_path: Path) -> None:
+    more = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = called("--install-completion", "bash", **more)
+    assert (done.returncode, done.stderr) == (0, "") and "bash completion installed in" in done.stdout
+    (script,) = (tmp_path / ".bash_completions").iterdir()
+    assert script.name in (tmp_path / ".bashrc").read_text()
+    assert "_CONVEXLIFT_COMPLETE=complete_bash" in script.read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "offered"),
     [

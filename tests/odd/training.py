@@ -108,8 +108,7 @@ DATA: list[Case] = [
         "`fit` on rows with a NaN",
         lambda: fit(data=with_entry(torch.nan)),
         ValueError,
-        "training data have NaN at row 3, column 1: NaN in 1 row of 60, column 1; "
-        "convexlift.drop_missing leaves such rows out",
+        "training data have NaN at row 3, column 1; convexlift.drop_missing leaves such rows out",
     ),
     refused(
         "`fit` in float32 on numbers of 1e300",

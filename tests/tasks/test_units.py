@@ -308,7 +308,7 @@ THIRD = torch.tensor(3)
         (lambda w: w.index_fill(0, THIRD, -1.0), "^weights must not be negative; row 3 has -1$"),
         (
             lambda w: w.index_fill(0, THIRD, torch.nan),
-            r"^validation data \(tensor 1 of 2\) have NaN at row 3$",
+            r"^validation data \(tensor 1 of 2\) have NaN at row 3; convexlift.drop_missing leaves",
         ),
     ],
 )

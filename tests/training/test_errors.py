@@ -10,6 +10,8 @@ from torch import nn
 from convexlift.training import Simulator, Unpaired, fit
 
 DATA = torch.ones(8, 6)
+SECOND = "(tensor 1 of 2)"
+DROP = "; convexlift.drop_missing leaves such rows out"
 NAN, INF = DATA.clone(), DATA.clone()
 NAN[3, 5] = torch.nan
 INF[2, 1] = -torch.inf
@@ -47,16 +49,20 @@ TABLE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"data": torch.tensor(1.0)}, ValueError, "training data must have rows; got a scalar tensor"),
     ({"data": DATA[:0]}, ValueError, "training data are empty: shape (0, 6)"),
     ({"data": DATA[:, :0]}, ValueError, "training data are empty: shape (8, 0)"),
-    ({"data": NAN}, ValueError, "training data have NaN at row 3, column 5"),
+    ({"data": NAN}, ValueError, f"training data have NaN at row 3, column 5{DROP}"),
     ({"data": INF}, ValueError, "training data have an infinity at row 2, column 1"),
-    ({"data": (DATA, NAN)}, ValueError, "training data (tensor 1 of 2) have NaN at row 3, column 5"),
-    ({"data": NAN[:, 5]}, ValueError, "training data have NaN at row 3"),
+    ({"data": (DATA, NAN)}, ValueError, f"training data {SECOND} have NaN at row 3, column 5{DROP}"),
+    ({"data": NAN[:, 5]}, ValueError, f"training data have NaN at row 3{DROP}"),
     ({"data": (DATA, DATA[:5])}, ValueError, "training data must have one row count; got 8, 5 rows"),
-    ({"data": Unpaired(DATA, NAN)}, ValueError, "training data (tensor 1 of 2) have NaN at row 3, column 5"),
+    (
+        {"data": Unpaired(DATA, NAN)},
+        ValueError,
+        f"training data {SECOND} have NaN at row 3, column 5{DROP}",
+    ),
     (
         {"data": 1e300 * DATA.double()},
         ValueError,
-        "training data in float32 have an infinity at row 0, column 0",
+        "training data in float32 have an infinity at row 0, column 0 (8 of 8 rows have NaN or infinities)",
     ),
     (
         {"data": Simulator(lambda n, g: DATA)},
@@ -71,9 +77,9 @@ TABLE: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"data": Simulator(lambda n, g: torch.full((n, 1), torch.nan))},
         ValueError,
-        "training data have NaN at row 0, column 0",
+        f"training data have NaN at row 0, column 0 (20000 of 20000 rows have NaN or infinities){DROP}",
     ),
-    ({"validation": NAN}, ValueError, "validation data have NaN at row 3, column 5"),
+    ({"validation": NAN}, ValueError, f"validation data have NaN at row 3, column 5{DROP}"),
     ({"validation": DATA[:0]}, ValueError, "validation data are empty: shape (0, 6)"),
     ({"validation": DATA[:, :4]}, ValueError, "validation rows have shape (4,), training rows (6,)"),
     ({"validation": (DATA, DATA)}, ValueError, "validation data must have the form of the training data"),

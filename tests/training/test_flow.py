@@ -71,9 +71,9 @@ def test_a_second_fit_goes_on_where_the_first_ended() -> None:
     model = flow(ARMS["lift"])
     first = fit(model, TRAIN, validation=VALID, steps=60, lr=0.02, batch_size=200, progress=False)
     scale = model.standardiser.scale.clone()
-    second = fit(
-        model, 2 * TRAIN, validation=VALID, steps=60, lr=0.01, batch_size=200, seed=1, progress=False
-    )
+    how = {"steps": 60, "lr": 0.01, "batch_size": 200, "seed": 1, "progress": False}
+    with pytest.warns(UserWarning, match="initialised on other data"):
+        second = fit(model, 2 * TRAIN, validation=VALID, **how)
     assert torch.equal(model.standardiser.scale, scale)
     assert second.steps[0] == first.steps[0] and second.loss[0] != first.loss[0]
 

@@ -19,6 +19,8 @@ VARIABLE = "_CONVEXLIFT_COMPLETE"  # in which a shell asks
 class Completion:
     """Print the script by which a shell completes this command.
 
+    ``convexlift --install-completion`` writes it where the shell that runs it looks.
+
     \b
     Examples, for the file that the shell reads when it starts:
       eval "$(convexlift completion bash)"

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from typer.completion import completion_init  # type: ignore[attr-defined]
 
 import convexlift
 from convexlift.cli import errors, kinds, models, problems
 from convexlift.cli.ablate import Ablate
 from convexlift.cli.compare import Compare, Report
-from convexlift.cli.completion import VARIABLE, Completion
+from convexlift.cli.completion import Completion
 from convexlift.cli.demo import Demo
 from convexlift.cli.options import add_commands
 
 # Options that take a list: "--arms softplus lift" stands for "--arms softplus,lift".
 _LISTS = ("--arms", "--rates", "--hidden")
 
-app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 add_commands(app, Demo, Compare, Report, Ablate)
 app.add_typer(kinds.app, name="train")
 add_commands(app, kinds.Freeze, models.Evaluate, models.Sample, models.Transform, models.Predict)
@@ -59,8 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     words = join_lists([word for word in given if word != "--debug"])
-    if VARIABLE in os.environ:  # a shell asks what may come next
-        completion_init()
     return errors.run(
         lambda: app(words, prog_name="convexlift", standalone_mode=False), debug="--debug" in given
     )

@@ -57,7 +57,9 @@ class _Rows(Reading):
 
         expected = known_columns(self.run, model) or model.dim
         how = {**self.how, "expected": expected, "target": target}
-        table = without_missing(read_table(self.data, **how, dtype=torch.float64))
+        table = read_table(self.data, **how, dtype=torch.float64)
+        if self.drop_missing:
+            table = without_missing(table)
         for note in table.notes:
             if target is not None and note.startswith("columns are put in"):
                 continue  # the target is last wherever it stood

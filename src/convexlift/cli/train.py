@@ -193,7 +193,8 @@ class Training(Reading):
 
         from convexlift.table_files import read_table
 
-        return without_missing(read_table(self.data, **self.how, target=target, dtype=torch.float64))
+        table = read_table(self.data, **self.how, target=target, dtype=torch.float64)
+        return without_missing(table) if self.drop_missing else table
 
     def untrained(self, rows: Rows) -> Any:
         """The task for such rows, before training."""
