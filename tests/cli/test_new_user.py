@@ -480,6 +480,14 @@ def test_a_best_so_far_never_gets_worse() -> None:
     assert [row["test"] for row in shown] == [None] * 3 + [(9.0, 0.01)] + [(8.0, 0.01)] * 3
 
 
+def test_a_best_so_far_has_no_column_without_figures() -> None:
+    standing = compare.Standing()
+    standing.note(event("laplace", 3.0))
+    assert [column.header for column in standing.table().columns] == ["", "lowest test", "runs"]
+    standing.note(event("selection", 2.0))
+    assert [column.header for column in standing.table().columns][1:3] == ["lowest validation", "lowest test"]
+
+
 def test_a_table_never_ranks_the_larger_of_two_figures_higher() -> None:
     tests = {"a": (22.0361, 0.12), "b": (22.038, 0.011), "c": (22.0384, 0.3), "d": (1e9, 1.0)}
     result = {

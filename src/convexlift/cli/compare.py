@@ -307,7 +307,7 @@ def shown() -> Iterator[Showing]:
         Left(),
         console=console,
     )
-    task = bar.add_task("selection", total=None)
+    task = bar.add_task("starting", total=None)
     standing = Standing()
     with Live(Group(bar), console=console, refresh_per_second=4) as live:
 
@@ -340,14 +340,15 @@ class Standing:
         self.lowest[place] = min(self.lowest.get(place, (math.inf, event.lr)), (loss, event.lr))
 
     def table(self) -> Table:
-        """A row for each arm."""
+        """A row for each arm, a column for each split of which a loss is known."""
         from rich.table import Table
 
-        table = Table(box=None, padding=(0, 2))
-        for title in ("arm", "lowest validation", "lowest test", "runs"):
-            table.add_column(title, justify="left" if title == "arm" else "right")
+        table = Table("", box=None, padding=(0, 2))
+        splits = [split for split in ("validation", "test") if any(seen == split for _, seen in self.lowest)]
+        for title in (*(f"lowest {split}" for split in splits), "runs"):
+            table.add_column(title, justify="right")
         for arm, runs in self.runs.items():
-            table.add_row(arm, self._told(arm, "validation"), self._told(arm, "test"), str(runs))
+            table.add_row(arm, *(self._told(arm, split) for split in splits), str(runs))
         return table
 
     def _told(self, arm: str, split: str) -> str:
