@@ -324,6 +324,15 @@ MODES: dict[str, Callable[[], Any]] = {
 }
 
 
+# The most harmful modes with every entry, each of the others with a third of them.
+TRIED = [
+    (entry, mode)
+    for k, entry in enumerate(ENTRIES)
+    for j, mode in enumerate(MODES)
+    if (j + k) % 3 == 0 or mode in ("autocast to bfloat16", "inference_mode", "default device meta")
+]
+
+
 @pytest.fixture(scope="module")
 def expected() -> dict[str, list[Any]]:
     return {name: run() for name, run in ENTRIES.items()}
@@ -336,8 +345,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize(("entry", "mode"), TRIED)
 def test_no_mode_changes_a_bit(entry: str, mode: str, expected: dict[str, list[Any]]) -> None:
     with MODES[mode]():
         found = ENTRIES[entry]()

@@ -30,8 +30,8 @@ def study(tmp_path: Path, *options: str) -> dict[str, Any]:
 
 
 def test_runs_that_are_killed_end_as_one_left_alone(tmp_path: Path) -> None:
-    killed = study(tmp_path, "--kills", "10", "--sizes", "0")["killed"]
-    assert killed["kills"] == sum(killed["by_phase"].values()) == 10
+    killed = study(tmp_path, "--kills", "5", "--sizes", "0")["killed"]
+    assert killed["kills"] == sum(killed["by_phase"].values()) == 5
     assert killed["same"] == killed["runs"] > 1 and killed["said"] == []
 
 
@@ -49,6 +49,6 @@ def test_runs_that_find_the_file_system_full_end_as_one_left_alone(tmp_path: Pat
     ]
     if shutil.which("unshare") is None or subprocess.run(mounts, capture_output=True).returncode != 0:
         pytest.skip("this user may not mount a small file system")
-    full = study(tmp_path, "--kills", "0", "--sizes", "5")["full"]
+    full = study(tmp_path, "--kills", "0", "--sizes", "3")["full"]
     assert full["filled"] == full["told"] > 0
-    assert full["same"] == len(full["sizes"]) == 5 and full["said"] == []
+    assert full["same"] == len(full["sizes"]) == 3 and full["said"] == []

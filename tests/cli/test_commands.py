@@ -642,7 +642,7 @@ BAD_DATA: dict[str, tuple[Callable[[], str], str]] = {
     "few rows": (lambda: write("t.csv", "1,2\n3,4\n"), "2 rows are too few: 1 would be left to train on"),
     "NaN": (
         lambda: write("t.csv", "a,b\n1,2\n3,nan\n"),
-        "t.csv: row 2 (line 3), column 'b': the value is NaN",
+        "t.csv: row 2 (line 3), column 'b': the value is NaN; --drop-missing leaves such rows out",
     ),
     "infinite": (
         lambda: write("t.csv", "a,b\ninf,2\n3,4\n"),
@@ -686,7 +686,10 @@ def test_evaluating_on_bad_data(trained: Path, capsys: pytest.CaptureFixture[str
             write_rows("narrow.csv", columns=1),
             NARROW,
         ),
-        (write("t.csv", "a,b\n1,nan\n"), "t.csv: row 1 (line 2), column 'b': the value is NaN"),
+        (
+            write("t.csv", "a,b\n1,nan\n"),
+            "t.csv: row 1 (line 2), column 'b': the value is NaN; --drop-missing leaves such rows out",
+        ),
         (write("one.csv", "a,b\n1,2\n"), "one.csv has one row; a standard error needs at least two"),
     ):
         assert main(["evaluate", str(trained), "--data", data]) == 1

@@ -131,7 +131,7 @@ CASES: list[Case] = [
         False,
         "they are detached",
         ARRAYS,
-        ("else x.detach()", "else x"),
+        ("x.detach().as_subclass(Tensor)", "x.as_subclass(Tensor)"),
     ),
     answered(
         "`averaging=np.array(0.5)`",

@@ -429,7 +429,7 @@ CASES: list[Case] = [
         [["a", "b"], [[1234.5, 2.0]]],
         "they are read as asked for by --decimal and --thousands",
         TEXT,
-        ('plain.replace(self.thousands, "") if self.thousands else plain', "plain"),
+        ('cell.replace(self.thousands, "") if self.thousands else cell', "cell"),
     ),
     refused(
         "decimal commas in a table separated by semicolons, without `--decimal`",
