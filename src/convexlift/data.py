@@ -263,12 +263,11 @@ def hold_out(rows: SomeRows, share: float, seed: int = 0) -> tuple[SomeRows, Som
     """
     if not 0 < share < 1:
         raise ValueError(f"the share of rows to hold out must lie between 0 and 1; got {share}")
+    rows = readable(rows, "rows")
     n = count_rows(rows)
     held = max(1, round(share * n))
     if n - held < 2:
         raise ValueError(f"{n} rows are too few: {n - held} would be left to train on")
-    rows = readable(rows, "rows")
-    n = count_rows(rows)
     order = torch.randperm(n, generator=generator_on(seed=seed), device="cpu")
     return take(rows, order[held:]), take(rows, order[:held])
 

@@ -204,12 +204,7 @@ def run(
     variances = summaries.selection_variances(outcomes, full, validation)
     result = {
         "schema": 1,
-        "problem": chosen.name,
-        "task": chosen.task,
-        "metric": chosen.metric,
-        "description": chosen.description,
-        "source": chosen.source,
-        "licence": chosen.licence,
+        **summaries.described(chosen),
         "facts": _facts(chosen),
         "picture": picture_of_data(chosen),
         "protocol": {

@@ -201,12 +201,7 @@ def _part(outcomes: Outcomes, cells: Groups) -> dict[str, Any]:
         first = outcomes.messages(runs)[0]
         raise RuntimeError(f"{chosen.name}: every run failed; the first: {first}")
     return {
-        "problem": chosen.name,
-        "task": chosen.task,
-        "metric": chosen.metric,
-        "description": chosen.description,
-        "source": chosen.source,
-        "licence": chosen.licence,
+        **summaries.described(chosen),
         "facts": {"gaussian": gaussian_baseline(chosen), **chosen.facts},
         "picture": picture_of_data(chosen),
         "protocol": {

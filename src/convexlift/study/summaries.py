@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from convexlift.problems import Problem
 from convexlift.study.cells import Cell
 from convexlift.study.outcomes import Outcomes, mean
 from convexlift.study.protocol import FIXED_RATE
@@ -23,6 +24,18 @@ from convexlift.study.statistics import (
 )
 
 FIGURES = ("emission_noise", "step_amplification", "shoulder", "at_zero", "fan_in_weight", "relative_speed")
+
+
+def described(chosen: Problem) -> dict[str, Any]:
+    """What a result says of its problem."""
+    return {
+        "problem": chosen.name,
+        "task": chosen.task,
+        "metric": chosen.metric,
+        "description": chosen.description,
+        "source": chosen.source,
+        "licence": chosen.licence,
+    }
 
 
 def arm_figures(outcomes: Outcomes, cells: Sequence[Cell], ms_per_step: float | None) -> dict[str, Any]:

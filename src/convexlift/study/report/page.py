@@ -106,12 +106,7 @@ def page(results: Sequence[Result]) -> str:
 
 
 def render(template: str, names: Iterable[str], **values: Any) -> str:
-    """A page from its template, with the style sheet and the looks of series by name.
-
-    Raises:
-        ImportError: jinja2 or matplotlib is missing.
-    """
-    check_installed()
+    """A page from its template, with the style sheet and the looks of series; see `check_installed` first."""
     import jinja2
 
     from convexlift.plots.drawing import STYLE_SHEET
