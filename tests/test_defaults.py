@@ -1,4 +1,4 @@
-"""Settings that nobody has chosen are the same in `fit`, estimators, command line and README."""
+"""Settings that nobody has chosen are the same in `fit`, estimators, command line and its page."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_fit_takes_the_rate_and_the_steps_of_the_task(kind: str, monkeypatch: py
         assert (seen[-1]["lr"], seen[-1]["steps"]) == (rate, usual.steps)
 
 
-def test_the_readme() -> None:
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+def test_the_page_of_the_command_line() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (flow|density|regression) \| (.+) \|$", text, re.MULTILINE)
     assert [kind for kind, _ in rows] == list(TASKS)
     for kind, told in rows:

@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import convexlift as cl
 from convexlift.cli.main import main
@@ -41,18 +43,40 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_examples_of_the_readme_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ten_lines, search, regression, density = code("README.md")
+    flow, density, regressor, own = code("README.md")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(ten_lines.replace("steps=500", "steps=20"), names)
+    names: dict[str, Any] = {}
+    exec(flow.replace("validation=valid", "validation=valid, steps=20"), names)
     assert (tmp_path / "flow.safetensors").stat().st_size > 0
+    exec(density.replace("validation=valid", "validation=valid, steps=20"), names)
+    assert float(names["density"].log_z.isfinite())
     assert "tensor" in capsys.readouterr().out
-    exec(search.replace("random_state=0", "random_state=0, steps=3"), names)
-    assert names["search"].best_params_["learning_rate"] in (0.01, 0.03, 0.1)  # type: ignore[attr-defined]
-    exec(regression.replace("steps=500", "steps=3"), names)
+    exec(regressor.replace("random_state=0", "random_state=0, steps=50"), names)
+    assert names["model"].score(names["x"].numpy(), names["cost"].numpy()) > 0.5
+    exec(own, names)
+    net = names["net"]
+    assert type(net).__name__ == "Mine" and float(net.between.min()) >= 0 and float(net.out.min()) >= 0
+    with torch.no_grad():
+        x, cost = names["x"][1600:], names["cost"][1600:]
+        assert float((net(x) - cost).square().mean()) < 0.2 * float(cost.var())
+
+
+def test_the_example_of_the_command_line_runs() -> None:
+    names: dict[str, Any] = {}
+    (example,) = code("docs/command-line.md")
+    exec(example.replace("random_state=0", "random_state=0, steps=3"), names)
+    assert names["search"].best_params_["learning_rate"] in (0.01, 0.03, 0.1)
+
+
+def test_the_example_of_regressions_runs() -> None:
+    names: dict[str, Any] = {}
+    (example,) = code("docs/regression.md")
+    exec(example.replace("steps=500", "steps=3"), names)
     assert isinstance(names["regression"], cl.ConvexRegression)
-    exec(density.replace("steps=300", "steps=20"), names)
-    assert float(names["density"].log_z.isfinite())  # type: ignore[attr-defined]
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_the_example_of_densities_runs() -> None:

@@ -317,6 +317,25 @@ def table_tabular(*results: Result) -> str:
     return markdown(("problem", "Gaussian", *TITLES.values()), rows)
 
 
+def table_front(*results: Result) -> str:
+    """Test losses where regularisation was chosen, and how far the flow is from the spline flow."""
+    rows = []
+    for found in results:
+        sides, pair = found["sides"], found["pairs"]["flow-chosen - nsf-chosen"]
+        gaussian = {"mean": found["gaussian"]["test"], "sem": found["gaussian"]["rows_sem"]}
+        tests = [gaussian, *(sides[side]["test"] for side in ("maf-chosen", "nsf-chosen", "flow-chosen"))]
+        rows.append(
+            [
+                found["problem"],
+                f"{found['setting']['rows'][0]:,}",
+                *map(score_text, tests),
+                interval_text(pair),
+            ]
+        )
+    heads = ("table", "training rows", "Gaussian", "MAF", "NSF", "convexlift", "less NSF (95 %)")
+    return markdown(heads, rows)
+
+
 def table_tabular_pairs(*results: Result) -> str:
     """Differences, of single models and of mixtures."""
     rows = []

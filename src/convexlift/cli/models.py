@@ -90,14 +90,21 @@ class Evaluate(_Rows):
     """Score the rows of a file.
 
     Prints the mean negative log-likelihood with its standard error; of a regression the coefficient of
-    determination and the root mean square error, in the units of the target. The columns are those that the
-    model was trained on, found by name in any order; other columns are ignored. A file without names has them
-    in order.
+    determination and the root mean square error, in the units of the target. With --out it writes what each
+    row has: its log-density, low where the row is odd, or its target less the prediction. The columns are
+    those that the model was trained on, found by name in any order; other columns are ignored. A file without
+    names has them in order.
 
     \b
-    Example:
+    Examples:
       convexlift evaluate runs/flow --data test.csv
+      convexlift evaluate runs/flow --data test.csv --out scores.csv
     """
+
+    out: Annotated[
+        Path | None, typer.Option(help="File for the score of each row: .csv, .npy, .parquet, ...")
+    ] = None
+    force: Annotated[bool, typer.Option("--force", help="Replace that file if it exists.")] = False
 
     target: Annotated[
         str | None,
@@ -105,6 +112,8 @@ class Evaluate(_Rows):
     ] = None
 
     def __call__(self) -> None:
+        if self.out is not None:
+            check_output_file(self.out, force=self.force)
         model = load_model(self.run)
         if isinstance(model, cl.ConvexRegression):
             return self.evaluate_regression(model)
@@ -117,6 +126,8 @@ class Evaluate(_Rows):
         scores = self.each(model.log_prob, table).double()
         mean, error = -float(scores.mean()), float(scores.std()) / math.sqrt(len(scores))
         typer.echo(f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({len(scores):,} rows)")
+        if self.out is not None:
+            _write(self.out, scores[:, None], ["log_density"])
         self.tell_reading(table)
 
     def evaluate_regression(self, model: cl.ConvexRegression) -> None:
@@ -128,8 +139,10 @@ class Evaluate(_Rows):
             raise ValueError(f"{self.run} does not say which column its target is: pass --target COLUMN")
         table = self.read(model, str(target))
         x, y, name = table.rows[:, :-1], table.rows[:, -1], table.names[-1]
-        scores = errors_of(self.each(exact(model).predict, table, x), y)
-        typer.echo(f"{in_words(scores)} ({len(y):,} rows, target {name})")
+        predicted = self.each(exact(model).predict, table, x)
+        typer.echo(f"{in_words(errors_of(predicted, y))} ({len(y):,} rows, target {name})")
+        if self.out is not None:
+            _write(self.out, (y - predicted)[:, None], [f"{name}_residual"])
         self.tell_reading(table)
 
 

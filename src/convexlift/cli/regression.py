@@ -9,6 +9,7 @@ import typer
 
 import convexlift as cl
 from convexlift.cli.train import Depth, Rate, Rows, Sharpness, Steps, Training
+from convexlift.cli.yardstick import plane_predictions
 from convexlift.defaults import REGRESSION
 
 if TYPE_CHECKING:
@@ -68,12 +69,22 @@ class Regression(Training):
     def strong_convexity(self) -> float:
         return REGRESSION.strong_convexity
 
-    def score(self, frozen: Any, validation: Any) -> dict[str, Any]:
+    def score(self, frozen: Any, validation: Any, train: Any) -> dict[str, Any]:
         from convexlift.cli.models import exact
         from convexlift.tasks.task import map_rows
 
-        x, y = validation
-        return errors_of(map_rows(exact(frozen).predict, x), y)
+        (x_train, y_train), (x, y) = train, validation
+        plane = errors_of(plane_predictions(x_train, y_train, x), y)
+        return {**errors_of(map_rows(exact(frozen).predict, x), y), "plane": plane}
+
+    def compared(self, score: dict[str, Any]) -> str:
+        return f"beside a plane fitted by least squares: {in_words(score['plane'])}"
+
+    def next_commands(self) -> tuple[str, ...]:
+        return (
+            f"evaluate {self.out} --data other.csv",
+            f"predict {self.out} --data new.csv --out predicted.csv",
+        )
 
     def scored(self, score: dict[str, Any]) -> str:
         return in_words(score)

@@ -19,6 +19,7 @@ from convexlift.cli.errors import Interrupted, load_torch
 from convexlift.cli.options import Reading, one_of
 from convexlift.cli.outputs import check_output_folder, check_writable
 from convexlift.cli.screening import allowed, in_words_of_options, warnings_told, without_missing
+from convexlift.cli.yardstick import compared, gaussian_losses, interval
 from convexlift.defaults import ANY, DENSITY, FLOW
 from convexlift.files import write_json, write_whole
 from convexlift.names import DTYPES, OBJECTIVES, SCHEDULES, SCREENS, SOURCES, check_name
@@ -296,7 +297,7 @@ class Training(Reading):
 
         frozen = self.freeze(model, train)
         more = self.further(frozen)
-        scored = self.score(frozen, validation)
+        scored = self.score(frozen, validation, train)
         self.save(frozen, rows)
         _write_chart(self.out / "loss.svg", lambda: _loss_chart(history, self.unit(model)))
         self.draw(frozen, train, rows.names)
@@ -323,19 +324,33 @@ class Training(Reading):
 
         cl.save(frozen, self.out / MODEL)
 
-    def score(self, frozen: Any, validation: Any) -> dict[str, Any]:
-        """How well the frozen model does on validation rows: here in nats, with a standard error."""
+    def score(self, frozen: Any, validation: Any, train: Any) -> dict[str, Any]:
+        """How well the frozen model does on validation rows: here in nats, with a standard error.
+
+        And how far that is from a Gaussian that is fitted to the training rows.
+        """
         import torch
 
         with torch.no_grad():
             losses = -frozen.log_prob(validation).double()
         error = float(losses.std()) / math.sqrt(len(losses)) if len(losses) > 1 else None
-        return {"mean": float(losses.mean()), "sem": error}
+        usual = gaussian_losses(train, validation)
+        less = None if usual is None else interval(losses - usual)
+        return {
+            "mean": float(losses.mean()),
+            "sem": error,
+            "less_gaussian": less and dict(zip(("mean", "low", "high"), less, strict=True)),
+        }
 
     def scored(self, score: dict[str, Any]) -> str:
         """The same in words."""
         within = "" if score["sem"] is None else f" ± {score['sem']:.4f}"
         return f"negative log-likelihood: {score['mean']:.4f}{within} nats"
+
+    def compared(self, score: dict[str, Any]) -> str | None:
+        """The same beside the simplest model, in words; None where that cannot be fitted."""
+        less = score["less_gaussian"]
+        return less and compared(less["mean"], less["low"], less["high"])
 
     def unit(self, model: Any) -> str:
         """What the loss of training is."""
@@ -349,6 +364,9 @@ class Training(Reading):
             f"validation {self.scored(found['validation'])} "
             f"({found['rows']['validation']:,} rows, best step {history.best_step:,} of {self.steps:,})"
         )
+        beside = self.compared(found["validation"])
+        if beside:
+            typer.echo(f"that is {beside}")
         if history.stopped == "patience":
             typer.echo(
                 f"stopped after step {history.steps[-1]:,}: validation has not been better since step "
@@ -357,8 +375,15 @@ class Training(Reading):
         if "log_z" in found:
             typer.echo(f"log Z: {found['log_z']['value']:.4f} ± {found['log_z']['error']:.2g}")
         typer.echo(f"frozen model: {self.out / MODEL}")
+        typer.echo("validation rows chose the step, which flatters a little; score other rows, and use it:")
+        for command in self.next_commands():
+            typer.echo(f"  convexlift {command}")
         if self.tensorboard is not None:
             typer.echo(f"for its curves: tensorboard --logdir {self.tensorboard}")
+
+    def next_commands(self) -> tuple[str, ...]:
+        """What to do with the model."""
+        return (f"evaluate {self.out} --data other.csv", f"sample {self.out} -n 1000 --out new.csv")
 
     def boards(self, train: Any) -> list[TensorBoard]:
         """The TensorBoard callback, if any, with the instruments' numbers; nothing is written yet."""

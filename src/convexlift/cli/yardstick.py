@@ -1,0 +1,75 @@
+"""What the simplest models do on the same rows: a Gaussian beside a density, a plane beside a regression."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def gaussian_losses(train: Tensor, rows: Tensor) -> Tensor | None:
+    """-log N(x; m, S) of each row, (N,), m and S the mean and covariance of the training rows.
+
+    None where S is singular, as it is for fewer rows than columns.
+    """
+    import torch
+
+    train, rows = train.double().cpu(), rows.double().cpu()
+    if len(train) <= train.shape[1]:
+        return None
+    scale = train.std(0)
+    if not bool((scale > 0).all()):
+        return None
+    factor, failed = torch.linalg.cholesky_ex(torch.corrcoef((train / scale).T).reshape(len(scale), -1))
+    if int(failed) or float(factor.diagonal().min()) < 1e-6:
+        return None
+    z = torch.linalg.solve_triangular(factor, ((rows - train.mean(0)) / scale).T, upper=False)
+    volume = factor.diagonal().log().sum() + scale.log().sum() + len(scale) / 2 * math.log(2 * math.pi)
+    return 0.5 * z.square().sum(0) + volume
+
+
+def plane_predictions(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+    """The least-squares plane through training points x (N, d) and values y (N,), at other rows, (M,)."""
+    import torch
+
+    x, y, rows = x.double().cpu(), y.double().cpu(), rows.double().cpu()
+    mean, scale = x.mean(0), x.std(0, correction=0)
+    scale = torch.where(scale > 0, scale, 1.0)
+    ones = torch.ones(len(x), 1, dtype=x.dtype)
+    solved = torch.linalg.lstsq(torch.cat([(x - mean) / scale, ones], 1), y[:, None], driver="gelsd").solution
+    return ((rows - mean) / scale) @ solved[:-1, 0] + solved[-1, 0]
+
+
+def interval(differences: Tensor) -> tuple[float, float, float] | None:
+    """Mean and 95 % t-interval of differences of rows, (N,); None for fewer than two.
+
+    >>> import torch
+    >>> [round(bound, 2) for bound in interval(torch.tensor([1.0, 2.0, 3.0]))]
+    [2.0, -0.48, 4.48]
+    """
+    from scipy.stats import t
+
+    count = len(differences)
+    if count < 2:
+        return None
+    mean = float(differences.mean())
+    margin = float(t.ppf(0.975, count - 1)) * float(differences.std()) / math.sqrt(count)
+    return mean, mean - margin, mean + margin
+
+
+def compared(nats: float, low: float, high: float) -> str:
+    """What it means that a density's loss less a Gaussian's is that, with that 95 % interval.
+
+    >>> compared(-0.5, -0.7, -0.3)
+    '0.500 nats below a Gaussian fitted to the training rows (95 % interval 0.300 to 0.700)'
+    """
+    yard = "a Gaussian fitted to the training rows"
+    if high < 0:
+        return f"{-nats:.3f} nats below {yard} (95 % interval {-high:.3f} to {-low:.3f})"
+    if low > 0:
+        return (
+            f"{nats:.3f} nats above {yard} (95 % interval {low:.3f} to {high:.3f}): worse than the Gaussian"
+        )
+    return f"not to be told from {yard}: {nats:+.3f} nats (95 % interval {low:+.3f} to {high:+.3f})"
