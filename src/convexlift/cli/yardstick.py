@@ -69,7 +69,5 @@ def compared(nats: float, low: float, high: float) -> str:
     if high < 0:
         return f"{-nats:.3f} nats below {yard} (95 % interval {-high:.3f} to {-low:.3f})"
     if low > 0:
-        return (
-            f"{nats:.3f} nats above {yard} (95 % interval {low:.3f} to {high:.3f}): worse than the Gaussian"
-        )
+        return f"{nats:.3f} nats above {yard}, worse (95 % interval {low:.3f} to {high:.3f})"
     return f"not to be told from {yard}: {nats:+.3f} nats (95 % interval {low:+.3f} to {high:+.3f})"
