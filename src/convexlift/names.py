@@ -13,7 +13,7 @@ OBJECTIVES = ("mle", "importance", "importance-flow", "chains", "score", "denois
 SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "float64")
 # Checks of data that can be switched off; see `convexlift.screening`.
-SCREENS = ("outliers", "repeats", "spikes", "ties", "duplicates", "few-rows", "overlap")
+SCREENS = ("outliers", "repeats", "spikes", "ties", "counters", "duplicates", "few-rows", "overlap")
 
 # Arms of a comparison are sources, and two controls that no user would train by.
 DEFAULT_ARMS = ("projected", "softplus", "softplus-fan-in", "squared", "lift")

@@ -126,6 +126,8 @@ def screen(
     - ``spikes``: a value that nine rows of ten have (refused in samples), or one of five (warned of).
     - ``ties``: a column of samples with fewer distinct values than 10 % of the rows, or 15 % if they
       are whole numbers.
+    - ``counters``: a column of samples, beside others, of whole numbers that follow one another, in any
+      order.
     - ``duplicates``: more than 5 % of the rows repeat earlier ones, and many more than rounded values would.
     - ``few-rows``: fewer rows than columns.
     - ``overlap``: more than 5 % of the validation rows are training rows.
@@ -154,6 +156,7 @@ def screen(
         "spikes": lambda: _each(parts, _spikes),
         "repeats": lambda: _each(parts, _repeats),
         "ties": lambda: _each(parts, _ties),
+        "counters": lambda: _each(parts, _counters),
         "duplicates": lambda: _duplicates(parts),
         "few-rows": lambda: _few_rows(parts),
         "overlap": lambda: _overlap(parts, validation),
@@ -350,6 +353,21 @@ def _ties(part: Part) -> Iterator[Finding]:
         yield Finding("ties", False, text)
 
 
+def _counters(part: Part) -> Iterator[Finding]:
+    if not part.is_density or part.rows.shape[1] < 2:
+        return
+    counters = [part.called(k) for k in range(part.rows.shape[1]) if _is_counter(part.rows[:, k])]
+    if counters:
+        text = f"{_several(counters)} numbers the rows one by one, as identifiers do: leave it out"
+        yield Finding("counters", False, text)
+
+
+def _is_counter(values: Tensor) -> bool:
+    """Whether values are whole numbers that follow one another without repeats or gaps, in any order."""
+    ordered = values.detach().double().sort().values
+    return bool((ordered == ordered.round()).all() and (ordered.diff() == 1).all())
+
+
 def _is_discrete(part: Part, column: int) -> bool:
     values = part.some[:, column].unique()
     whole = bool((values == values.round()).all())
@@ -400,7 +418,7 @@ def _unexplained(x: Tensor) -> Tensor:
 
 
 def _duplicates(parts: Sequence[Part]) -> Iterator[Finding]:
-    codes = _row_codes(parts)
+    codes = _row_codes(_all_columns(parts))
     order = codes.argsort(stable=True)
     again = torch.zeros_like(codes, dtype=torch.bool)
     again[order[1:]] = codes[order[1:]] == codes[order[:-1]]
@@ -439,7 +457,7 @@ def _few_rows(parts: Sequence[Part]) -> Iterator[Finding]:
 def _overlap(parts: Sequence[Part], validation: Sequence[Part] | None) -> Iterator[Finding]:
     if validation is None:
         return
-    shared = torch.isin(_row_codes(validation), _row_codes(parts))
+    shared = shared_rows(_all_columns(validation), _all_columns(parts))
     count = int(shared.sum())
     if count > _SHARED * len(shared):
         rows = shared.nonzero()[:5, 0].tolist()
@@ -450,9 +468,22 @@ def _overlap(parts: Sequence[Part], validation: Sequence[Part] | None) -> Iterat
         yield Finding("overlap", False, text, tuple(rows), count)
 
 
-def _row_codes(parts: Sequence[Part]) -> Tensor:
+def shared_rows(rows: Tensor, others: Tensor) -> Tensor:
+    """Which rows (N, d) are among others (M, d), (N,) bool; equal in float64.
+
+    >>> shared_rows(torch.tensor([[1.0], [2.0]]), torch.tensor([[2.0], [3.0]]))
+    tensor([False,  True])
+    """
+    return torch.isin(_row_codes(rows), _row_codes(others))
+
+
+def _all_columns(parts: Sequence[Part]) -> Tensor:
+    return torch.cat([part.rows.detach().double() for part in parts], 1)
+
+
+def _row_codes(rows: Tensor) -> Tensor:
     """A whole number for each row, (N,), the same for equal rows, of 64 bits."""
-    rows = torch.cat([part.rows.detach().double() for part in parts], 1) + 0.0  # no negative zero
+    rows = rows.double().contiguous() + 0.0  # no negative zero
     code = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     for bits in rows.view(torch.int64).unbind(1):
         code = (code ^ (bits ^ (bits >> 29))) * 6364136223846793005 + 1442695040888963407

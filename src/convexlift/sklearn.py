@@ -227,8 +227,8 @@ class ConvexPotentialFlow(_Density):
             stay, with a warning of data on another one. Otherwise every ``fit`` starts anew.
         verbose: 0 is silent; 1 shows a progress bar where stderr is a terminal, and elsewhere, as in the
             workers of a grid search, a line at each evaluation; 2 writes these lines everywhere.
-        allow: checks of data to leave out: "outliers", "repeats", "spikes", "ties", "duplicates", "few-rows"
-            or "overlap"; see ``convexlift.screening.screen``.
+        allow: checks of data to leave out: "outliers", "repeats", "spikes", "ties", "counters", "duplicates",
+            "few-rows" or "overlap"; see ``convexlift.screening.screen``.
 
     Attributes:
         model_: the frozen ``convexlift.ConvexPotentialFlow``; ``convexlift.save`` writes it to a file.

@@ -56,12 +56,23 @@ class Cells:
         return not self.named or _NO_NAME.fullmatch(self.names[column]) is not None
 
 
-def select(cells: Cells, columns: str | None) -> list[int]:
+def select(cells: Cells, columns: str | None, exclude: str | None = None) -> list[int]:
     """The places of the columns chosen by name or number, as ``read_table`` takes them; of all for None.
 
     Raises:
-        ValueError: there are no such columns, or one is named twice.
+        ValueError: there are no such columns, one is named twice, or none is left.
     """
+    if exclude is not None:
+        without = _named(cells, exclude, "--exclude")
+        kept = [place for place in select(cells, columns) if place not in without]
+        if not kept:
+            raise ValueError(f"--exclude {exclude}: no column is left")
+        return kept
+    return _named(cells, columns, "--columns")
+
+
+def _named(cells: Cells, columns: str | None, option: str) -> list[int]:
+    """The places that an option names; all for None."""
     names = [cells.name(place) for place in range(len(cells.names))]
     kept = list(range(len(names))) if columns is None else []
     for part in map(str.strip, columns.split(",") if columns is not None else ()):
@@ -80,7 +91,7 @@ def select(cells: Cells, columns: str | None) -> list[int]:
     if columns is not None:
         check_names(cells, kept)
     if len(set(kept)) < len(kept) or not kept:
-        raise ValueError(f"--columns {columns}: every column may be named once")
+        raise ValueError(f"{option} {columns}: every column may be named once")
     return kept
 
 

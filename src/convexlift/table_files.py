@@ -106,6 +106,7 @@ def read_table(
     key: str | None = None,
     columns: str | None = None,
     *,
+    exclude: str | None = None,
     header: bool | None = None,
     separator: str | None = None,
     decimal: str | None = None,
@@ -126,6 +127,7 @@ def read_table(
         key: which array of an .npz file; not needed when it holds one.
         columns: the columns to keep, by name or number: "pt,eta", "1-5,8"; others are not looked at. By
             default all, but for row numbers or labels in first columns without a name, and empty last ones.
+        exclude: columns to leave out, named in the same way; they are not looked at.
         header: whether the first line of a text holds names. By default it does where no cell of it is a
             number, where it is 0,1,2,... above other than whole numbers, and where it holds ``expected``.
         separator: what stands between the cells of a text: "," ";" "|" "tab" or "space", any number of
@@ -184,7 +186,7 @@ def read_table(
         cells, numbers = _array(file, content, key)
     else:
         cells, numbers = _frame(file, content)
-    places, left_out, notes = select(cells, columns), dict[int, str](), list[str]()
+    places, left_out, notes = select(cells, columns, exclude), dict[int, str](), list[str]()
     aside = [] if target is None else [target_column(cells, target, columns, expected)]
     if cells.named and known_names(expected):
         others = [place for place in places if place not in aside]
@@ -207,7 +209,8 @@ def read_table(
     places += aside
     left_out = {place: why for place, why in left_out.items() if place not in aside}
     names = [cells.name(place) for place in places]
-    unread = {place: "not chosen" for place in range(len(cells.names)) if place not in places}
+    ignored = [] if cells.named and known_names(expected) else range(len(cells.names))  # the notes tell those
+    unread = {place: "not chosen" for place in ignored if place not in places}
     return Table(
         _checked(cells, table, places, missing, dtype),
         names,

@@ -54,9 +54,9 @@ def test_an_interval_of_one_row_is_none() -> None:
 
 def test_what_it_means() -> None:
     assert compared(0.4, 0.2, 0.6) == (
-        "0.400 nats above a Gaussian fitted to the training rows, worse (95 % interval 0.200 to 0.600)"
+        "worse than a Gaussian fitted to the training rows by 0.400 nats (95 % interval 0.200 to 0.600)"
     )
     assert compared(0.1, -0.2, 0.4) == (
-        "not to be told from a Gaussian fitted to the training rows: "
-        "+0.100 nats (95 % interval -0.200 to +0.400)"
+        "not clearly better or worse than a Gaussian fitted to the training rows: "
+        "better by -0.100 nats (95 % interval -0.400 to 0.200)"
     )

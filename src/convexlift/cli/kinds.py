@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, final
+from typing import Annotated, Any, final
 
 import typer
 
@@ -54,7 +54,7 @@ class Freeze:
     force: Annotated[bool, typer.Option("--force", help="Replace the model of an earlier freeze.")] = False
 
     def __call__(self) -> None:
-        training = self.training()
+        training = training_of(self.run, self.data)
         load_torch()
         import torch
 
@@ -78,21 +78,41 @@ class Freeze:
         training.save(training.freeze(model, train), rows)
         typer.echo(f"frozen model of step {step:,} of {training.steps:,}: {self.run / MODEL}")
 
-    def training(self) -> Training:
-        """The call of ``train`` that made the run."""
-        file = self.run / ORDERS
-        if not self.run.is_dir():
-            found = "is a file; give the folder of a run" if self.run.exists() else "does not exist"
-            raise FileNotFoundError(f"{self.run} {found}")
-        if not file.exists():
-            raise ValueError(
-                f"{self.run} holds no run of `convexlift train` that has been evaluated: it has no {ORDERS}"
-            )
-        try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-            kind, options = KINDS[told["kind"]], told["options"]
-            known = {field.name for field in fields(kind)}
-            options = {name: value for name, value in options.items() if name in known}
-            return kind(**{**options, "data": self.data or Path(options["data"]), "out": self.run})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file} does not say how the run was made: {error}") from error
+
+def training_of(run: Path, data: Path | None = None) -> Training:
+    """The call of ``train`` that made a run, with the table where it is now.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no run that has been evaluated, or does not say how it was made.
+    """
+    file = run / ORDERS
+    if not run.is_dir():
+        found = "is a file; give the folder of a run" if run.exists() else "does not exist"
+        raise FileNotFoundError(f"{run} {found}")
+    if not file.exists():
+        raise ValueError(
+            f"{run} holds no run of `convexlift train` that has been evaluated: it has no {ORDERS}"
+        )
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        kind, options = KINDS[told["kind"]], told["options"]
+        known = {field.name for field in fields(kind)}
+        options = {name: value for name, value in options.items() if name in known}
+        return kind(**{**options, "data": data or Path(options["data"]), "out": run})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} does not say how the run was made: {error}") from error
+
+
+def training_rows(run: Path) -> Any:
+    """The rows that a run was trained on, if its table is still there and the same; else None."""
+    from convexlift.data import describe, hold_out
+    from convexlift.training.run_folder import RunFolder
+
+    try:
+        training = training_of(run)
+        train, _ = hold_out(training.read().data, training.validation_fraction, training.seed)
+        known = RunFolder(run).read_config().get("data")
+    except (OSError, ValueError, ImportError):
+        return None
+    return train if describe(train) == known else None

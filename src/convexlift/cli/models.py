@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
 
@@ -15,9 +14,12 @@ import typer
 
 import convexlift as cl
 from convexlift.cli.errors import load_torch
+from convexlift.cli.kinds import training_of, training_rows
 from convexlift.cli.options import Reading
 from convexlift.cli.outputs import check_output_file
+from convexlift.cli.regression import errors_of, exact, in_words
 from convexlift.cli.screening import without_missing
+from convexlift.cli.yardstick import compared, gaussian_losses, interval, plane_predictions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,16 +93,24 @@ class Evaluate(_Rows):
 
     Prints the mean negative log-likelihood with its standard error; of a regression the coefficient of
     determination and the root mean square error, in the units of the target. With --out it writes what each
-    row has: its log-density, low where the row is odd, or its target less the prediction. The columns are
-    those that the model was trained on, found by name in any order; other columns are ignored. A file without
-    names has them in order.
+    row has: its number, and its log-density, low where the row is odd, or its target less the prediction.
+    The columns are those that the model was trained on, found by name in any order; other columns are
+    ignored. A file without names has them in order.
 
     \b
     Examples:
       convexlift evaluate runs/flow --data test.csv
-      convexlift evaluate runs/flow --data test.csv --out scores.csv
+      convexlift evaluate runs/flow --data table.csv --folds 5 --out scores.csv
     """
 
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="N",
+            help="Score each row by one of N models, trained as the run was but without its part.",
+        ),
+    ] = None
     out: Annotated[
         Path | None, typer.Option(help="File for the score of each row: .csv, .npy, .parquet, ...")
     ] = None
@@ -114,6 +124,8 @@ class Evaluate(_Rows):
     def __call__(self) -> None:
         if self.out is not None:
             check_output_file(self.out, force=self.force)
+        if self.folds is not None:
+            return self.evaluate_anew(self.folds)
         model = load_model(self.run)
         if isinstance(model, cl.ConvexRegression):
             return self.evaluate_regression(model)
@@ -124,26 +136,83 @@ class Evaluate(_Rows):
         if len(table.rows) < 2:
             raise ValueError(f"{self.data} has one row; a standard error needs at least two")
         scores = self.each(model.log_prob, table).double()
-        mean, error = -float(scores.mean()), float(scores.std()) / math.sqrt(len(scores))
-        typer.echo(f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({len(scores):,} rows)")
-        if self.out is not None:
-            _write(self.out, scores[:, None], ["log_density"])
+        known = training_rows(self.run)
+        self.tell_scores(scores, None if known is None else gaussian_losses(known, table.rows))
+        self.warn_of_training_rows(table.rows, known)
+        self.write(table, scores, "log_density")
         self.tell_reading(table)
 
     def evaluate_regression(self, model: cl.ConvexRegression) -> None:
         """Print how far predictions are from the targets."""
-        from convexlift.cli.regression import errors_of, in_words
-
         target = self.target or (model.columns or {}).get("y", [None])[0]
         if target is None:
             raise ValueError(f"{self.run} does not say which column its target is: pass --target COLUMN")
         table = self.read(model, str(target))
         x, y, name = table.rows[:, :-1], table.rows[:, -1], table.names[-1]
         predicted = self.each(exact(model).predict, table, x)
-        typer.echo(f"{in_words(errors_of(predicted, y))} ({len(y):,} rows, target {name})")
-        if self.out is not None:
-            _write(self.out, (y - predicted)[:, None], [f"{name}_residual"])
+        known = training_rows(self.run)
+        self.tell_predictions(
+            predicted, y, name, None if known is None else plane_predictions(known[0], known[1], x)
+        )
+        self.warn_of_training_rows(table.rows, known)
+        self.write(table, y - predicted, f"{name}_residual")
         self.tell_reading(table)
+
+    def evaluate_anew(self, folds: int) -> None:
+        """Score every row by a model that has not seen it."""
+        from convexlift.cli.folds import left_out
+
+        told = ("key", "columns", "exclude", "header", "separator", "decimal", "thousands", "drop_missing")
+        how = {option: value for option in told if (value := getattr(self, option)) not in (None, False)}
+        training = replace(training_of(self.run, self.data), **how)
+        rows, scores, simple = left_out(training, folds)
+        if isinstance(rows.data, tuple):
+            self.tell_predictions(scores, rows.data[1], rows.more["target"], simple)
+            self.write(rows.table, rows.data[1] - scores, f"{rows.more['target']}_residual")
+        else:
+            self.tell_scores(scores, simple)
+            self.write(rows.table, scores, "log_density")
+        typer.echo(f"each row was scored by one of {folds} models, trained without it")
+        self.tell_reading(rows.table)
+
+    def tell_scores(self, scores: Tensor, gaussian: Tensor | None) -> None:
+        """Print the mean of log-densities, beside what a Gaussian loses on the same rows."""
+        mean, error = -float(scores.mean()), float(scores.std()) / math.sqrt(len(scores))
+        typer.echo(f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({len(scores):,} rows)")
+        beside = None if gaussian is None else interval(-scores - gaussian)
+        if beside is not None:
+            typer.echo(f"that is {compared(*beside)}")
+
+    def tell_predictions(self, predicted: Tensor, y: Tensor, name: str, plane: Tensor | None) -> None:
+        """Print how far predictions are from targets, beside what a plane is."""
+        typer.echo(f"{in_words(errors_of(predicted, y))} ({len(y):,} rows, target {name})")
+        if plane is not None:
+            typer.echo(f"beside a plane fitted by least squares: {in_words(errors_of(plane, y))}")
+
+    def warn_of_training_rows(self, rows: Tensor, known: Any) -> None:
+        """Say how many of the rows the model was trained on, if any."""
+        import torch
+
+        from convexlift.screening import shared_rows
+
+        if known is None:
+            return
+        train = torch.cat([known[0], known[1][:, None]], 1) if isinstance(known, tuple) else known
+        count = int(shared_rows(rows, train).sum())
+        if count:
+            typer.echo(
+                f"warning: the model was trained on {count:,} of these {len(rows):,} rows: that flatters it "
+                "and hides odd ones; --folds 5 scores each row by a model that has not seen it",
+                err=True,
+            )
+
+    def write(self, table: Table, values: Tensor, name: str) -> None:
+        """Write what each row has, if that was asked for, with the number of the row in the file."""
+        import torch
+
+        if self.out is not None:
+            places = torch.arange(len(values)) if table.kept is None else table.kept
+            _write(self.out, torch.stack([places.double() + 1, values], 1), ["row", name])
 
 
 @final
@@ -220,13 +289,6 @@ def load_model(run: Path) -> Any:
     """The model of a run folder or model file."""
     load_torch()
     return cl.load(run)
-
-
-def exact(model: Any) -> Any:
-    """The same model, which computes in float64."""
-    import torch
-
-    return copy.deepcopy(model).to(torch.float64)
 
 
 def load_density(run: Path) -> Any:

@@ -28,6 +28,9 @@ class Reading:
     columns: Annotated[
         str | None, typer.Option(help='Columns to use, by name or number: "pt,eta" or "1-5,8".')
     ] = None
+    exclude: Annotated[
+        str | None, typer.Option(help="Columns to leave out, named in the same way; identifiers, for one.")
+    ] = None
     header: Annotated[
         bool | None, typer.Option(help="Whether a text begins with names. [default: where it has no number]")
     ] = None
@@ -44,7 +47,7 @@ class Reading:
     @property
     def how(self) -> dict[str, Any]:
         """What `convexlift.table_files.read_table` is told beside the file."""
-        told = ("key", "columns", "header", "separator", "decimal", "thousands")
+        told = ("key", "columns", "exclude", "header", "separator", "decimal", "thousands")
         return {**{name: getattr(self, name) for name in told}, "missing": self.drop_missing}
 
     def tell_reading(self, table: Any) -> None:

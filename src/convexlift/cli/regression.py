@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, final
 
@@ -70,7 +71,6 @@ class Regression(Training):
         return REGRESSION.strong_convexity
 
     def score(self, frozen: Any, validation: Any, train: Any) -> dict[str, Any]:
-        from convexlift.cli.models import exact
         from convexlift.tasks.task import map_rows
 
         (x_train, y_train), (x, y) = train, validation
@@ -91,6 +91,13 @@ class Regression(Training):
 
     def unit(self, model: Any) -> str:
         return "mean squared error / variance of the target"
+
+
+def exact(model: Any) -> Any:
+    """The same model, which computes in float64."""
+    import torch
+
+    return copy.deepcopy(model).to(torch.float64)
 
 
 def errors_of(predicted: Tensor, y: Tensor) -> dict[str, Any]:

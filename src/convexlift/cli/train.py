@@ -19,7 +19,7 @@ from convexlift.cli.errors import Interrupted, load_torch
 from convexlift.cli.options import Reading, one_of
 from convexlift.cli.outputs import check_output_folder, check_writable
 from convexlift.cli.screening import allowed, in_words_of_options, warnings_told, without_missing
-from convexlift.cli.yardstick import compared, gaussian_losses, interval
+from convexlift.cli.yardstick import beside_gaussian, compared
 from convexlift.defaults import ANY, DENSITY, FLOW
 from convexlift.files import write_json, write_whole
 from convexlift.names import DTYPES, OBJECTIVES, SCHEDULES, SCREENS, SOURCES, check_name
@@ -41,7 +41,7 @@ Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps.")]
 Rate = Annotated[float, typer.Option(help="Learning rate of Adam, to begin with.")]
 
 # What `fit` is told as the options say it.
-_OF_FIT = ("steps", "batch_size", "lr", "weight_decay", "averaging", "schedule", "seed", "device", "resume")
+OF_FIT = ("steps", "batch_size", "lr", "weight_decay", "averaging", "schedule", "seed", "device", "resume")
 
 
 def widths(text: str) -> str:
@@ -173,9 +173,9 @@ class Training(Reading):
                 callbacks=[lambda _: write_orders(self, rows), *boards],
                 conclude=conclude,
                 dtype=getattr(torch, self.dtype),
-                patience=_patience(self.patience),
+                patience=patience(self.patience),
                 allow=SCREENS,  # looked at above
-                **{option: getattr(self, option) for option in _OF_FIT},
+                **{option: getattr(self, option) for option in OF_FIT},
             )
         if history.stopped == "interrupted":
             raise _interrupted(self.out, begun=True)
@@ -278,7 +278,7 @@ class Training(Reading):
             raise ValueError(f"--averaging must be at least 0 and below 1; got {self.averaging}")
         check_name("schedule", self.schedule, SCHEDULES)
         check_name("dtype", self.dtype, DTYPES)
-        _patience(self.patience)
+        patience(self.patience)
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
                 f"--validation-fraction must lie between 0 and 1; got {self.validation_fraction}"
@@ -334,13 +334,8 @@ class Training(Reading):
         with torch.no_grad():
             losses = -frozen.log_prob(validation).double()
         error = float(losses.std()) / math.sqrt(len(losses)) if len(losses) > 1 else None
-        usual = gaussian_losses(train, validation)
-        less = None if usual is None else interval(losses - usual)
-        return {
-            "mean": float(losses.mean()),
-            "sem": error,
-            "less_gaussian": less and dict(zip(("mean", "low", "high"), less, strict=True)),
-        }
+        beside = beside_gaussian(losses, train, validation)
+        return {"mean": float(losses.mean()), "sem": error, "less_gaussian": beside}
 
     def scored(self, score: dict[str, Any]) -> str:
         """The same in words."""
@@ -349,8 +344,7 @@ class Training(Reading):
 
     def compared(self, score: dict[str, Any]) -> str | None:
         """The same beside the simplest model, in words; None where that cannot be fitted."""
-        less = score["less_gaussian"]
-        return less and compared(less["mean"], less["low"], less["high"])
+        return score["less_gaussian"] and compared(**score["less_gaussian"])
 
     def unit(self, model: Any) -> str:
         """What the loss of training is."""
@@ -494,7 +488,7 @@ def _interrupted(out: Path, begun: bool) -> Interrupted:
     return Interrupted(f"interrupted; {kept if begun else 'training had not begun'}")
 
 
-def _patience(text: str) -> int | str | None:
+def patience(text: str) -> int | str | None:
     """What `fit` takes for the option."""
     if text in ("none", "0"):
         return None

@@ -63,11 +63,17 @@ def compared(nats: float, low: float, high: float) -> str:
     """What it means that a density's loss less a Gaussian's is that, with that 95 % interval.
 
     >>> compared(-0.5, -0.7, -0.3)
-    '0.500 nats below a Gaussian fitted to the training rows (95 % interval 0.300 to 0.700)'
+    'better than a Gaussian fitted to the training rows by 0.500 nats (95 % interval 0.300 to 0.700)'
     """
-    yard = "a Gaussian fitted to the training rows"
-    if high < 0:
-        return f"{-nats:.3f} nats below {yard} (95 % interval {-high:.3f} to {-low:.3f})"
+    yard = "than a Gaussian fitted to the training rows"
     if low > 0:
-        return f"{nats:.3f} nats above {yard}, worse (95 % interval {low:.3f} to {high:.3f})"
-    return f"not to be told from {yard}: {nats:+.3f} nats (95 % interval {low:+.3f} to {high:+.3f})"
+        return f"worse {yard} by {nats:.3f} nats (95 % interval {low:.3f} to {high:.3f})"
+    better = f"by {-nats:.3f} nats (95 % interval {-high:.3f} to {-low:.3f})"
+    return f"better {yard} {better}" if high < 0 else f"not clearly better or worse {yard}: better {better}"
+
+
+def beside_gaussian(losses: Tensor, train: Tensor, rows: Tensor) -> dict[str, float] | None:
+    """Losses of rows less those of the Gaussian of training rows, if it has any: mean, 95 % interval."""
+    usual = gaussian_losses(train, rows)
+    found = None if usual is None else interval(losses.double().cpu() - usual)
+    return found and dict(zip(("nats", "low", "high"), found, strict=True))

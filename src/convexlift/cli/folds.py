@@ -1,0 +1,69 @@
+"""Scores of rows by models that have not seen them: the table in parts, each left out once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import convexlift as cl
+from convexlift.cli.errors import Interrupted
+from convexlift.cli.regression import exact
+from convexlift.cli.train import OF_FIT, Rows, Training, patience
+from convexlift.cli.yardstick import gaussian_losses, plane_predictions
+from convexlift.data import hold_out, take
+from convexlift.names import SCREENS
+from convexlift.seeds import generator_on
+from convexlift.tasks.task import map_rows
+
+
+def left_out(training: Training, folds: int) -> tuple[Rows, Tensor, Tensor | None]:
+    """The rows of a table, and for each what a model trained without its part says, and the simplest model.
+
+    Densities: log-densities (N,) and the losses of Gaussians; regressions: predictions (N,) of both.
+
+    Raises:
+        ValueError: fewer than two rows a part, or rows that cannot be trained on.
+        Interrupted: Ctrl-C.
+    """
+    training.check()
+    rows = training.read()
+    training.preflight(training.untrained(rows), rows.data, rows)
+    count = len(rows.table.rows)
+    if count < 2 * folds:
+        raise ValueError(f"{training.data}: {count} rows are too few for {folds} parts")
+    scores, simple = torch.empty(count, dtype=torch.float64), torch.empty(count, dtype=torch.float64)
+    order = torch.randperm(count, generator=generator_on(seed=training.seed), device="cpu")
+    known = True
+    for held in order.tensor_split(folds):
+        kept = order[~torch.isin(order, held)]
+        others, these = take(rows.data, kept), take(rows.data, held)
+        frozen = _trained(training, rows, others)
+        if isinstance(these, tuple):
+            scores[held] = map_rows(exact(frozen).predict, these[0]).double()
+            simple[held] = plane_predictions(others[0], others[1], these[0])
+        else:
+            scores[held] = map_rows(frozen.log_prob, these).double()
+            losses = gaussian_losses(others, these)
+            known = known and losses is not None
+            simple[held] = torch.nan if losses is None else losses
+    return rows, scores, simple if known else None
+
+
+def _trained(training: Training, rows: Rows, data: Any) -> Any:
+    """A frozen model of some of the rows, trained as the run was."""
+    train, validation = hold_out(data, training.validation_fraction, training.seed)
+    model = training.untrained(rows)
+    history = cl.fit(
+        model,
+        train,
+        validation=validation,
+        dtype=getattr(torch, training.dtype),
+        patience=patience(training.patience),
+        allow=SCREENS,
+        **{option: getattr(training, option) for option in OF_FIT if option != "resume"},
+    )
+    if history.stopped == "interrupted":
+        raise Interrupted("interrupted")
+    return training.freeze(model, train)
