@@ -1,4 +1,4 @@
-"""``convexlift evaluate``: scores of rows, those of training told apart, and scores by models that left them out."""
+"""``convexlift evaluate``: scores of rows, also by models that left them out."""
 
 from __future__ import annotations
 

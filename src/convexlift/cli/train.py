@@ -377,7 +377,8 @@ class Training(Reading):
 
     def next_commands(self) -> tuple[str, ...]:
         """What to do with the model."""
-        return (f"evaluate {self.out} --data other.csv", f"sample {self.out} -n 1000 --out new.csv")
+        apart = f"evaluate {self.out} --data {self.data} --folds 5 --out scores.csv"
+        return f"evaluate {self.out} --data other.csv", apart, f"sample {self.out} -n 1000 --out new.csv"
 
     def boards(self, train: Any) -> list[TensorBoard]:
         """The TensorBoard callback, if any, with the instruments' numbers; nothing is written yet."""
