@@ -224,8 +224,7 @@ def fit(
         warmup=warmup,
     )
     check_groups(settings.rates, module)
-    if optimizer == "soap":
-        optimisation.soap()  # or an error, before anything is written
+    optimisation.check_optimizer(optimizer)
     if compile:
         check_compiler(place)
     with nullcontext() if run_dir is None else RunFolder(run_dir) as folder:

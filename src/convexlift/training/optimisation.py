@@ -66,20 +66,21 @@ def make_optimizer(
         return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=_fusible(groups))
     if choice == "soap":
         basis = {"precondition_frequency": 10, "max_precondition_dim": _LARGEST_BASIS}
-        return soap()(groups, lr=lr, betas=(0.95, 0.95), weight_decay=0.0, **basis)
+        return _soap()(groups, lr=lr, betas=(0.95, 0.95), weight_decay=0.0, **basis)
     raise ValueError(
         f"unknown optimizer {choice!r}: 'adam', 'sgd', 'soap' or a function of the parameter groups"
     )
 
 
-def soap() -> Any:
-    """The class of the optimiser SOAP, from a package that takes a second to import.
+def check_optimizer(choice: OptimizerChoice) -> None:
+    """Raise ImportError, naming the extra, where an optimiser of this name is not installed."""
+    if choice == "soap":
+        _soap()
 
-    Raises:
-        ImportError: it is not installed.
-    """
+
+def _soap() -> Any:
     try:
-        from pytorch_optimizer import SOAP
+        from pytorch_optimizer import SOAP  # takes a second
     except ImportError as error:
         raise ImportError(
             "optimizer 'soap' needs pytorch_optimizer: pip install 'convexlift[soap]'"
