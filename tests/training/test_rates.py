@@ -22,7 +22,7 @@ SOURCES: dict[str, Callable[[nn.Module], Any]] = {
     "projected": cl.Projected,
     "softplus": cl.Softplus,
     "squared": cl.Squared,
-    "lift": partial(cl.Lift, seed=0),
+    "lift": partial(cl.Lift, targets="nonnegative", seed=0),
     "lift of everything": partial(cl.Lift, targets="all", seed=0),
 }
 

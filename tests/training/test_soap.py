@@ -100,7 +100,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "projected": partial(flow, cl.Projected),
     "softplus": partial(flow, cl.Softplus),
     "squared": partial(flow, cl.Squared),
-    "lift": partial(flow, partial(cl.Lift, seed=0)),
+    "lift": partial(flow, partial(cl.Lift, targets="nonnegative", seed=0)),
     "lift of everything": partial(flow, partial(cl.Lift, targets="all", readout="dense", seed=0)),
     "centred": partial(flow, lambda net: cl.Centred(cl.Squared(net))),
     "convolutional": images,
