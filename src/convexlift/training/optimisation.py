@@ -145,10 +145,7 @@ def attach_weight_decay(optimizer: torch.optim.Optimizer, module: nn.Module, wei
 
 @final
 class Rates:
-    """Sets every group's learning rate at each step k = 0, 1, ...: its own initial one times
-
-    schedule(k / steps) * min(1, (k + 1) / warmup).
-    """
+    """Sets each rate at step k to its initial value times schedule(k / steps) min(1, (k + 1) / warmup)."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int, warmup: int = 0

@@ -59,7 +59,7 @@ class Settings:
         if not isinstance(self.compile, bool):
             raise TypeError(f"compile must be True or False; got {self.compile!r}")
         if not callable(self.optimizer) and self.optimizer not in OPTIMIZERS:
-            wanted = f"{NAMED.replace(' or', ',')} or a function of the parameter groups"
+            wanted = "'adam', 'sgd', 'soap' or a function of the parameter groups"
             raise ValueError(f"optimizer must be {wanted}; got {self.optimizer!r}")
         self._check_rates()
         object.__setattr__(self, "rates", {name: float(rate) for name, rate in self.rates.items()})
