@@ -115,7 +115,7 @@ def fit(
             two or more dimensions; vectors are Adam's. Bases that a gradient leaves open are a matter of
             rounding: a run is repeated and resumed bit for bit on one machine, not from one to another.
         lr: learning rate of a named optimiser; by default 0.001, and with "adam" and "soap" that of the task
-            where it has one (0.032 and 0.064 for a flow, 0.064 for a density, 0.002 for a regression).
+            where it has one (for a flow 0.032 and 0.064, a density 0.064, a regression 0.002 and 0.001).
         weight_decay: of a named optimiser, decoupled: W <- W (1 - rate * weight_decay) before each step, with
             the scheduled rate of "free". Free matrices alone decay: first layer and skips of every ``ICNN``
             (kernels of a ``ConvICNN``), those of a proposal too, and what reads the context in a ``PICNN``.
