@@ -23,9 +23,9 @@ TASKS: dict[str, tuple[Defaults, type, type]] = {
     "density": (DENSITY, cl.LogConcaveDensity, estimators.LogConcaveDensity),
     "regression": (REGRESSION, cl.ConvexRegression, estimators.ConvexRegressor),
 }
-# What the estimators call otherwise.
-CALLED = {"lr": "learning_rate", "hidden": "hidden"}
-SHARED = [f.name for f in fields(Defaults) if f.name not in ("width", "depth")]
+# What depends on something else that is chosen.
+DERIVED = ("width", "depth", "lr", "soap_lr")
+SHARED = [f.name for f in fields(Defaults) if f.name not in DERIVED]
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -34,9 +34,8 @@ def test_estimators_and_tasks(kind: str) -> None:
     parameters = estimator().get_params()
     assert task.defaults is usual  # type: ignore[attr-defined]
     assert tuple(parameters["hidden"]) == usual.hidden
-    assert {name: parameters[CALLED.get(name, name)] for name in SHARED} == {
-        name: getattr(usual, name) for name in SHARED
-    }
+    assert {name: parameters[name] for name in SHARED} == {name: getattr(usual, name) for name in SHARED}
+    assert parameters["learning_rate"] is None  # what `fit` takes for it, see below
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -48,6 +47,7 @@ def test_the_command_line(kind: str, capsys: pytest.CaptureFixture[str]) -> None
     assert {name: getattr(training, name) for name in SHARED} == {
         name: getattr(usual, name) for name in SHARED
     }
+    assert training.usual is usual and training.lr is None
     assert main(["train", kind, "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for option in ("source", "depth", "sharpness", "steps", "lr", "schedule", "batch_size"):
@@ -75,7 +75,12 @@ def test_fit_takes_the_rate_and_the_steps_of_the_task(kind: str, monkeypatch: py
     monkeypatch.setattr(module, "Settings", noted)
     net = cl.ICNN(1, hidden=(4,), seed=0)
     task = cl.ConvexPotentialFlow([net]) if kind == "flow" else cl.LogConcaveDensity(net)
-    for more, rate in (({}, usual.lr), ({"lr": 0.5}, 0.5), ({"optimizer": "sgd"}, ANY.lr)):
+    for more, rate in (
+        ({}, usual.lr),
+        ({"lr": 0.5}, 0.5),
+        ({"optimizer": "sgd"}, ANY.lr),
+        ({"optimizer": "soap"}, usual.soap_lr),
+    ):
         with pytest.raises(ZeroDivisionError):
             cl.fit(task, torch.randn(9, 1), **more)  # type: ignore[arg-type]
         assert (seen[-1]["lr"], seen[-1]["steps"]) == (rate, usual.steps)

@@ -279,6 +279,15 @@ def test_weight_decay_is_a_parameter_and_shrinks_the_skips(estimator: type) -> N
     assert not np.array_equal(outputs(decayed, x), outputs(plain, x))
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_optimiser_and_warm_up_are_parameters(estimator: type) -> None:
+    assert estimator().get_params()["optimizer"] == "adam" and estimator().warmup == 0
+    x, y = rows(estimator)
+    options = [{}, {"optimizer": "soap"}, {"warmup": 3}]
+    losses = [estimator(**TINY).set_params(**more).fit(x, y).history_.loss for more in options]
+    assert losses[0] != losses[1] != losses[2] != losses[0]
+
+
 def test_weight_decay_is_searched() -> None:
     x, y = rows(ConvexRegressor)
     grid = {"weight_decay": np.array([0.0, 1.0])}

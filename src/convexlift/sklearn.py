@@ -43,7 +43,7 @@ Randomness = int | np.random.RandomState | None
 # What a warm start must not change.
 _OF_NETWORKS = ("hidden", "source", "sharpness", "strong_convexity", "blocks", "objective", "slopes")
 # What `fit` is told by the names of the parameters.
-_OF_FIT = ("steps", "batch_size", "weight_decay", "averaging", "schedule", "patience")
+_OF_FIT = ("steps", "batch_size", "optimizer", "weight_decay", "averaging", "schedule", "warmup", "patience")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -56,10 +56,12 @@ class _Estimator(BaseEstimator):
     strong_convexity: float
     steps: int
     batch_size: int = ANY.batch_size
-    learning_rate: float
+    optimizer: str = "adam"
+    learning_rate: float | None = None
     weight_decay: float = ANY.weight_decay
     averaging: float = ANY.averaging
     schedule: str = ANY.schedule
+    warmup: int = 0
     validation_fraction: float = ANY.validation_fraction
     patience: int | str | None = "rising"
     random_state: Randomness = None
@@ -207,15 +209,19 @@ class ConvexPotentialFlow(_Density):
         sharpness: k of the activation softplus(k u) / k; the default did best for flows, see
             docs/potential-search.md.
         strong_convexity: where the learned alpha of (alpha/2) |x|^2 starts, positive.
-        steps: optimiser steps, of Adam.
+        steps: optimiser steps.
         batch_size: rows of a step.
-        learning_rate: where the rate starts. The default is, for squared weights, a cosine and each kind of
-            estimator, the rate that did best over eight problems, see docs/mechanism.md.
+        optimizer: "adam", "sgd" (momentum 0.9) or "soap", which often fits better and takes longer for a
+            step; it needs the extra ``convexlift[soap]``. See ``convexlift.fit``.
+        learning_rate: where the rate starts. By default that of the kind of estimator and the optimiser: with
+            Adam 0.032, here, which for squared weights and a cosine did best over eight problems, see
+            docs/mechanism.md.
         weight_decay: decoupled decay of the unconstrained matrices: first layer and skips lose the share rate
             * weight_decay of their size at each step. Try some where rows are few or noisy.
         averaging: decay of a moving average of the parameters, in [0, 1), say 0.99; the model is that of the
             averages. Try some with a constant rate; a cosine averages by itself.
         schedule: "cosine", which lowers the rate to 0 at the end, or "constant".
+        warmup: steps over which the rate is raised from 0.
         validation_fraction: share of the rows by which the best step is chosen; with 0 the last step is kept.
         patience: stop after this many evaluations, of 25 a run, without a better validation loss; "rising":
             where it has risen for half of the run; None: never.
@@ -258,7 +264,6 @@ class ConvexPotentialFlow(_Density):
     sharpness: float = FLOW.sharpness
     strong_convexity: float = FLOW.strong_convexity
     steps: int = FLOW.steps
-    learning_rate: float = FLOW.lr
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         return tasks.ConvexPotentialFlow(block() for _ in range(self.blocks))
@@ -282,7 +287,7 @@ class LogConcaveDensity(_Density):
     Args:
         strong_convexity: where the learned alpha of (alpha/2) |x|^2 in f starts, or 0 for none; above two
             columns better positive.
-        learning_rate: as there; the default did best over four densities of one column.
+        learning_rate: as there; with Adam by default 0.064, which did best over four densities of one column.
         objective: what training minimises: "mle" (maximum likelihood), "importance", "importance-flow",
             "chains", "score", "denoising" or "nce"; see ``convexlift.LogConcaveDensity``.
 
@@ -314,7 +319,6 @@ class LogConcaveDensity(_Density):
     sharpness: float = DENSITY.sharpness
     strong_convexity: float = DENSITY.strong_convexity
     steps: int = DENSITY.steps
-    learning_rate: float = DENSITY.lr
     objective: str = "mle"
 
     @guarded
@@ -364,7 +368,8 @@ class ConvexRegressor(RegressorMixin, _Estimator):
             ``learning_rate=0.01`` the better choice for data without much noise.
         strong_convexity: where the learned alpha of (alpha/2) |x|^2 in f starts, or 0 for none.
         steps: optimiser steps; with fewer take a larger ``learning_rate``.
-        learning_rate: as there; the default did best over two regressions in 50 columns.
+        learning_rate: as there; with Adam by default 0.002, which did best over two regressions in 50
+            columns.
 
     Attributes:
         model_: the frozen ``convexlift.ConvexRegression``.
@@ -388,7 +393,6 @@ class ConvexRegressor(RegressorMixin, _Estimator):
     sharpness: float = REGRESSION.sharpness
     strong_convexity: float = REGRESSION.strong_convexity
     steps: int = REGRESSION.steps
-    learning_rate: float = REGRESSION.lr
 
     @guarded
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:

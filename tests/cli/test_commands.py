@@ -24,6 +24,7 @@ from convexlift import saving
 from convexlift.cli import models, train
 from convexlift.cli.main import join_lists, main
 from convexlift.cli.options import add_commands
+from convexlift.defaults import FLOW
 from convexlift.study import protocol
 from convexlift.table_files import write_table
 from convexlift.tasks import ConvexRegression
@@ -209,6 +210,14 @@ def test_averaging_and_the_schedule_are_passed_on_and_kept(
     assert main([*call, "--out", "averaged", "--schedule", "constant", "--resume"]) == 1
     assert "averaging was 0.9 and is now not set" in capsys.readouterr().err
     assert main([*call, "--out", "averaged", *more["averaged"], "--resume"]) == 0
+
+
+def test_the_optimiser_its_multiplier_and_warm_up_are_passed_on_and_kept() -> None:
+    call = ["train", "flow", "--data", write_rows(columns=1), *SMALL, "--out", "run"]
+    assert main([*call, "--optimizer", "soap", "--free-rate", "2", "--warmup", "1"]) == 0
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["optimizer"] == "soap" and config["lr"] == FLOW.soap_lr
+    assert config["rates"] == {"free": 2.0} and config["warmup"] == 1
 
 
 def test_train_density_on_one_of_several_columns(capsys: pytest.CaptureFixture[str]) -> None:

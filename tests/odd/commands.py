@@ -52,6 +52,19 @@ TRAINING: list[Case] = [
         "--weight-decay must be at least 0 and below 1 / lr = 31.25; got 50.0",
     ),
     refused(
+        "`train flow --free-rate 0`",
+        command(f"{TRAIN} --free-rate 0"),
+        ValueError,
+        "--free-rate must be positive; got 0.0",
+        kin="another option",
+    ),
+    refused(
+        "`train flow --steps 1 --warmup 2000`",
+        command(f"{TRAIN} --warmup 2000"),
+        ValueError,
+        "--warmup must be at most --steps, 1; got 2000",
+    ),
+    refused(
         "`train flow --averaging 1`",
         command(f"{TRAIN} --averaging 1"),
         ValueError,
@@ -420,7 +433,7 @@ STUDIES: list[Case] = [
         "`ablate gumbel --optimizer lion`",
         comparing("ablate gumbel --optimizer lion"),
         ValueError,
-        "unknown optimizer 'lion'; known: adam, sgd",
+        "unknown optimizer 'lion'; known: adam, sgd, soap",
         kin="another choice",
     ),
 ]

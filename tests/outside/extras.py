@@ -21,7 +21,7 @@ from convexlift.tensorboard import TensorBoard
 def estimators(x: NDArray[np.float64]) -> None:
     flow = ConvexPotentialFlow(hidden=(4,), steps=5, random_state=0).fit(x)
     assert flow.score_samples(x).shape == (len(x),)
-    regressor = ConvexRegressor(hidden=(4,), steps=5, random_state=0).fit(x, (x**2).sum(1))
+    regressor = ConvexRegressor(hidden=(4,), steps=5, optimizer="soap", random_state=0).fit(x, (x**2).sum(1))
     assert regressor.predict(x).shape == (len(x),)
 
 

@@ -12,12 +12,14 @@ import pytest
 
 from convexlift.problems import KINDS, Kind
 from convexlift.study import Budget, compare
+from convexlift.study.ablation import ablate
 from convexlift.study.cells import Cell
 from convexlift.study.comparison import _load
 from convexlift.study.protocol import SELECTION_SEED
 
 from . import toy
 
+LONE = Budget("lone", 4, 32, (0.01,), 1, 1, extensions=0, architecture=(("hidden", (4,)),))
 LINE = Budget("line", 40, 16, (0.05, 0.1), 2, 3, extensions=2)
 GUMBEL = Budget("tiny", 4, 32, (0.01, 0.02), 1, 2, extensions=1, architecture=(("hidden", (4, 4)),))
 
@@ -204,6 +206,22 @@ def test_diverged_evaluation_seeds_count_as_infinitely_bad(tmp_path, monkeypatch
     ]
     assert result["pairs"]["one-two"]["mean"] is None and result["pairs"]["one-two"]["verdict"] == "undecided"
     assert two["failed"][0].endswith("seed 1, 40 steps: boom")
+
+
+def test_the_optimiser_is_that_of_the_cells(tmp_path):
+    found = {}
+    for name in (None, "soap"):
+        result = compared("gumbel", arms=["squared"], budget=LONE, optimizer=name, out=tmp_path, jobs=1)
+        found[result["protocol"]["optimizer"]] = result["arms"]["squared"]["test"]["per_seed"]
+    assert list(found) == ["adam", "soap"] and found["adam"] != found["soap"]
+
+
+def test_without_its_package_soap_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    for make in (compare, ablate):
+        with pytest.raises(ImportError, match="^optimizer 'soap' needs pytorch_optimizer: pip install"):
+            make("gumbel", budget=GUMBEL, optimizer="soap", out=tmp_path / "out", jobs=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_common_rate_table_with_its_controls(tmp_path):

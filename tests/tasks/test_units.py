@@ -132,7 +132,7 @@ def test_powers_of_two_change_no_bit_of_training(
     assert second.best_validation == pytest.approx(first.best_validation + shift, abs=1e-9)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "soap"])
 @pytest.mark.parametrize("exponent", [-100, 100])
 def test_the_optimiser_does_not_see_the_units_of_the_targets(optimizer: str, exponent: int) -> None:
     case, data, held_out = CASES["regression"], table(150, 0), table(60, 1)

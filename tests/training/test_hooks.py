@@ -185,12 +185,12 @@ class Regression(nn.Module):
 
 
 @pytest.mark.parametrize("make", [cl.Softplus, cl.Squared, cl.Projected, cl.Lift])
-def test_parameters_of_weight_sources_outside_their_architecture_are_one_group(make: Any) -> None:
+def test_parameters_that_make_constrained_weights_are_one_group(make: Any) -> None:
     source = make(cl.ICNN(2, hidden=(4, 4), seed=0))
     module = Regression(source)
     groups = {group["name"]: group["params"] for group in parameter_groups(module)}
     assert list(groups) == ["source", "free"]
-    free = {id(p) for p in [*source.architecture.parameters(), module.offset]}
+    free = {id(p) for p in [*source.free_tensors().values(), module.offset]}
     assert {id(p) for p in groups["free"]} == free
     assert {id(p) for p in groups["source"]} == {id(p) for p in module.parameters()} - free
     assert len(groups["source"]) + len(groups["free"]) == len(list(module.parameters()))

@@ -19,7 +19,7 @@ import typer
 from convexlift.cli.errors import Interrupted, load_torch
 from convexlift.cli.options import one_argument_of, one_of
 from convexlift.cli.outputs import check_writable
-from convexlift.names import CONTROLS, DEFAULT_ARMS, OBJECTIVES, SOURCES, check_name
+from convexlift.names import CONTROLS, DEFAULT_ARMS, OBJECTIVES, OPTIMIZERS, SOURCES, check_name
 from convexlift.problems.catalogue import DENSITIES, FROM_FILES, NAMES, check_problem
 from convexlift.study.protocol import BUDGETS
 
@@ -100,6 +100,7 @@ class Compare(Comparing):
     objective: Annotated[
         str, one_of(OBJECTIVES, f"What densities are trained by: {', '.join(OBJECTIVES)}.")
     ] = "mle"
+    optimizer: Annotated[str | None, one_of(OPTIMIZERS, "adam, sgd or soap. [default: adam]")] = None
 
     def __call__(self) -> None:
         chosen = self.problem or (None if self.own else "digits21")
@@ -117,7 +118,10 @@ class Compare(Comparing):
                 check_name("arm", arm, (*SOURCES, *CONTROLS))
         check_name("budget", self.budget, BUDGETS["density"])
         check_name("objective", self.objective, OBJECTIVES)
+        if self.optimizer is not None:
+            check_name("optimizer", self.optimizer, OPTIMIZERS)
         options = self.told("arms", "rates", "seeds", "budget", "task", "objective", "data", "fixed_rate")
+        options |= self.told("optimizer")
         said = {**options, "objective": None} if self.objective == "mle" else options
 
         load_torch()

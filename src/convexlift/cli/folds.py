@@ -10,10 +10,9 @@ from torch import Tensor
 import convexlift as cl
 from convexlift.cli.errors import Interrupted
 from convexlift.cli.regression import exact
-from convexlift.cli.train import OF_FIT, Rows, Training, patience
+from convexlift.cli.train import Rows, Training
 from convexlift.cli.yardstick import gaussian_losses, plane_predictions
 from convexlift.data import hold_out, take
-from convexlift.names import SCREENS
 from convexlift.seeds import generator_on
 from convexlift.tasks.task import map_rows
 
@@ -55,15 +54,7 @@ def _trained(training: Training, rows: Rows, data: Any) -> Any:
     """A frozen model of some of the rows, trained as the run was."""
     train, validation = hold_out(data, training.validation_fraction, training.seed)
     model = training.untrained(rows)
-    history = cl.fit(
-        model,
-        train,
-        validation=validation,
-        dtype=getattr(torch, training.dtype),
-        patience=patience(training.patience),
-        allow=SCREENS,
-        **{option: getattr(training, option) for option in OF_FIT if option != "resume"},
-    )
+    history = cl.fit(model, train, validation=validation, **training.how_to_fit)
     if history.stopped == "interrupted":
         raise Interrupted("interrupted")
     return training.freeze(model, train)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, final
 
 import typer
 
 import convexlift as cl
-from convexlift.cli.train import Depth, Rate, Rows, Sharpness, Steps, Training
+from convexlift.cli.train import Depth, Rows, Sharpness, Steps, Training, rate_of
 from convexlift.cli.yardstick import plane_predictions
-from convexlift.defaults import REGRESSION
+from convexlift.defaults import REGRESSION, Defaults
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,13 +32,15 @@ class Regression(Training):
       convexlift predict runs/cost --data new.csv --out predicted.csv
     """
 
+    usual: ClassVar[Defaults] = REGRESSION
+
     target: Annotated[
         str, typer.Option(metavar="COLUMN", help="Column to fit, by name or number.", show_default=False)
     ]
     depth: Depth = REGRESSION.depth
     sharpness: Sharpness = REGRESSION.sharpness
     steps: Steps = REGRESSION.steps
-    lr: Rate = REGRESSION.lr
+    lr: Annotated[float | None, rate_of(REGRESSION)] = None
     slopes: Annotated[
         bool,
         typer.Option("--slopes", help="Take mean slopes of activations out; for data without much noise."),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, final
 
 import typer
 
@@ -20,9 +20,9 @@ from convexlift.cli.options import Reading, one_of
 from convexlift.cli.outputs import check_output_folder, check_writable
 from convexlift.cli.screening import allowed, in_words_of_options, warnings_told, without_missing
 from convexlift.cli.yardstick import beside_gaussian, compared
-from convexlift.defaults import ANY, DENSITY, FLOW
+from convexlift.defaults import ANY, DENSITY, FLOW, Defaults
 from convexlift.files import write_json, write_whole
-from convexlift.names import DTYPES, OBJECTIVES, SCHEDULES, SCREENS, SOURCES, check_name
+from convexlift.names import DTYPES, OBJECTIVES, OPTIMIZERS, SCHEDULES, SCREENS, SOURCES, check_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,10 +38,25 @@ _NOT_ASKED = ("out", "resume", "device", "tensorboard")
 Depth = Annotated[int, typer.Option(min=1, help="Number of hidden layers, where --hidden is one width.")]
 Sharpness = Annotated[float, typer.Option(help="k of the activation softplus(k u) / k.")]
 Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps.")]
-Rate = Annotated[float, typer.Option(help="Learning rate of Adam, to begin with.")]
 
 # What `fit` is told as the options say it.
-OF_FIT = ("steps", "batch_size", "lr", "weight_decay", "averaging", "schedule", "seed", "device", "resume")
+_OF_FIT = (
+    "steps",
+    "batch_size",
+    "optimizer",
+    "lr",
+    "weight_decay",
+    "averaging",
+    "schedule",
+    "warmup",
+    "seed",
+)
+
+
+def rate_of(usual: Defaults) -> Any:
+    """The option of the learning rate, for a kind of model with these defaults."""
+    told = f"{usual.lr}; with soap {usual.soap_lr}, with sgd {ANY.lr}"
+    return typer.Option(help=f"Learning rate, to begin with. [default: {told}]")
 
 
 def widths(text: str) -> str:
@@ -74,9 +89,11 @@ class Rows:
 class Training(Reading):
     """What a call of ``train`` asks for, whatever the kind of model; calling it trains.
 
-    A kind of model is a subclass: its docstring, the options that it alone has, how it is built from the
-    number of columns, and what there is to say of its frozen model.
+    A kind of model is a subclass: its docstring, its defaults, the options that it alone has, how it is built
+    from the number of columns, and what there is to say of its frozen model.
     """
+
+    usual: ClassVar[Defaults] = ANY
 
     out: Annotated[Path, typer.Option(help="Folder of the run; made if need be.", show_default=False)]
     source: Annotated[
@@ -91,7 +108,14 @@ class Training(Reading):
     depth: Depth
     sharpness: Sharpness
     steps: Steps = ANY.steps
-    lr: Rate
+    optimizer: Annotated[
+        str, one_of(OPTIMIZERS, "adam, sgd, or soap, which often fits better and needs convexlift[soap].")
+    ] = "adam"
+    lr: Annotated[float | None, rate_of(ANY)] = None
+    free_rate: Annotated[
+        float, typer.Option(help="Multiplies the rate of the unconstrained weights: biases, skips, ...")
+    ] = 1.0
+    warmup: Annotated[int, typer.Option(min=0, help="Steps over which the rate is raised from 0.")] = 0
     weight_decay: Annotated[
         float, typer.Option(help="Decoupled decay of the unconstrained matrices; more for few or noisy rows.")
     ] = ANY.weight_decay
@@ -144,7 +168,6 @@ class Training(Reading):
     def run(self) -> None:
         """Do what was asked, once the options are found to make sense."""
         load_torch()
-        import torch
 
         from convexlift.checks import check_device
         from convexlift.data import hold_out
@@ -172,15 +195,27 @@ class Training(Reading):
                 run_dir=self.out,
                 callbacks=[lambda _: write_orders(self, rows), *boards],
                 conclude=conclude,
-                dtype=getattr(torch, self.dtype),
-                patience=patience(self.patience),
-                allow=SCREENS,  # looked at above
-                **{option: getattr(self, option) for option in OF_FIT},
+                resume=self.resume,
+                **self.how_to_fit,
             )
         if history.stopped == "interrupted":
             raise _interrupted(self.out, begun=True)
         self.tell(told, history)
         self.tell_reading(rows.table)
+
+    @property
+    def how_to_fit(self) -> dict[str, Any]:
+        """What `fit` is told, whatever the rows; these have been looked at."""
+        import torch
+
+        return {
+            "dtype": getattr(torch, self.dtype),
+            "device": self.device,
+            "patience": _patience(self.patience),
+            "allow": SCREENS,
+            "rates": {} if self.free_rate == 1 else {"free": self.free_rate},
+            **{option: getattr(self, option) for option in _OF_FIT},
+        }
 
     def read(self) -> Rows:
         """The rows to train on."""
@@ -269,16 +304,23 @@ class Training(Reading):
             raise ValueError(f"--hidden {self.hidden} has {len(self.layers)} layers; leave --depth out")
         if not (self.sharpness > 0 and math.isfinite(self.sharpness)):
             raise ValueError(f"--sharpness must be positive; got {self.sharpness}")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"--lr must be positive; got {self.lr}")
-        if not (self.weight_decay >= 0 and self.lr * self.weight_decay < 1):
-            limit = f"below 1 / lr = {1 / self.lr:g}"
+        check_name("optimizer", self.optimizer, OPTIMIZERS)
+        rate = self.usual.rate(self.optimizer) if self.lr is None else self.lr
+        for option, given in (("lr", rate), ("free-rate", self.free_rate)):
+            if not (given > 0 and math.isfinite(given)):
+                raise ValueError(f"--{option} must be positive; got {given}")
+        if self.warmup > self.steps:
+            raise ValueError(f"--warmup must be at most --steps, {self.steps}; got {self.warmup}")
+        rate *= self.free_rate
+        if not (self.weight_decay >= 0 and rate * self.weight_decay < 1):
+            what = "lr" if self.free_rate == 1 else "(lr * free-rate)"
+            limit = f"below 1 / {what} = {1 / rate:g}"
             raise ValueError(f"--weight-decay must be at least 0 and {limit}; got {self.weight_decay}")
         if not 0 <= self.averaging < 1:
             raise ValueError(f"--averaging must be at least 0 and below 1; got {self.averaging}")
         check_name("schedule", self.schedule, SCHEDULES)
         check_name("dtype", self.dtype, DTYPES)
-        patience(self.patience)
+        _patience(self.patience)
         if not 0 < self.validation_fraction < 1:
             raise ValueError(
                 f"--validation-fraction must lie between 0 and 1; got {self.validation_fraction}"
@@ -412,10 +454,12 @@ class Flow(Training):
       convexlift evaluate runs/flow --data test.csv
     """
 
+    usual: ClassVar[Defaults] = FLOW
+
     depth: Depth = FLOW.depth
     sharpness: Sharpness = FLOW.sharpness
     steps: Steps = FLOW.steps
-    lr: Rate = FLOW.lr
+    lr: Annotated[float | None, rate_of(FLOW)] = None
     blocks: Annotated[int, typer.Option(min=1, help="Number of convex potentials, one after another.")] = 1
 
     def build(self, dim: int) -> cl.ConvexPotentialFlow:
@@ -437,10 +481,12 @@ class Density(Training):
       convexlift train density --data rows.npy --source lift --objective mle --out runs/density
     """
 
+    usual: ClassVar[Defaults] = DENSITY
+
     depth: Depth = DENSITY.depth
     sharpness: Sharpness = DENSITY.sharpness
     steps: Steps = DENSITY.steps
-    lr: Rate = DENSITY.lr
+    lr: Annotated[float | None, rate_of(DENSITY)] = None
     objective: Annotated[
         str,
         one_of(OBJECTIVES, f"What training minimises: {', '.join(OBJECTIVES)}; mle is maximum likelihood."),
@@ -489,7 +535,7 @@ def _interrupted(out: Path, begun: bool) -> Interrupted:
     return Interrupted(f"interrupted; {kept if begun else 'training had not begun'}")
 
 
-def patience(text: str) -> int | str | None:
+def _patience(text: str) -> int | str | None:
     """What `fit` takes for the option."""
     if text in ("none", "0"):
         return None

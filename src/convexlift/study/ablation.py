@@ -18,6 +18,7 @@ from convexlift.study.ranking import complete, difference, interval, is_clear
 from convexlift.study.report.numbers import interval_text, score_texts, short
 from convexlift.study.statistics import common_difference, summary
 from convexlift.study.workers import Workers
+from convexlift.training.optimisation import check_optimizer
 
 REFERENCE = "lift"
 SIGNIFICANT = 0.05
@@ -57,7 +58,7 @@ def ablate(
 
     Args:
         problem: a name known to `convexlift.problems.problem`.
-        optimizer: "adam" or "sgd" (momentum 0.9).
+        optimizer: "adam", "sgd" (momentum 0.9) or "soap".
         budget: "quick", "standard", "full", or a `Budget`.
         rates: the grid, used as it is: it does not grow.
         seeds: number of evaluation seeds, in place of the budget's.
@@ -98,6 +99,7 @@ def ablate(
         traced=True,
         fixed_rate=True,
     )
+    check_optimizer(spend.optimizer)
     with Workers(Setting(make, spend), Path(out) / "cells", jobs=jobs, resume=resume) as workers, owned(out):
         arms, may_grow = ABLATION_ARMS, rates is None
         found = run(

@@ -28,6 +28,7 @@ from convexlift.study.speed import first_guess, step_times
 from convexlift.study.statistics import summary
 from convexlift.study.workers import Workers
 from convexlift.training.environment import environment
+from convexlift.training.optimisation import check_optimizer
 
 _LOG_Z = (
     "test scores of evaluation runs: quadrature in two dimensions, annealed importance sampling above; rates "
@@ -66,6 +67,7 @@ def compare(
     own: str | Callable[[], Subject] | None = None,
     task: str | None = None,
     objective: str = "mle",
+    optimizer: str | None = None,
     command: str | None = None,
     progress: Callable[[Event], object] | None = None,
     forecast: Callable[[float], object] | None = None,
@@ -96,6 +98,7 @@ def compare(
             problem's own.
         objective: what densities are trained by, one of `convexlift.objectives.OBJECTIVES`; rates are then
             chosen by that loss on validation rows.
+        optimizer: "adam", "sgd" (momentum 0.9) or "soap"; by default the budget's, "adam".
         command: the shell command that gives the result again; kept in it.
         progress: called with an `Event` after every cell.
         forecast: called before the first cell with the seconds that all may take, by a few timed steps.
@@ -136,9 +139,9 @@ def compare(
             "add the task density"
         )
     names = check_arms(arms if arms is not None else (DEFAULT_ARMS if own is None else known), known)
-    spend = budget_for(
-        chosen.task, budget, chosen.dim, rates=rates, evaluation_seeds=seeds, fixed_rate=fixed_rate
-    )
+    changes = {"rates": rates, "evaluation_seeds": seeds, "fixed_rate": fixed_rate, "optimizer": optimizer}
+    spend = budget_for(chosen.task, budget, chosen.dim, **changes)
+    check_optimizer(spend.optimizer)
     setting = Setting(make, spend, device)
     with Workers(setting, Path(out) / "cells", jobs=jobs, resume=resume) as workers, owned(out):
         at_fixed_rate = FIXED_RATE_ARMS if own is None else names
