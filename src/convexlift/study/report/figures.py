@@ -166,7 +166,7 @@ def _rates(result: Result, look: Look, split: str, told: str) -> Figure | None:
     if not np.isfinite(values).any():
         return None
     y_range = robust_range(values)
-    note = f"{told} A ring marks the rate that an arm was given."
+    note = f"{told} A ring marks the rate that a way was given."
     note += " Crosses diverged." if np.isnan(values).any() else ""
     note += " Arrow heads lie above the frame." if (values > y_range[1]).any() else ""
     title, y_label = f"{split.capitalize()} loss against learning rate", f"{split} {_loss(result, split)}"
@@ -469,14 +469,14 @@ def traces(result: Result, section: str, look: Look) -> list[Figure]:
     for key, title, note, x_label in (
         (
             "dwell",
-            "How long weights stay on the shoulder",
+            "How long weights stay on the flat part",
             "The mean stay of a weight there, until it leaves or the run ends, as a share of the run.",
             "mean stay (share of the run)",
         ),
         (
             "occupancy",
-            "How many weights are on the shoulder",
-            "Their share, averaged over the run. Under projection, which has no shoulder, both figures are "
+            "How many weights are on the flat part",
+            "Their share, averaged over the run. Under projection, which has no flat part, both figures are "
             "of weights that are exactly zero.",
             "share of the weights",
         ),

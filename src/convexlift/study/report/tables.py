@@ -28,12 +28,12 @@ _NORMALISER = {
 }
 _DISTANCES = {"kl": "Kullback-Leibler divergence", "hellinger": "Hellinger distance"}
 _WEIGHTS = {
-    "shoulder": "on the\nshoulder",
+    "shoulder": "on the\nflat part",
     "at_zero": "exactly\nzero",
     "fan_in_weight": "fan-in × W",
     "relative_speed": "relative\nspeed",
     "step_amplification": "step\namplification",
-    "emission_noise": "emission\nnoise",
+    "emission_noise": "batch\nnoise",
 }
 _PERCENT = ("shoulder", "at_zero", "emission_noise")
 
@@ -78,7 +78,7 @@ def _by_arm(caption: str, arms: Mapping[str, Any], columns: Columns) -> Table | 
     cells = {title: [cell(*each) for each in arms.items()] for title, cell in columns}
     shown = {title: column for title, column in cells.items() if any(text != "–" for text in column)}
     rows = list(zip(arms, *shown.values(), strict=True))
-    return Table(caption, ["arm", *shown], rows) if shown else None
+    return Table(caption, ["trained by", *shown], rows) if shown else None
 
 
 def arms_table(section: Result, caption: str) -> Table | None:
