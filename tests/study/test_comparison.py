@@ -178,7 +178,7 @@ def test_a_new_task_is_one_entry(tmp_path, monkeypatch):
 def test_a_comparison_without_any_result_is_an_error(tmp_path):
     with pytest.raises(
         RuntimeError,
-        match="^no arm could be evaluated; the first failure: broken, rate .*LookupError: no such thing$",
+        match="^no way could be evaluated; the first failure: broken, rate .*LookupError: no such thing$",
     ):
         compared(own=toy.hopeless, budget=LINE, out=tmp_path, jobs=1)
     assert not (tmp_path / "result.json").exists()
@@ -237,7 +237,7 @@ def test_equal_seconds_stops_slower_arms_earlier(tmp_path, monkeypatch):
     ("arguments", "error", "message"),
     [
         ({"problem": "digit21"}, ValueError, "^unknown problem 'digit21'; did you mean 'digits21'"),
-        ({"problem": "gumbel", "arms": ["lfit"]}, ValueError, "^unknown arm 'lfit'; known: "),
+        ({"problem": "gumbel", "arms": ["lfit"]}, ValueError, "^unknown way of training 'lfit'; known: "),
         (
             {"problem": "gumbel", "budget": "huge"},
             ValueError,
@@ -281,12 +281,12 @@ def test_equal_seconds_stops_slower_arms_earlier(tmp_path, monkeypatch):
         (
             {"own": lambda: 3},
             TypeError,
-            r"^own must return \(Problem, {name: arm}\), an arm being a function of a network$",
+            r"^own must return \(Problem, {name: way}\), a way of training being a function of a network$",
         ),
         (
             {"own": lambda: (toy.toy(), {})},
             TypeError,
-            "^own must return at least one arm, each a function of a network$",
+            "^own must return at least one way of training, each a function of a network$",
         ),
     ],
 )

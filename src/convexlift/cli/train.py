@@ -79,7 +79,7 @@ class Training(Reading):
 
     out: Annotated[Path, typer.Option(help="Folder of the run; made if need be.", show_default=False)]
     source: Annotated[
-        str, one_of(SOURCES, f"Where the non-negative weights come from: {', '.join(SOURCES)}.")
+        str, one_of(SOURCES, f"Weight source, which keeps weights at or above zero: {', '.join(SOURCES)}.")
     ] = ANY.source
     hidden: Annotated[
         str,

@@ -190,7 +190,7 @@ def run(
     outcomes.run(EVALUATION, [cell for by_arm in (full, half) for name in names for cell in by_arm[name]])
     if not any(outcomes.finished(cells) for cells in full.values()):
         raise RuntimeError(
-            f"no arm could be evaluated; the first failure: {outcomes.messages(outcomes.by_cell)[0]}"
+            f"no way could be evaluated; the first failure: {outcomes.messages(outcomes.by_cell)[0]}"
         )
     common: dict[str, list[Cell]] = {}
     if spend.fixed_rate:  # every arm at the one common rate, without any selection
@@ -323,8 +323,8 @@ def _protocol(chosen: Problem, setting: Setting, grid: Sequence[float]) -> dict[
         "device": setting.device,
         "half_budget": "separate runs of half the steps and their own schedule, at the rate chosen above",
         "equal_seconds": (
-            "inside the full run, at the time when the fastest arm ends; seconds are steps times the median "
-            "time of a step, measured for all arms in turn with one thread"
+            "inside the full run, at the time when the fastest way ends; seconds are steps times the median "
+            "time of a step, measured for all ways in turn with one thread"
         ),
         **({"log_z": _LOG_Z} if is_multivariate(chosen) else {}),
         "intervals": (

@@ -237,7 +237,7 @@ def table(part: Result) -> Table:
     ]
     metric = str(part["metric"])
     caption = f"{metric[:1].upper()}{metric[1:]} of frozen models on test rows, mean ± standard error"
-    return Table(caption, [*head, "frozen model\nis convex", "seconds\na run"], rows)
+    return Table(caption, [*head, "trained model\nis convex", "seconds\na run"], rows)
 
 
 def text_table(part: Result) -> str:
@@ -249,7 +249,7 @@ def text_table(part: Result) -> str:
     columns = list(zip(*rows, strict=True))
     widths = [f"<{max(map(len, columns[0]))}", *(f">{max(map(len, column))}" for column in columns[1:])]
     lines = ["  ".join(map(format, row, widths)) for row in rows]
-    return f"{part['problem']}: {part['metric']} of frozen models on test rows\n" + "\n".join(lines)
+    return f"{part['problem']}: {part['metric']} of the trained models on test rows\n" + "\n".join(lines)
 
 
 def _by(found: Result, unit: str, form: str = "{} ({})") -> str:

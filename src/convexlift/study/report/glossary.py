@@ -40,7 +40,7 @@ class Term(NamedTuple):
 
 TERMS = {
     "way": Term(
-        "Way of training",
+        "Way of training (arm)",
         "A way of keeping the constrained weights W of an input-convex network at or above zero; the names "
         "are explained below. All ways share one architecture, start as the same network (except "
         "lift-reference and softplus-scattered), and have the same optimiser, schedule and grid of learning "
