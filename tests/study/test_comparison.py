@@ -85,6 +85,7 @@ def test_result_has_the_stated_form(tmp_path):
 
     assert [event.done for event in events] == list(range(1, len(events) + 1))
     assert events[-1].done == events[-1].total == 2 * 3 + 2 * 4
+    assert events[0].total == 2 * 2 + 2 * 4  # what comes after the selection is counted, a third rate not yet
     assert {event.phase for event in events} == {"selection", "evaluation"}
     assert events[0].message.startswith("projected, rate 0.01, seed 1000, 4 steps: validation ")
 

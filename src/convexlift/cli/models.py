@@ -18,6 +18,7 @@ from convexlift.cli.errors import load_torch
 from convexlift.cli.options import Reading
 from convexlift.cli.outputs import check_output_file
 from convexlift.cli.screening import without_missing
+from convexlift.counting import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,7 +117,9 @@ class Evaluate(_Rows):
             raise ValueError(f"{self.data} has one row; a standard error needs at least two")
         scores = self.each(model.log_prob, table).double()
         mean, error = -float(scores.mean()), float(scores.std()) / math.sqrt(len(scores))
-        typer.echo(f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({len(scores):,} rows)")
+        typer.echo(
+            f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({counted(len(scores), 'row')})"
+        )
         self.tell_reading(table)
 
     def evaluate_regression(self, model: cl.ConvexRegression) -> None:
@@ -129,7 +132,7 @@ class Evaluate(_Rows):
         table = self.read(model, str(target))
         x, y, name = table.rows[:, :-1], table.rows[:, -1], table.names[-1]
         scores = errors_of(self.each(exact(model).predict, table, x), y)
-        typer.echo(f"{in_words(scores)} ({len(y):,} rows, target {name})")
+        typer.echo(f"{in_words(scores)} ({counted(len(y), 'row')}, target {name})")
         self.tell_reading(table)
 
 
@@ -255,4 +258,4 @@ def _write(file: Path, rows: Any, names: list[str]) -> None:
     from convexlift.table_files import write_table
 
     write_table(file, rows, names)
-    typer.echo(f"{len(rows):,} rows written to {file}")
+    typer.echo(f"{counted(len(rows), 'row')} written to {file}")

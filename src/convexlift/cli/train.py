@@ -19,6 +19,7 @@ from convexlift.cli.errors import Interrupted, load_torch
 from convexlift.cli.options import Reading, one_of
 from convexlift.cli.outputs import check_output_folder, check_writable
 from convexlift.cli.screening import allowed, in_words_of_options, warnings_told, without_missing
+from convexlift.counting import counted
 from convexlift.defaults import ANY, DENSITY, FLOW
 from convexlift.files import write_json, write_whole
 from convexlift.names import DTYPES, OBJECTIVES, SCHEDULES, SCREENS, SOURCES, check_name
@@ -345,9 +346,10 @@ class Training(Reading):
         """Print the outcome of a finished run."""
         from convexlift.training.run_folder import MODEL
 
+        rows = counted(found["rows"]["validation"], "row")
         typer.echo(
             f"validation {self.scored(found['validation'])} "
-            f"({found['rows']['validation']:,} rows, best step {history.best_step:,} of {self.steps:,})"
+            f"({rows}, best step {history.best_step:,} of {self.steps:,})"
         )
         if history.stopped == "patience":
             typer.echo(

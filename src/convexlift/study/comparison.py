@@ -172,9 +172,9 @@ def run(
     chosen = subject(setting)[0]
     outcomes = Outcomes(workers, progress)
     to_come = _to_come(spend, names, at_fixed_rate)
+    outcomes.ahead = [cell for cells in to_come.values() for cell in cells]
     if forecast is not None:
         outcomes.step_seconds = first_guess(setting, names)
-        outcomes.ahead = [cell for cells in to_come.values() for cell in cells]
         chosen_from = spend.rates if len(spend.rates) > 1 or (may_grow and spend.extensions) else ()
         seconds = outcomes.left(_selecting(names, chosen_from, spend))
         if seconds is not None:

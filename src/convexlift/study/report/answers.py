@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from convexlift.counting import counted
 from convexlift.mechanism import DETERMINISTIC_BELOW
 from convexlift.study.ranking import (
     Result,
@@ -50,7 +51,7 @@ def _above(found: Result, unit: str) -> str:
         return f"{short(found['mean'], 3)}{unit} above it (no interval)"
     places, rows = decimals((bounds[1] - bounds[0]) / 2), interval(found, "rows_ci95")
     also = f", {range_text(rows, places)} over test rows" if rows else ""
-    over = f"95 % interval {range_text(bounds, places)} over {found.get('n')} seeds{also}"
+    over = f"95 % interval {range_text(bounds, places)} over {counted(found['n'], 'seed')}{also}"
     return f"{fixed(found['mean'], places)}{unit} above it ({over})"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from convexlift.counting import counted
 from convexlift.files import make_folder, write_whole
 from convexlift.study.ranking import Result, finite, tied_with_best
 from convexlift.study.report import glossary
@@ -141,8 +142,8 @@ def _facts(result: Result) -> list[str]:
     arms, seconds = result["arms"].values(), finite(result.get("seconds"))
     seeds = max((len((arm.get("test") or {}).get("per_seed") or []) for arm in arms), default=0)
     facts = [
-        f"{len(arms)} ways of training",
-        f"{seeds} seed{'s' if seeds != 1 else ''}",
+        f"{counted(len(arms), 'way')} of training",
+        counted(seeds, "seed"),
         *spent(result),
         f"about {duration(seconds)} in all" if seconds else "",
         str((result.get("environment") or {}).get("date") or "")[:10],
