@@ -21,7 +21,7 @@ from convexlift.plots.drawing import axes_of, robust_range, tick, tick_text
 from convexlift.plots.svg import as_svg, svg_file
 from convexlift.study.arms import ARMS, MULTIPLIED, SCATTERED, WITHOUT
 from convexlift.study.ranking import difference
-from convexlift.study.report import chart_parts, figures, glossary
+from convexlift.study.report import chart_parts, figures, glossary, tables
 from convexlift.study.report import page as report
 from convexlift.study.report.advice import after_comparison
 from convexlift.study.report.answers import verdicts
@@ -672,6 +672,17 @@ def test_what_is_missing_or_diverged_is_shown_as_such() -> None:
     assert "1 of 5 seeds failed" in words
     assert "What failed" in words and "training diverged after 3 steps" in words
     assert "lift at 0.128: diverged" in words
+
+
+def test_the_best_on_validation_has_its_step() -> None:
+    result = made_up_result()
+    curves = [[25.0, 23.0, 24.0], [26.0, None, 25.0], [24.0, 22.0, 23.0]]
+    result["arms"]["lift"]["curves"] = {"steps": [0, 1000, 2000], "seconds": [0, 1, 2], "validation": curves}
+    table = tables.arms_table(result, "losses")
+    assert table is not None
+    rows = {row[0]: row for row in table.rows}
+    assert "23.33 at 1,000" in rows["lift"]  # the mean of 23, 25 and 22
+    assert tables._best_so_far({}) == "–"
 
 
 # Reading.

@@ -351,7 +351,7 @@ class Standing:
 
         table = Table("", box=None, padding=(0, 2))
         splits = [split for split in ("validation", "test") if any(seen == split for _, seen in self.lowest)]
-        for title in (*(f"lowest {split}" for split in splits), "runs"):
+        for title in (*(f"best run, {split} loss" for split in splits), "runs"):
             table.add_column(title, justify="right")
         for arm, runs in self.runs.items():
             table.add_row(arm, *(self._told(arm, split) for split in splits), str(runs))
@@ -361,4 +361,4 @@ class Standing:
         if (arm, split) not in self.lowest:
             return "–"
         loss, rate = self.lowest[arm, split]
-        return f"{loss:.4f} at {rate:g}" if math.isfinite(loss) else "diverged"
+        return f"{loss:.4f} at rate {rate:g}" if math.isfinite(loss) else "diverged"
