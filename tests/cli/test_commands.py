@@ -332,7 +332,7 @@ def test_compare_and_report(capsys: pytest.CaptureFixture[str]) -> None:
     out, err = capsys.readouterr()
     assert "logistic: excess negative log-likelihood (nats) of the trained models on test rows" in out
     assert "report: first/report.html" in out
-    assert "[1/4] selection: softplus, rate 0.01" in err
+    assert "[1/12] selection: softplus, rate 0.01" in err
     assert {"softplus", "lift"} == set(json.loads(Path("first/result.json").read_text())["arms"])
     assert main([*call, "--seeds", "1", "--rates", "0.01", "--out", "second"]) == 0
     capsys.readouterr()

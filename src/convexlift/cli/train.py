@@ -358,7 +358,7 @@ class Training(Reading):
             )
         if "log_z" in found:
             typer.echo(f"log Z: {found['log_z']['value']:.4f} ± {found['log_z']['error']:.2g}")
-        typer.echo(f"frozen model: {self.out / MODEL}")
+        typer.echo(f"trained model: {self.out / MODEL}")
         if self.tensorboard is not None:
             typer.echo(f"for its curves: tensorboard --logdir {self.tensorboard}")
 
