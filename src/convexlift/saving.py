@@ -16,6 +16,7 @@ from convexlift.ambient import guarded
 from convexlift.architectures import ICNN, PICNN, Architecture, ConvICNN
 from convexlift.architectures.base import check_nonnegative_tensors
 from convexlift.checks import name_dtype
+from convexlift.counting import counted
 from convexlift.files import write_whole
 from convexlift.seeds import seeded
 from convexlift.tasks import ConditionalDensity, ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
@@ -169,7 +170,7 @@ def _columns(model: nn.Module) -> dict[str, Any]:
         raise TypeError(f"columns must be lists of names, as {{'x': ['a', 'b']}}; got {columns!r}")
     dim = getattr(model, "dim", None)
     if dim is not None and len(columns.get("x", range(dim))) != dim:
-        raise ValueError(f"columns names {len(columns['x'])} columns of x; the model reads {dim}")
+        raise ValueError(f"columns names {counted(len(columns['x']), 'column')} of x; the model reads {dim}")
     return {"columns": columns}
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import takewhile
 
+from convexlift.counting import counted
 from convexlift.names import close_names
 
 # What a model knows of its columns: names, places (from 1) in a file without names, or just their number.
@@ -87,7 +88,9 @@ def _named(cells: Cells, columns: str | None, option: str) -> list[int]:
             raise ValueError(f"{cells.file} has no column '{part}'; it has {listed(names)}")
     for place in kept:
         if not 0 <= place < len(names):
-            raise ValueError(f"{cells.file} has no column {place + 1}: it has {len(names)} columns")
+            raise ValueError(
+                f"{cells.file} has no column {place + 1}: it has {counted(len(names), 'column')}"
+            )
     if columns is not None:
         check_names(cells, kept)
     if len(set(kept)) < len(kept) or not kept:

@@ -339,9 +339,9 @@ def test_compare_and_report(capsys: pytest.CaptureFixture[str]) -> None:
     call = ["compare", "logistic", "--arms", "softplus", "lift", "--jobs", "1"]
     assert main([*call, "--out", "first"]) == 0
     out, err = capsys.readouterr()
-    assert "logistic: excess negative log-likelihood (nats) of frozen models on test rows" in out
+    assert "logistic: excess negative log-likelihood (nats) of the trained models on test rows" in out
     assert "report: first/report.html" in out
-    assert "[1/4] selection: softplus, rate 0.01" in err
+    assert "[1/12] selection: softplus, rate 0.01" in err
     assert {"softplus", "lift"} == set(json.loads(Path("first/result.json").read_text())["arms"])
     assert main([*call, "--seeds", "1", "--rates", "0.01", "--out", "second"]) == 0
     capsys.readouterr()
@@ -362,7 +362,7 @@ def test_the_gallery_is_compared_on_one_page(capsys: pytest.CaptureFixture[str])
     call = "compare gallery --task density --arms softplus --rates 0.01 --seeds 1 --jobs 1 --out all"
     assert main(call.split()) == 0
     out = capsys.readouterr().out
-    assert out.endswith("report: all/report.html\n") and out.count("of frozen models on test rows") == 6
+    assert out.endswith("report: all/report.html\n") and out.count("of the trained models on test rows") == 6
     names = ["beta", "gamma", "gumbel", "laplace", "logistic", "uniform"]
     assert sorted(path.parent.name for path in Path("all").glob("*/result.json")) == names
     assert "Over 6 problems" in Path("all/report.html").read_text()
@@ -765,8 +765,8 @@ def test_a_truncated_checkpoint_is_not_resumed(trained: Path, capsys: pytest.Cap
 
 BAD_CALLS: dict[str, tuple[str, int, str]] = {
     "problem": ("compare digitz", 1, "unknown problem 'digitz'; did you mean 'digits21'?"),
-    "arm": ("compare logistic --arms lfit", 1, "unknown arm 'lfit'; known: projected, softplus"),
-    "arm that is a problem": ("compare gumbel --arms lift logistic", 1, "unknown arm 'logistic'"),
+    "arm": ("compare logistic --arms lfit", 1, "unknown way of training 'lfit'; known: projected, softplus"),
+    "arm that is a problem": ("compare gumbel --arms lift logistic", 1, "unknown way of training 'logistic'"),
     "budget": ("compare logistic --budget huge", 1, "unknown budget 'huge'"),
     "rate": ("compare logistic --rates fast", 1, "--rates: 'fast' is not a number"),
     "negative rate": ("compare logistic --rates 0", 1, "learning rates must lie in (0, 1]; got 0"),

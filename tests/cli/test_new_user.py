@@ -483,9 +483,12 @@ def test_a_best_so_far_never_gets_worse() -> None:
 def test_a_best_so_far_has_no_column_without_figures() -> None:
     standing = compare.Standing()
     standing.note(event("laplace", 3.0))
-    assert [column.header for column in standing.table().columns] == ["", "lowest test", "runs"]
+    assert [column.header for column in standing.table().columns] == ["", "best run, test loss", "runs"]
     standing.note(event("selection", 2.0))
-    assert [column.header for column in standing.table().columns][1:3] == ["lowest validation", "lowest test"]
+    assert [column.header for column in standing.table().columns][1:3] == [
+        "best run, validation loss",
+        "best run, test loss",
+    ]
 
 
 def test_a_table_never_ranks_the_larger_of_two_figures_higher() -> None:

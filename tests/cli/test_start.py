@@ -34,7 +34,7 @@ REFUSED = {
     "train density --data rows.csv --out out --objective map": "unknown objective 'map'; known: mle",
     "demo --seeds 0": "Invalid value for '--seeds'",
     "compare digitz": "unknown problem 'digitz'; did you mean 'digits21'?",
-    "compare gumbel --arms lfit": "unknown arm 'lfit'; known: projected",
+    "compare gumbel --arms lfit": "unknown way of training 'lfit'; known: projected",
     "compare gumbel --budget huge": "unknown budget 'huge'",
     "compare gumbel --objective map": "unknown objective 'map'",
     "compare gumbel --rates fast": "--rates: 'fast' is not a number",

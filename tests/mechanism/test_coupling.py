@@ -218,7 +218,7 @@ def test_errors(linear):
     )
     refused("the loss or its gradient is not finite", x, loss=lambda x: lift(x).mean() * torch.inf)
     independent = linear_lift(linear(2), -1.0, torch.eye(2), coupling="independent")
-    refused("emits from independent batches in training: pass emit_from", x, model=independent)
+    refused("reads independent batches in training: pass emit_from", x, model=independent)
 
 
 def test_parts_of_one_tensor_are_batches_of_their_own(linear):

@@ -56,7 +56,7 @@ def test_an_independent_lift_needs_its_batches(linear):
         return lift(x, emit_from).mean()
 
     batches = normal(6, 4, 1)
-    with pytest.raises(ValueError, match="emits from independent batches in training: pass emit_from"):
+    with pytest.raises(ValueError, match="reads independent batches in training: pass emit_from"):
         update_diffusion(lift, loss, batches[:3], lr=0.1)
     assert update_diffusion(lift, loss, batches[:3], lr=0.1, emit_from=batches[3:]).emission > 0
 

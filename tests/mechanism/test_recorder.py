@@ -176,7 +176,7 @@ def test_rows_follow_the_model_s_dtype_and_an_independent_lift_is_given_its_batc
     recorder = Recorder(rows, batches, emit_from=emitting, instruments=(*INSTRUMENTS, coupling_notes))
     fit(task, rows, dtype=torch.float64, callbacks=[recorder], **SMALL)
     assert len(recorder.notes["coupling/trace"]) == 2
-    with pytest.raises(ValueError, match="emits from independent batches in training: pass emit_from"):
+    with pytest.raises(ValueError, match="reads independent batches in training: pass emit_from"):
         Recorder(rows, batches, instruments=(coupling_notes,)).record(0, task)
 
 

@@ -283,7 +283,7 @@ INSTRUMENTS: list[Case] = [
         "probe batch 0 and probe batch 1 share memory: each must be a tensor of its own",
     ),
     refused(
-        "the noise of one emission",
+        "the noise of a lift's weights, of one batch",
         lambda: mechanism.emission_noise(cl.Lift(net()), [rows()]),
         ValueError,
         "emission_noise needs at least 2 batches; got 1",

@@ -319,13 +319,13 @@ STUDIES: list[Case] = [
         "`compare --arms lfit`",
         comparing("compare gumbel --arms lfit"),
         ValueError,
-        "unknown arm 'lfit'; known: ...",
+        "unknown way of training 'lfit'; known: ...",
     ),
     refused(
         "`compare --arms ''`",
         compared(problem="gumbel", arms=[]),
         ValueError,
-        "no arms to compare; known: ...",
+        "no ways of training to compare; known: ...",
     ),
     refused(
         "`compare --rates fast`",
@@ -382,16 +382,16 @@ STUDIES: list[Case] = [
         "own brings its own problem and data: leave out the problem's name and data",
     ),
     refused(
-        "a comparison of your own without arms",
+        "a comparison of your own without ways of training",
         compared(own=lambda: (problem("gumbel"), {})),
         TypeError,
-        "own must return at least one arm, each a function of a network",
+        "own must return at least one way of training, each a function of a network",
     ),
     refused(
         "a comparison of your own that returns a problem alone",
         compared(own=lambda: problem("gumbel")),
         TypeError,
-        "own must return (Problem, {name: arm}), an arm being a function of a network",
+        "own must return (Problem, {name: way}), a way of training being a function of a network",
     ),
     refused(
         "`compare --out` of a comparison on another problem",
@@ -415,7 +415,7 @@ STUDIES: list[Case] = [
         "`report` of a training run",
         command("report run", lambda: text("{}", "run/result.json")),
         ValueError,
-        "run/result.json is not the result of a comparison: it has no problem or no arms",
+        "run/result.json is not the result of a comparison: it has no problem or no ways of training",
     ),
     refused(
         "`report` of a result of a later version",
@@ -424,7 +424,7 @@ STUDIES: list[Case] = [
         "run/result.json has schema 9; this version of convexlift reads schema 1",
     ),
     refused(
-        "losses of two arms that cannot be paired",
+        "losses of two ways of training, one with a seed more",
         lambda: paired_difference([1.0], [1.0, 2.0]),
         ValueError,
         "expected as many losses on both sides, at least one; got 1 and 2",

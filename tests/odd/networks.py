@@ -294,7 +294,7 @@ SOURCES: list[Case] = [
         "the weights of a lift of an empty batch",
         lambda: lift().weights(rows()[:0]),
         ValueError,
-        "cannot emit weights from an empty batch",
+        "cannot compute weights from an empty batch",
     ),
     refused(
         "the weights of a lift of rows of another width",

@@ -38,6 +38,9 @@ HEAD = """# What happens when
 What this library does with input that is bad or odd: first what goes well, then what it warns of, then what
 it refuses. `...` stands for more. Each line is tried by a test, which also takes out the check behind it and
 sees that the outcome changes. Written by `python scripts/what_happens.py` from the table in `tests/odd/`.
+
+A *weight source* keeps the constrained weights of a convex network at or above zero; the *lift* is one that
+computes them from the batch. *Freezing* a trained model fixes its weights: it is one convex function then.
 """
 
 

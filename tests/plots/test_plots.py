@@ -138,7 +138,7 @@ def test_a_flow_shows_its_samples_and_the_images_of_its_latent_grid() -> None:
 
 def test_the_best_step_is_ringed_and_losses_above_the_frame_are_arrow_heads() -> None:
     ax = plot_history(HISTORY, label="nats")
-    ring = next(line for line in ax.lines if str(line.get_label()).startswith("best step: 30"))
+    ring = next(line for line in ax.lines if line.get_label() == "best: 1.5 at step 30")
     assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (30, 1.5) and ax.get_ylabel() == "nats"
     heads = [line for line in ax.lines if line.get_marker() == "^"]
     assert [list(line.get_xdata()) for line in heads] == [[10], [10]]

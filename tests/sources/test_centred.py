@@ -220,7 +220,7 @@ def test_what_it_refuses() -> None:
         cl.Centred(cl.Squared(layer, ["weight"]))
     with pytest.raises(ValueError, match=r"momentum must lie in \(0, 1\]; got 0"):
         cl.Centred(cl.Squared(cl.ICNN(2)), momentum=0.0)
-    with pytest.raises(ValueError, match="cannot emit weights from an empty batch"):
+    with pytest.raises(ValueError, match="cannot compute weights from an empty batch"):
         cl.Centred(cl.Lift(cl.ICNN(2))).emit(torch.zeros(0, 2))
     with pytest.raises(ValueError, match="cannot centre activations on an empty batch"):
         cl.Centred(cl.Squared(cl.ICNN(2))).emit(torch.zeros(0, 2))

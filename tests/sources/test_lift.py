@@ -92,7 +92,7 @@ def test_a_batch_of_one_emits_and_an_empty_or_wrong_one_is_refused() -> None:
         source(data(1)).sum().backward()
         assert bool(torch.isfinite(outer(source, data(1))).all())
     for read in ("emit", "freeze", "settle", "initialise"):
-        with pytest.raises(ValueError, match="cannot emit weights from an empty batch"):
+        with pytest.raises(ValueError, match="cannot compute weights from an empty batch"):
             getattr(Lift(network(), seed=0), read)(data(0))
         with pytest.raises(ValueError, match=r"expected a batch of 3 columns; got \(5, 2\)"):
             getattr(Lift(network(), seed=0), read)(data(5, 2))

@@ -110,11 +110,13 @@ def test_a_users_arm_may_have_any_name():
 def test_arm_names_are_checked():
     assert check_arms(["lift", "lift", SCATTERED]) == ("lift", SCATTERED)
     known = "projected, softplus, .*, softplus-multiplied"
-    with pytest.raises(ValueError, match=rf"^unknown arm 'lfit'; known: {known}; did you mean 'lift'\?$"):
+    with pytest.raises(
+        ValueError, match=rf"^unknown way of training 'lfit'; known: {known}; did you mean 'lift'\?$"
+    ):
         check_arms(["lfit"])
-    with pytest.raises(ValueError, match="^no arms to compare; known: mine$"):
+    with pytest.raises(ValueError, match="^no ways of training to compare; known: mine$"):
         check_arms([], {"mine": ARMS["lift"]})
-    with pytest.raises(ValueError, match="^unknown arm 'lift'; known: mine$"):
+    with pytest.raises(ValueError, match="^unknown way of training 'lift'; known: mine$"):
         check_arms(["lift"], {"mine": ARMS["lift"]})
 
 

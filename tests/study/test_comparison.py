@@ -87,6 +87,7 @@ def test_result_has_the_stated_form(tmp_path):
 
     assert [event.done for event in events] == list(range(1, len(events) + 1))
     assert events[-1].done == events[-1].total == 2 * 3 + 2 * 4
+    assert events[0].total == 2 * 2 + 2 * 4  # what comes after the selection is counted, a third rate not yet
     assert {event.phase for event in events} == {"selection", "evaluation"}
     assert events[0].message.startswith("projected, rate 0.01, seed 1000, 4 steps: validation ")
 
@@ -180,7 +181,7 @@ def test_a_new_task_is_one_entry(tmp_path, monkeypatch):
 def test_a_comparison_without_any_result_is_an_error(tmp_path):
     with pytest.raises(
         RuntimeError,
-        match="^no arm could be evaluated; the first failure: broken, rate .*LookupError: no such thing$",
+        match="^no way could be evaluated; the first failure: broken, rate .*LookupError: no such thing$",
     ):
         compared(own=toy.hopeless, budget=LINE, out=tmp_path, jobs=1)
     assert not (tmp_path / "result.json").exists()
@@ -255,7 +256,7 @@ def test_equal_seconds_stops_slower_arms_earlier(tmp_path, monkeypatch):
     ("arguments", "error", "message"),
     [
         ({"problem": "digit21"}, ValueError, "^unknown problem 'digit21'; did you mean 'digits21'"),
-        ({"problem": "gumbel", "arms": ["lfit"]}, ValueError, "^unknown arm 'lfit'; known: "),
+        ({"problem": "gumbel", "arms": ["lfit"]}, ValueError, "^unknown way of training 'lfit'; known: "),
         (
             {"problem": "gumbel", "budget": "huge"},
             ValueError,
@@ -299,12 +300,12 @@ def test_equal_seconds_stops_slower_arms_earlier(tmp_path, monkeypatch):
         (
             {"own": lambda: 3},
             TypeError,
-            r"^own must return \(Problem, {name: arm}\), an arm being a function of a network$",
+            r"^own must return \(Problem, {name: way}\), a way of training being a function of a network$",
         ),
         (
             {"own": lambda: (toy.toy(), {})},
             TypeError,
-            "^own must return at least one arm, each a function of a network$",
+            "^own must return at least one way of training, each a function of a network$",
         ),
     ],
 )

@@ -232,6 +232,8 @@ def test_rate_and_way_are_weighed() -> None:
     worse = {name: [value + 3 for value in values] for name, values in LEVEL.items()}
     assert words.rate_or_way(part(worse, LEVEL)).startswith("The rate: the library's rates took 3.0 nats off")
     assert words.rate_or_way(part(LEVEL, worse)).startswith("The way: the library's rates did not help")
+    as_far = {name: [value + 2.1 for value in values] for name, values in LEVEL.items()}
+    assert words.rate_or_way(part(as_far, LEVEL)).startswith("Both about alike: the library's rates took 2.1")
     near = {name: [value + 0.1 for value in values] for name, values in LEVEL.items()}
     assert words.rate_or_way(part(near, LEVEL)).startswith("The way: the library's rates took 0.100 nats off")
 

@@ -21,7 +21,7 @@ from convexlift.plots.drawing import axes_of, robust_range, tick, tick_text
 from convexlift.plots.svg import as_svg, svg_file
 from convexlift.study.arms import ARMS, MULTIPLIED, SCATTERED, WITHOUT
 from convexlift.study.ranking import difference
-from convexlift.study.report import chart_parts, figures, glossary
+from convexlift.study.report import chart_parts, figures, glossary, tables
 from convexlift.study.report import page as report
 from convexlift.study.report.advice import after_comparison
 from convexlift.study.report.answers import verdicts
@@ -206,7 +206,7 @@ def test_a_tie_is_called_a_tie() -> None:
 
 def test_three_equal_arms_are_a_tie() -> None:
     result = arms(lift=[1.0, 2.0, 3.0], softplus=[1.1, 1.9, 3.1], squared=[1.05, 2.1, 2.9])
-    assert answer(result, "lowest loss").startswith("A tie: no arm is clearly below the others.")
+    assert answer(result, "lowest loss").startswith("A tie: no way is clearly below the others.")
     assert answer(result, "Did the lift help") == "Not clearly: it is tied with squared and softplus."
 
 
@@ -229,7 +229,7 @@ def test_a_ranking_that_turns_at_half_the_budget_is_no_final_win() -> None:
     assert answer(result, "lowest loss").startswith("lift reached the lowest loss:")
     told = answer(result, "half the budget")
     assert "At half the steps softplus has the lowest mean (clearly)." in told
-    assert "no arm can be said to end lower" in told
+    assert "no way can be said to end lower" in told
 
 
 def test_one_seed_allows_no_verdict() -> None:
@@ -243,7 +243,7 @@ def test_arms_that_failed_are_named() -> None:
     result = arms(lift=[1.0, 1.1, 1.0], softplus=[2.0, 2.1, 2.1], squared=[3.0, math.inf, 3.0])
     assert answer(result, "lowest loss").endswith("Not ranked, for seeds that diverged or failed: squared.")
     assert verdicts(arms(lift=[math.inf])) == [
-        ("Which arm reached the lowest loss?", "None: every arm failed.")
+        ("Which way of training reached the lowest loss?", "None: every run failed.")
     ]
     assert answer(arms(lift=[1.0, 1.1], softplus=[math.inf]), "lowest loss").startswith("Only lift finished")
 
@@ -274,9 +274,9 @@ def test_the_cost_the_common_rate_the_edge_and_the_baselines() -> None:
     assert "this is not the verdict" in answer(result, "common rate")
     assert answer(result, "baselines").startswith("Gaussian: 29.80 nats (lift is 6.")
     assert answer(result, "best rate?") == answer(result, "lowest loss")
-    assert answer(result, "Did every arm have its best rate") == ""
+    assert answer(result, "Did every way have its best rate") == ""
     result["protocol"]["on_edge"] = {"lift": "highest", "squared": "lowest"}
-    assert answer(result, "Did every arm have its best rate") == (
+    assert answer(result, "Did every way have its best rate") == (
         "Not surely: squared did best at the lowest rate and lift did best at the highest rate tried, "
         "so another rate may do better."
     )
@@ -343,13 +343,13 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     for needed in ("23.3", "minus lift", "0.016", "12.4", "104,321", "3.1 → 2.4 → 0 %", "2.0 → 12 %"):
         assert needed in words, needed
     assert "convexlift compare made-up --budget standard" in words
-    assert "Every arm at the one rate 0.001" in words
+    assert "Every way at the one rate 0.001" in words
     assert [path.name for path in file.parent.iterdir()] == ["report.html"]
 
 
 def test_several_results_begin_with_an_overview() -> None:
     text = report.page([made_up_result("first"), made_up_result("second", {"softplus": 1.0, "lift": 1.5})])
-    words = " ".join(checked(text).text)
+    words = " ".join(checked(without_links(text)).text)
     assert "Over 2 problems" in words
     assert "lift is the lowest on 1; softplus is the lowest on 1" in words
     assert (
@@ -407,10 +407,15 @@ def test_sparse_results_make_a_page_too(result: dict[str, Any]) -> None:
 
 def figure(text: str, title: str) -> str:
     """The one figure of that title in the page's own figures; "" where there is none."""
-    text = text.split("<h3>")[0].replace("&#39;", "'")
+    text = without_links(text).split("<h3>")[0].replace("&#39;", "'")
     found = re.findall(rf"<figure[^>]*><figcaption><b>{title}</b>.*?</figure>", text, re.S)
     assert len(found) <= 1
     return found[0] if found else ""
+
+
+def without_links(text: str) -> str:
+    """The text with its links to terms taken out."""
+    return re.sub(r'<a class="term"[^>]*>(.*?)</a>', r"\1", text)
 
 
 def cells(text: str) -> dict[str, list[str]]:
@@ -600,7 +605,7 @@ def signed(reach: float) -> Axes:
 
 def test_stays_have_a_row_for_every_arm_that_had_any() -> None:
     text = report.page([traced()])
-    for title in ("How long weights stay on the shoulder", "How many weights are on the shoulder"):
+    for title in ("How long weights stay on the flat part", "How many weights are on the flat part"):
         drawn = figure(text, title)
         wide = re.findall(r'<svg class="chart".*?\n</svg>', drawn, re.S)[0]
         assert ">lift</text>" in wide and ">lift-independent</text>" in wide
@@ -621,7 +626,7 @@ def test_damaged_and_missing_traces_make_a_page_too() -> None:
     checked(report.page([result]))
     for without in (None, {}, {"tuned": {}}):
         assert COUPLED not in report.page([{**result, "ablation": without}])
-        assert "on the shoulder</b>" not in report.page([{**result, "ablation": without}])
+        assert "on the flat part</b>" not in report.page([{**result, "ablation": without}])
 
 
 # The tables and terms.
@@ -637,7 +642,7 @@ def test_the_common_rate_s_table_explains_its_controls() -> None:
     result = with_models()
     result["fixed_rate"]["arms"]["softplus-multiplied"]["source_factor"] = 9.74
     text = report.page([result])
-    after = html.unescape(text).split("Every arm at the one rate 0.001")[1]
+    after = html.unescape(without_links(text)).split("Every way at the one rate 0.001")[1]
     for name in ("lift-reference", "softplus-scattered", "softplus-multiplied"):
         assert f"<li><b>{name}</b>: {glossary.ARMS[name]}.</li>" in after
     assert "× 9.74" in after
@@ -651,8 +656,8 @@ def test_every_arm_and_puzzling_term_is_explained() -> None:
     assert set(glossary.ABLATIONS) == set(WITHOUT)
     text = report.page([made_up_result()])
     terms = text.split('<section id="terms">')[1].lower()
-    assert all(f"<dt>{name}</dt>" in terms for name in (*glossary.ARMS, *glossary.ABLATIONS))
-    for term in ("shoulder", "emission noise", "step amplification", "half budget", "equal seconds"):
+    assert all(f'<dt id="term-{name}">{name}</dt>' in terms for name in (*glossary.ARMS, *glossary.ABLATIONS))
+    for term in ("on the flat part", "batch noise", "step amplification", "half budget", "equal seconds"):
         assert term in terms
     assert 'href="#terms"' in text
 
@@ -667,6 +672,17 @@ def test_what_is_missing_or_diverged_is_shown_as_such() -> None:
     assert "1 of 5 seeds failed" in words
     assert "What failed" in words and "training diverged after 3 steps" in words
     assert "lift at 0.128: diverged" in words
+
+
+def test_the_best_on_validation_has_its_step() -> None:
+    result = made_up_result()
+    curves = [[25.0, 23.0, 24.0], [26.0, None, 25.0], [24.0, 22.0, 23.0]]
+    result["arms"]["lift"]["curves"] = {"steps": [0, 1000, 2000], "seconds": [0, 1, 2], "validation": curves}
+    table = tables.arms_table(result, "losses")
+    assert table is not None
+    rows = {row[0]: row for row in table.rows}
+    assert "23.33 at 1,000" in rows["lift"]  # the mean of 23, 25 and 22
+    assert tables._best_so_far({}) == "–"
 
 
 # Reading.

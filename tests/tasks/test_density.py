@@ -307,7 +307,7 @@ def test_bad_input_is_refused():
         density.loss(data().long())
     with pytest.raises(ValueError, match="^samples have NaN at row 0, column 0$"):
         density.score(torch.tensor([[math.nan]]))
-    with pytest.raises(ValueError, match=r"^expected \(N, 1\) emitting samples; got \(4, 2\)$"):
+    with pytest.raises(ValueError, match=r"^expected \(N, 1\) samples for the lift; got \(4, 2\)$"):
         density.loss(torch.zeros(4, 1), emit_from=torch.zeros(4, 2))
     with pytest.raises(ValueError, match="^cannot draw -1 samples$"):
         density.sample(-1)

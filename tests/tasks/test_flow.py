@@ -530,7 +530,7 @@ def test_samples_are_checked():
             call(bad)
     with pytest.raises(ValueError, match=r"^expected \(N, 21\) latent points; got \(5, 20\)$"):
         flow.inverse(x[:, :20])
-    with pytest.raises(ValueError, match=r"^expected \(N, 21\) emitting samples; got \(5, 20\)$"):
+    with pytest.raises(ValueError, match=r"^expected \(N, 21\) samples for the lift; got \(5, 20\)$"):
         flow.loss(x, emit_from=x[:, :20])
     with pytest.raises(TypeError, match="^expected a tensor of samples; got list$"):
         flow.log_prob(x.tolist())

@@ -210,7 +210,7 @@ def test_inputs_that_are_not_finite_are_named(value, kind):
             call(bad)
     with pytest.raises(ValueError, match=f"^latent points have {kind} at row 4, column 1$"):
         frozen.inverse(bad)
-    with pytest.raises(ValueError, match=f"^emitting samples have {kind} at row 4, column 1$"):
+    with pytest.raises(ValueError, match=f"^samples for the lift have {kind} at row 4, column 1$"):
         made.log_prob(x, batch=bad)
 
 

@@ -21,10 +21,11 @@ from convexlift.study.protocol import BUDGETS
 @final
 @dataclass(frozen=True, kw_only=True)
 class Ablate(Comparing):
-    """Remove the lift's ingredients one at a time, all arms tuned alike.
+    """Remove the lift's ingredients one at a time, all variants tuned alike.
 
-    Shows what each does to the coupling of weights and gradient, to the time that weights spend on the
-    shoulder, and to the test loss. Leaves result.json, effects.md and report.html in the folder.
+    The lift computes the constrained weights from each batch by a small network. Shows what each ingredient
+    does to the coupling of weights and gradient, to the time that weights spend where their map is so flat
+    that they hardly move, and to the test loss. Leaves result.json, effects.md and report.html in the folder.
 
     \b
     Examples:

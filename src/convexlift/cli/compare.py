@@ -56,8 +56,9 @@ class Comparing:
 class Compare(Comparing):
     """Compare ways of training, all tuned alike.
 
-    Every arm trains the same input-convex network at the same learning rates; its best rate on validation
-    rows is scored on test rows over several seeds. Leaves result.json and report.html in the folder.
+    A way of training is a way of keeping the constrained weights of an input-convex network at or above zero.
+    Each trains the same network at the same learning rates; its best rate on validation rows is scored on
+    test rows over several seeds. Leaves result.json and report.html in the folder.
 
     \b
     Examples:
@@ -79,7 +80,10 @@ class Compare(Comparing):
     ] = None
     arms: Annotated[
         str | None,
-        one_of(SOURCES, f"Ways of training, of: {', '.join(SOURCES)}. [default: {' '.join(DEFAULT_ARMS)}]"),
+        one_of(
+            SOURCES,
+            f"The ways of training to compare, of: {', '.join(SOURCES)}. [default: {' '.join(DEFAULT_ARMS)}]",
+        ),
     ] = None
     budget: Annotated[
         str, one_of(BUDGETS["density"], "quick (minutes), standard, full, or for densities paper.")
@@ -88,7 +92,9 @@ class Compare(Comparing):
     out: Annotated[Path | None, typer.Option(help="Folder of the comparison. [default: runs/PROBLEM]")] = None
     own: Annotated[
         str | None,
-        typer.Option(help="MODULE:FUNCTION that returns your own (problem, {arm: ...}) to compare."),
+        typer.Option(
+            help="MODULE:FUNCTION that returns your own (problem, {name: way of training}) to compare."
+        ),
     ] = None
     fixed_rate: Annotated[
         bool | None, typer.Option(help="Add the table at the one rate 0.001. [default: as the budget says]")
@@ -115,7 +121,7 @@ class Compare(Comparing):
             check_folder(place, str(target), self.own, self.task)
         if self.own is None:
             for arm in items(self.arms) or ():
-                check_name("arm", arm, (*SOURCES, *CONTROLS))
+                check_name("way of training", arm, (*SOURCES, *CONTROLS))
         check_name("budget", self.budget, BUDGETS["density"])
         check_name("objective", self.objective, OBJECTIVES)
         if self.optimizer is not None:
@@ -249,7 +255,7 @@ def summary(result: dict[str, Any]) -> str:
 
     base, order = reference_arm(result), ranking(result)
     tests = score_texts({name: arm["test"] for name, arm in result["arms"].items()})
-    rows = [("arm", "test ± s.e.", f"minus {base} (95 %)", "rate", "ms/step", "parameters")]
+    rows = [("trained by", "test ± s.e.", f"minus {base} (95 %)", "rate", "ms/step", "parameters")]
     for name in complete(result):
         arm = result["arms"][name]
         found = difference(result, name, base) if base and name in order and name != base else None
@@ -266,7 +272,7 @@ def summary(result: dict[str, Any]) -> str:
     columns = list(zip(*rows, strict=True))
     widths = [f"<{max(map(len, columns[0]))}", *(f">{max(map(len, column))}" for column in columns[1:])]
     lines = ["  ".join(map(format, row, widths)) for row in rows]
-    return f"{result['problem']}: {result['metric']} of frozen models on test rows\n" + "\n".join(lines)
+    return f"{result['problem']}: {result['metric']} of the trained models on test rows\n" + "\n".join(lines)
 
 
 @final
@@ -349,7 +355,7 @@ class Standing:
 
         table = Table("", box=None, padding=(0, 2))
         splits = [split for split in ("validation", "test") if any(seen == split for _, seen in self.lowest)]
-        for title in (*(f"lowest {split}" for split in splits), "runs"):
+        for title in (*(f"best run, {split} loss" for split in splits), "runs"):
             table.add_column(title, justify="right")
         for arm, runs in self.runs.items():
             table.add_row(arm, *(self._told(arm, split) for split in splits), str(runs))
@@ -359,4 +365,4 @@ class Standing:
         if (arm, split) not in self.lowest:
             return "–"
         loss, rate = self.lowest[arm, split]
-        return f"{loss:.4f} at {rate:g}" if math.isfinite(loss) else "diverged"
+        return f"{loss:.4f} at rate {rate:g}" if math.isfinite(loss) else "diverged"

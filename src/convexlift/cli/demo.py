@@ -19,7 +19,8 @@ class Demo:
     """Train one convex network in several ways and see which does best.
 
     On a toy density and on bundled images of digits, at the usual learning rate and at the library's. Every
-    frozen model is checked for convexity. Leaves result.json and a page, demo.html, in the folder.
+    trained model is one fixed convex function, and is checked for that. Leaves result.json and a page,
+    demo.html, in the folder.
 
     \b
     Examples:

@@ -39,8 +39,9 @@ def train_command(context: typer.Context) -> None:
 class Freeze:
     """Make a model of the best step so far of a run that did not end.
 
-    Reads the table that the run was trained on again, and leaves model.safetensors in the folder of the run,
-    for evaluate, sample, transform and predict. The run can go on from there as before.
+    Its weights are fixed (frozen), which makes it one convex function. Reads the table that the run was
+    trained on again, and leaves model.safetensors in the folder of the run, for evaluate, sample, transform
+    and predict. The run can go on from there as before.
 
     \b
     Example:

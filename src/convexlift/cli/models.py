@@ -20,6 +20,7 @@ from convexlift.cli.outputs import check_output_file
 from convexlift.cli.regression import errors_of, exact, in_words
 from convexlift.cli.screening import without_missing
 from convexlift.cli.yardstick import compared, gaussian_losses, interval, plane_predictions
+from convexlift.counting import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,14 +179,16 @@ class Evaluate(_Rows):
     def tell_scores(self, scores: Tensor, gaussian: Tensor | None) -> None:
         """Print the mean of log-densities, beside what a Gaussian loses on the same rows."""
         mean, error = -float(scores.mean()), float(scores.std()) / math.sqrt(len(scores))
-        typer.echo(f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({len(scores):,} rows)")
+        typer.echo(
+            f"mean negative log-likelihood: {mean:.4f} ± {error:.4f} nats ({counted(len(scores), 'row')})"
+        )
         beside = None if gaussian is None else interval(-scores - gaussian)
         if beside is not None:
             typer.echo(f"that is {compared(*beside)}")
 
     def tell_predictions(self, predicted: Tensor, y: Tensor, name: str, plane: Tensor | None) -> None:
         """Print how far predictions are from targets, beside what a plane is."""
-        typer.echo(f"{in_words(errors_of(predicted, y))} ({len(y):,} rows, target {name})")
+        typer.echo(f"{in_words(errors_of(predicted, y))} ({counted(len(y), 'row')}, target {name})")
         if plane is not None:
             typer.echo(f"beside a plane fitted by least squares: {in_words(errors_of(plane, y))}")
 
@@ -330,4 +333,4 @@ def _write(file: Path, rows: Any, names: list[str]) -> None:
     from convexlift.table_files import write_table
 
     write_table(file, rows, names)
-    typer.echo(f"{len(rows):,} rows written to {file}")
+    typer.echo(f"{counted(len(rows), 'row')} written to {file}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, final
 import typer
 
 from convexlift.cli.options import add_commands, one_argument_of
+from convexlift.counting import counted
 from convexlift.names import DOWNLOADS
 from convexlift.problems.catalogue import FROM_FILES, NAMES, problem
 
@@ -53,11 +54,11 @@ class Show:
         from convexlift.data import Data, Simulator, count_rows, whole
 
         def size(part: Data) -> str:
-            return "fresh draws" if isinstance(part, Simulator) else f"{count_rows(whole(part)):,} rows"
+            return "fresh draws" if isinstance(part, Simulator) else counted(count_rows(whole(part)), "row")
 
         rows = [
             ("problem", found.description),
-            ("task", f"{found.task}, {found.dim} dimension{'s' if found.dim > 1 else ''}"),
+            ("task", f"{found.task}, {counted(found.dim, 'dimension')}"),
             ("metric", found.metric),
             ("train", size(found.train)),
             ("validation", size(found.validation)),

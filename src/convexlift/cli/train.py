@@ -20,6 +20,7 @@ from convexlift.cli.options import Reading, one_of
 from convexlift.cli.outputs import check_output_folder, check_writable
 from convexlift.cli.screening import allowed, in_words_of_options, warnings_told, without_missing
 from convexlift.cli.yardstick import beside_gaussian, compared
+from convexlift.counting import counted
 from convexlift.defaults import ANY, DENSITY, FLOW, Defaults
 from convexlift.files import write_json, write_whole
 from convexlift.names import DTYPES, OBJECTIVES, OPTIMIZERS, SCHEDULES, SCREENS, SOURCES, check_name
@@ -97,7 +98,7 @@ class Training(Reading):
 
     out: Annotated[Path, typer.Option(help="Folder of the run; made if need be.", show_default=False)]
     source: Annotated[
-        str, one_of(SOURCES, f"Where the non-negative weights come from: {', '.join(SOURCES)}.")
+        str, one_of(SOURCES, f"Weight source, which keeps weights at or above zero: {', '.join(SOURCES)}.")
     ] = ANY.source
     hidden: Annotated[
         str,
@@ -396,9 +397,10 @@ class Training(Reading):
         """Print the outcome of a finished run."""
         from convexlift.training.run_folder import MODEL
 
+        rows = counted(found["rows"]["validation"], "row")
         typer.echo(
             f"validation {self.scored(found['validation'])} "
-            f"({found['rows']['validation']:,} rows, best step {history.best_step:,} of {self.steps:,})"
+            f"({rows}, best step {history.best_step:,} of {self.steps:,})"
         )
         beside = self.compared(found["validation"])
         if beside:
@@ -410,7 +412,7 @@ class Training(Reading):
             )
         if "log_z" in found:
             typer.echo(f"log Z: {found['log_z']['value']:.4f} ± {found['log_z']['error']:.2g}")
-        typer.echo(f"frozen model: {self.out / MODEL}")
+        typer.echo(f"trained model: {self.out / MODEL}")
         typer.echo("validation rows chose the step, which flatters a little; score other rows, and use it:")
         for command in self.next_commands():
             typer.echo(f"  convexlift {command}")

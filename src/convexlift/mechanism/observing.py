@@ -145,7 +145,7 @@ def probe_calls(
     named = [(f"probe batch {k}", batch) for k, batch in enumerate(probes)]
     if emit_from is None:
         if any(isinstance(part, Lift) and part.coupling == "independent" for part in model.modules()):
-            raise ValueError("the lift emits from independent batches in training: pass emit_from")
+            raise ValueError("the lift reads independent batches in training: pass emit_from")
         options: list[dict[str, Any]] = [{} for _ in probes]
     else:
         emitting = list(emit_from)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from convexlift.plots.drawing import MODEL, OTHER, Axes, axes_of, robust_range, tick
+from convexlift.plots.drawing import MODEL, OTHER, Axes, axes_of, robust_range, tick, tick_text
 from convexlift.training import History
 
 
@@ -25,13 +25,13 @@ def plot_history(history: History, *, label: str = "loss", ax: Axes | None = Non
     Example:
         >>> history = History(steps=[10, 20], loss=[2.0, 1.0], validation=[2.5, 1.5], best_step=20)
         >>> plot_history(history).get_legend_handles_labels()[1]
-        ['frozen model, validation rows', 'training batches', 'best step: 20']
+        ['validation rows', 'training batches', 'best: 1.5 at step 20']
     """
     if not history.steps:
         raise ValueError("the history holds no evaluation that could be drawn")
     ax = axes_of(ax, 640, 360)
     top = robust_range([*history.validation, *history.loss])[1]
-    named = {"frozen model, validation rows": history.validation, "training batches": history.loss}
+    named = {"validation rows": history.validation, "training batches": history.loss}
     for (name, losses), colour, dash in zip(named.items(), (MODEL, OTHER), ("-", "--"), strict=True):
         if losses:
             ax.plot(history.steps, losses, dash, color=colour, label=name)
@@ -40,8 +40,9 @@ def plot_history(history: History, *, label: str = "loss", ax: Axes | None = Non
             ax.plot(above, np.full(len(above), top), "^", **heads)
     if history.validation:
         best = history.validation[history.steps.index(history.best_step)]
+        told = tick_text(float(f"{best:.5g}"))
         ring = {"markersize": 9, "fillstyle": "none", "linestyle": "none", "color": MODEL}
-        ax.plot(history.best_step, best, "o", label=f"best step: {history.best_step:,}", **ring)
+        ax.plot(history.best_step, best, "o", label=f"best: {told} at step {history.best_step:,}", **ring)
     ax.set(ylim=robust_range([*history.validation, *history.loss]), xlabel="steps", ylabel=label)
     tick(ax)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, frameon=False)

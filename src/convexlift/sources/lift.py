@@ -306,7 +306,7 @@ class Lift(WeightSource):
     def _rows(self, batch: Tensor) -> Tensor:
         """The batch as rows (N, dim), N >= 1."""
         if not len(batch):
-            raise ValueError("cannot emit weights from an empty batch")
+            raise ValueError("cannot compute weights from an empty batch")
         if batch.shape[1:].numel() != self._columns:
             raise ValueError(f"expected a batch of {self._columns} columns; got {tuple(batch.shape)}")
         return batch.flatten(1)

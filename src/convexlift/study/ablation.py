@@ -157,10 +157,13 @@ def effects_text(result: dict[str, Any]) -> str:
     about = (
         f"# Ablation of the lift on {result['problem']}\n\n"
         f"{protocol['optimizer']}, {protocol['steps']} steps, {len(protocol['evaluation_seeds'])} seeds; "
-        f"the loss is {result['metric']} of the frozen model. A star: the interval leaves out zero."
+        f"the loss is {result['metric']} of the trained model. A star: the interval leaves out zero."
     )
     parts = [about]
-    for section, title in (("tuned", "Each arm at its own best rate"), ("fixed_rate", "All at rate 0.001")):
+    for section, title in (
+        ("tuned", "Each way of training at its own best rate"),
+        ("fixed_rate", "All at rate 0.001"),
+    ):
         head, rows = effects_table(result, section)
         lines = [head, ["---"] * len(head), *rows]
         parts.append(f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))

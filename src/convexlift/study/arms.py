@@ -91,14 +91,14 @@ def check_arms(names: Iterable[str], known: Mapping[str, Arm] = ARMS) -> tuple[s
         >>> check_arms(["lfit"])
         Traceback (most recent call last):
         ...
-        ValueError: unknown arm 'lfit'; known: projected, softplus, ...
+        ValueError: unknown way of training 'lfit'; known: projected, softplus, ...
     """
     chosen = tuple(dict.fromkeys(names))
     all_known = (*known, *CONTROLS) if known is ARMS or known is ALL_ARMS else tuple(known)
     for name in chosen:
-        check_name("arm", name, all_known)
+        check_name("way of training", name, all_known)
     if not chosen:
-        raise ValueError(f"no arms to compare; known: {', '.join(all_known)}")
+        raise ValueError(f"no ways of training to compare; known: {', '.join(all_known)}")
     return chosen
 
 

@@ -88,10 +88,12 @@ def made(make: Callable[[], Subject]) -> Subject:
     """
     found: Any = make()
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], Problem):
-        raise TypeError("own must return (Problem, {name: arm}), an arm being a function of a network")
+        raise TypeError(
+            "own must return (Problem, {name: way}), a way of training being a function of a network"
+        )
     chosen, arms = found
     if not isinstance(arms, Mapping) or not arms or not all(callable(arm) for arm in arms.values()):
-        raise TypeError("own must return at least one arm, each a function of a network")
+        raise TypeError("own must return at least one way of training, each a function of a network")
     return chosen, arms
 
 

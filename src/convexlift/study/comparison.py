@@ -175,9 +175,9 @@ def run(
     chosen = subject(setting)[0]
     outcomes = Outcomes(workers, progress)
     to_come = _to_come(spend, names, at_fixed_rate)
+    outcomes.ahead = [cell for cells in to_come.values() for cell in cells]
     if forecast is not None:
         outcomes.step_seconds = first_guess(setting, names)
-        outcomes.ahead = [cell for cells in to_come.values() for cell in cells]
         chosen_from = spend.rates if len(spend.rates) > 1 or (may_grow and spend.extensions) else ()
         seconds = outcomes.left(_selecting(names, chosen_from, spend))
         if seconds is not None:
@@ -193,7 +193,7 @@ def run(
     outcomes.run(EVALUATION, [cell for by_arm in (full, half) for name in names for cell in by_arm[name]])
     if not any(outcomes.finished(cells) for cells in full.values()):
         raise RuntimeError(
-            f"no arm could be evaluated; the first failure: {outcomes.messages(outcomes.by_cell)[0]}"
+            f"no way could be evaluated; the first failure: {outcomes.messages(outcomes.by_cell)[0]}"
         )
     common: dict[str, list[Cell]] = {}
     if spend.fixed_rate:  # every arm at the one common rate, without any selection
@@ -326,8 +326,8 @@ def _protocol(chosen: Problem, setting: Setting, grid: Sequence[float]) -> dict[
         "device": setting.device,
         "half_budget": "separate runs of half the steps and their own schedule, at the rate chosen above",
         "equal_seconds": (
-            "inside the full run, at the time when the fastest arm ends; seconds are steps times the median "
-            "time of a step, measured for all arms in turn with one thread"
+            "inside the full run, at the time when the fastest way ends; seconds are steps times the median "
+            "time of a step, measured for all ways in turn with one thread"
         ),
         **({"log_z": _LOG_Z} if is_multivariate(chosen) else {}),
         "intervals": (

@@ -39,8 +39,8 @@ RATES: Mapping[str, Mapping[str, float]] = {
     "density": {**dict.fromkeys(WAYS, DENSITY.lr), "lift-reference": FIXED_RATE},
 }
 BUDGETS: Mapping[str, Budget] = {
-    "laplace": Budget("demo", 500, 256, (FIXED_RATE,), 1, 3, extensions=0),
-    "digits21": Budget("demo", 250, 128, (FIXED_RATE,), 1, 3, extensions=0),
+    "laplace": Budget("demo", 400, 256, (FIXED_RATE,), 1, 3, extensions=0),
+    "digits21": Budget("demo", 200, 128, (FIXED_RATE,), 1, 3, extensions=0),
 }
 
 _WARM_UP, _ROUNDS = 2, 11  # timed steps of every way

@@ -18,9 +18,9 @@ _GUESS, _COUNTS_AS = 1.5, 2
 @final
 @dataclass(frozen=True)
 class Event:
-    """A cell has finished: `done` of `total` (so far known) cells; `loss` is on validation in the phase
-    "selection", on test in "evaluation" and "common rate", inf for a diverged cell, None for a failed one;
-    `left` is about how many seconds the rest of the comparison takes, None where no step was timed."""
+    """A cell has finished: `done` of `total` cells, which grow with the grid of rates; `loss` is on
+    validation in the phase "selection", on test in "evaluation" and "common rate", inf for a diverged cell,
+    None for a failed one; `left` is about how many seconds the rest takes, None where no step was timed."""
 
     phase: str
     done: int
@@ -87,9 +87,9 @@ class Outcomes:
                 split = "validation" if phase == SELECTION else "test"
                 loss = self.loss(cell, split)
                 told = f"{split} {loss:.4f}" if outcome["status"] == "finished" else outcome["message"]
-                done, said = len(self.by_cell), f"{cell}: {told}"
-                left = self.left(waiting)
-                self.progress(Event(phase, done, self.total, said, cell.arm, cell.lr, cell.seed, loss, left))
+                done, total = len(self.by_cell), self.total + len(self.ahead)
+                said, left = f"{cell}: {told}", self.left(waiting)
+                self.progress(Event(phase, done, total, said, cell.arm, cell.lr, cell.seed, loss, left))
 
     def left(self, waiting: Collection[Cell]) -> float | None:
         """About how many seconds these cells take and those ahead, at the pace of the finished ones.

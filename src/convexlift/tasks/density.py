@@ -128,7 +128,7 @@ class LogConcaveDensity(Task):
         """
         x, weights = self._split(batch)
         t = self.standardiser(x, self.dtype)
-        source = t if emit_from is None else self._rows(emit_from, "emitting samples")
+        source = t if emit_from is None else self._rows(emit_from, "samples for the lift")
         potential = self.block.emit(source.detach())
         weights = None if weights is None else self._relative(weights)
         jacobian = share(weights) * self.standardiser.log_scale_jacobian

@@ -354,7 +354,7 @@ class ConvexPotentialFlow(Task):
         itself = batch is x
         x = self._rows(x)
         if batch is not None and not itself:
-            batch = self._rows(batch, "emitting samples")
+            batch = self._rows(batch, "samples for the lift")
         logdet = torch.zeros_like(x[:, 0])
         for seed, (norm, block) in enumerate(self._layers()):
             x = norm(x)
@@ -372,7 +372,7 @@ class ConvexPotentialFlow(Task):
 
     def _potentials(self, batch: Tensor | None) -> list[Potential]:
         if batch is not None:
-            batch = self._rows(batch, "emitting samples")
+            batch = self._rows(batch, "samples for the lift")
         potentials = []
         for norm, block in self._layers():
             potential, batch = self._emit_and_map(norm, block, batch)

@@ -283,7 +283,7 @@ class Task(nn.Module):
         """The potential of a task of one block, to evaluate."""
         self._require_weights(batch)
         with evaluating(self):
-            rows = None if batch is None else self._rows(batch, f"emitting {self.standardiser.name}")
+            rows = None if batch is None else self._rows(batch, f"{self.standardiser.name} for the lift")
             return self.block.emit(rows)
 
     def _pair(

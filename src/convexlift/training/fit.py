@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from convexlift.ambient import guarded
 from convexlift.checks import check_count, name_dtype, plain
+from convexlift.counting import counted
 from convexlift.data import (
     Batch,
     Batches,
@@ -418,7 +419,7 @@ class Run:
         self.history.stopped = "diverged"
         rows = None if batch is None else batch.rows()
         message = (
-            f"training diverged after {self.at.step} steps: {what}{_named(rows)}; "
+            f"training diverged after {counted(self.at.step, 'step')}: {what}{_named(rows)}; "
             f"the module is back at its state {back}"
         )
         self.write_result(error=message)
@@ -474,9 +475,9 @@ class Run:
             self.module.load_state_dict(state)
             loss = self._loss_here()
             if loss <= least and loss < math.inf:
-                return f"after {step} steps"
+                return f"after {counted(step, 'step')}"
         # So the start itself has no finite loss; only that of a resumed run was trained.
-        return f"after {step} steps" + (", which is no good either: begin anew" if step else "")
+        return f"after {counted(step, 'step')}" + (", which is no good either: begin anew" if step else "")
 
     def _loss_here(self) -> float:
         """The frozen model's loss, on the validation data if any; infinite unless finite on all data."""
@@ -614,7 +615,7 @@ def _named(rows: Indices) -> str:
     if not isinstance(rows, list):
         return ""
     listed = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-    return f" on a batch of {len(rows)} rows ({listed})"
+    return f" on a batch of {counted(len(rows), 'row')} ({listed})"
 
 
 def _records(history: History) -> list[dict[str, Any]]:

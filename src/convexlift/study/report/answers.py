@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from convexlift.counting import counted
 from convexlift.mechanism import DETERMINISTIC_BELOW
 from convexlift.study.ranking import (
     Result,
@@ -28,11 +29,11 @@ from convexlift.study.report.numbers import (
 def verdicts(result: Result) -> list[tuple[str, str]]:
     """Questions a reader asks of a comparison, each with a plain sentence or two as the answer."""
     if not ranking(result):
-        return [("Which arm reached the lowest loss?", "None: every arm failed.")]
+        return [("Which way of training reached the lowest loss?", "None: every run failed.")]
     answers = {
-        "Which arm reached the lowest loss, each at its own best rate?": _lowest,
+        "Which way of training reached the lowest loss, each at its own best rate?": _lowest,
         "Is that so at half the budget and at equal training time?": _other_budgets,
-        "Did every arm have its best rate?": _edges,
+        "Did every way have its best rate?": _edges,
         "Did the lift help?": _lift_helps,
         "What does it cost?": _cost,
         "And at one common rate?": _common_rate,
@@ -50,7 +51,7 @@ def _above(found: Result, unit: str) -> str:
         return f"{short(found['mean'], 3)}{unit} above it (no interval)"
     places, rows = decimals((bounds[1] - bounds[0]) / 2), interval(found, "rows_ci95")
     also = f", {range_text(rows, places)} over test rows" if rows else ""
-    over = f"95 % interval {range_text(bounds, places)} over {found.get('n')} seeds{also}"
+    over = f"95 % interval {range_text(bounds, places)} over {counted(found['n'], 'seed')}{also}"
     return f"{fixed(found['mean'], places)}{unit} above it ({over})"
 
 
@@ -75,7 +76,7 @@ def _lowest_ranked(result: Result) -> str:
         return f"{best} reached the lowest {'final loss' if lasting else 'loss'}: {loss}; {behind}."
     mean = f"The lowest mean is {best} at {loss}; {behind}."
     if len(tied) == len(order) > 2:
-        return f"A tie: no arm is clearly below the others. {mean}"
+        return f"A tie: no way is clearly below the others. {mean}"
     beaten = [name for name in order if name not in tied]
     rest = f"; {best} is clearly below {listed(beaten)}" if beaten else ""
     return f"A tie between {listed(tied)}{rest}. {mean}"
@@ -95,7 +96,7 @@ def _other_budgets(result: Result) -> str:
     if same:
         told.insert(0, f"{best} has the lowest mean at {listed(same)} too.")
     if half and half[0] != best and len(tied_with_best(result)) == 1:
-        told.append("The ranking depends on the budget, so no arm can be said to end lower.")
+        told.append("The ranking depends on the budget, so no way can be said to end lower.")
     return " ".join(told)
 
 
@@ -104,7 +105,7 @@ def _edges(result: Result) -> str:
     edges = (result.get("protocol") or {}).get("on_edge") or {}
     sides = {side: [name for name in edges if edges[name] == side] for side in ("lowest", "highest")}
     told = [
-        f"{'every arm' if len(names) == len(result['arms']) else listed(names)} did best at the {side} rate"
+        f"{'every way' if len(names) == len(result['arms']) else listed(names)} did best at the {side} rate"
         for side, names in sides.items()
         if names
     ]
@@ -145,7 +146,7 @@ def _cost(result: Result) -> str:
         size = arms[name].get("parameters")
         trains = f" and trains {int(size):,} parameters" if size else ""
         told.append(f"{name} takes {short(times[name], 3)} ms a step{ratio}{trains}")
-    same = " Once frozen, every arm is the same plain network." if len(told) > 1 else ""
+    same = " After training, each is the same plain network." if len(told) > 1 else ""
     return f"{'; '.join(told)}.{same}"
 
 
@@ -161,7 +162,7 @@ def _common_rate(result: Result) -> str:
     behind = f"; the next, {order[1]}, is {_above(nearest, unit)}" if nearest else ""
     return (
         f"At {short(section.get('lr'), 1)} {who} {loss}{behind}. "
-        "One common rate favours the arms that it happens to suit, so this is not the verdict."
+        "One common rate favours the ways that it happens to suit, so this is not the verdict."
     )
 
 
@@ -175,7 +176,7 @@ def _noise(result: Result) -> str:
         random = [at for at, value in phases.items() if value >= DETERMINISTIC_BELOW]
         if phases and not random:
             told.append(
-                f"{name}: no. Its emission noise ({listed(levels)}) is below 0.1 %: deterministic in effect, "
+                f"{name}: no. Its batch noise ({listed(levels)}) is below 0.1 %: deterministic in effect, "
                 "so whatever it gains does not come from the batch."
             )
         elif len(random) < len(phases):

@@ -6,7 +6,7 @@ What lies outside a frame is an arrow head on its edge or is counted in its corn
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -135,10 +135,10 @@ def line_chart(
     y_label: str,
     y_range: Limits,
     rates: Sequence[float] = (),
-    rules: Mapping[str, float] | None = None,
+    rules: Sequence[float] = (),
 ) -> Axes:
     """Lines with bands. With ``rates`` the horizontal axis is logarithmic, and crosses above it diverged.
-    Rules are known levels, drawn where they lie within the range."""
+    Rules are known levels."""
     ax = axes_of(None, _WIDTH, 330)
     tick(ax)
     if rates:
@@ -150,12 +150,8 @@ def line_chart(
         every_x = np.hstack([line.x for line in lines])
         ax.set_xlim(every_x.min(), every_x.max())
     ax.set(ylim=y_range, xlabel=x_label)
-    for name, level in (rules or {}).items():
-        if y_range[0] <= level <= y_range[1]:
-            ax.axhline(level, color=DATA, linestyle=":", linewidth=1)
-            ax.annotate(
-                name, (1, level), (0, 3), ("axes fraction", "data"), "offset points", ha="right", color=DATA
-            )
+    for level in rules:
+        ax.axhline(level, color=DATA, linestyle=":", linewidth=1)
     lost = bool(rates) and any(np.isnan(np.array(line.y, float)).any() for line in lines)
     ax.set_title(y_label, loc="left", color=DATA, pad=16 if lost else 6)
     ax.set_title("× diverged" if lost else "", loc="right", color=DATA, pad=16)

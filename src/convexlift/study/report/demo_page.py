@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from convexlift.counting import counted
 from convexlift.study.ranking import Result, finite
 from convexlift.study.report.advice import own_table
 from convexlift.study.report.numbers import duration, short
@@ -53,11 +54,12 @@ def demo_page(result: Result) -> str:
         ways=WAYS,
         commands=COMMANDS,
         levels=levels,
+        counted=counted,
         rate=short(result["parts"][0]["fixed_rate"]["lr"], 1),
         seeds=seeds,
         facts=[
-            f"{sum(_trained(part) for part in result['parts'])} models trained",
-            f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}",
+            f"{counted(sum(_trained(part) for part in result['parts']), 'model')} trained",
+            counted(len(seeds), "seed"),
             f"made in {duration(seconds)}" if seconds else "",
             str(result["environment"].get("date", ""))[:10],
         ],

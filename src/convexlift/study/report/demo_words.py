@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from convexlift.counting import counted
 from convexlift.study.ranking import (
     Result,
     complete,
@@ -21,6 +22,7 @@ from convexlift.study.report.tables import Table, test_cells
 
 CHECKS = ("smallest_weight", "smallest_curvature")
 LIFTS, USUAL = ("lift", "lift-reference"), ("projected", "softplus")
+_MORE = 1.25  # times as much is more; less than that may be chance
 AHEAD, BEHIND, LEVEL, UNSURE, MISSING = "ahead", "behind", "level", "unsure", "missing"
 _HEADLINE = {
     AHEAD: "the better lift beats both usual ways",
@@ -133,7 +135,7 @@ def rate_or_way(part: Result) -> str:
             f"than at {part['fixed_rate']['lr']:g}; with them the best and the worst way lie "
             f"{short(spread)}{unit} apart."
         )
-    more = "The rate" if gain > spread else "The way"
+    more = "The rate" if gain > _MORE * spread else "The way" if spread > _MORE * gain else "Both about alike"
     return (
         f"{more}: the library's rates took {short(gain)}{unit} off the loss on average over "
         f"{listed(changed)}; with them the best and the worst of these lie {short(spread)}{unit} apart."
@@ -237,7 +239,7 @@ def table(part: Result) -> Table:
     ]
     metric = str(part["metric"])
     caption = f"{metric[:1].upper()}{metric[1:]} of frozen models on test rows, mean ± standard error"
-    return Table(caption, [*head, "frozen model\nis convex", "seconds\na run"], rows)
+    return Table(caption, [*head, "trained model\nis convex", "seconds\na run"], rows)
 
 
 def text_table(part: Result) -> str:
@@ -249,7 +251,7 @@ def text_table(part: Result) -> str:
     columns = list(zip(*rows, strict=True))
     widths = [f"<{max(map(len, columns[0]))}", *(f">{max(map(len, column))}" for column in columns[1:])]
     lines = ["  ".join(map(format, row, widths)) for row in rows]
-    return f"{part['problem']}: {part['metric']} of frozen models on test rows\n" + "\n".join(lines)
+    return f"{part['problem']}: {part['metric']} of the trained models on test rows\n" + "\n".join(lines)
 
 
 def _by(found: Result, unit: str, form: str = "{} ({})") -> str:
@@ -259,7 +261,9 @@ def _by(found: Result, unit: str, form: str = "{} ({})") -> str:
         return f"{short(found['mean'], 3)}{unit}"
     places = decimals((bounds[1] - bounds[0]) / 2)
     mean = fixed(round(found["mean"], places) + 0.0, places)  # no negative zero
-    return form.format(f"{mean}{unit}", f"95 % interval {range_text(bounds, places)} over {found['n']} seeds")
+    return form.format(
+        f"{mean}{unit}", f"95 % interval {range_text(bounds, places)} over {counted(found['n'], 'seed')}"
+    )
 
 
 def _found(part: Result, key: str) -> list[float]:

@@ -147,7 +147,7 @@ def _lines(
     y_label: str,
     y_range: Limits,
     *rates: float,
-    rules: Mapping[str, float] | None = None,
+    rules: Sequence[float] = (),
 ) -> Figure:
     names = [line.name for line in lines]
     draw = partial(line_chart, lines, x_label, y_label, y_range, rates, rules)
@@ -166,7 +166,7 @@ def _rates(result: Result, look: Look, split: str, told: str) -> Figure | None:
     if not np.isfinite(values).any():
         return None
     y_range = robust_range(values)
-    note = f"{told} A ring marks the rate that an arm was given."
+    note = f"{told} A ring marks the rate that a way was given."
     note += " Crosses diverged." if np.isnan(values).any() else ""
     note += " Arrow heads lie above the frame." if (values > y_range[1]).any() else ""
     title, y_label = f"{split.capitalize()} loss against learning rate", f"{split} {_loss(result, split)}"
@@ -193,7 +193,7 @@ def _curves(result: Result, look: Look, against: str, title: str, x_label: str) 
 
 
 def both_curves(
-    result: Result, look: Look, titles: tuple[str, str], rules: Mapping[str, float]
+    result: Result, look: Look, titles: tuple[str, str], levels: Mapping[str, float]
 ) -> list[Figure]:
     """The losses by step at the one rate and at the arms' own, on one scale, beside known levels."""
     sections = [curve_lines(section, look, "steps") for section in (result["fixed_rate"], result)]
@@ -201,7 +201,7 @@ def both_curves(
     label = f"validation {_loss(result)}"
     pairs = zip(titles, sections, strict=True)
     return [
-        _curves_within(within, lines, title, "steps", label, rules)
+        _curves_within(within, lines, title, "steps", label, levels)
         for title, lines in pairs
         if within and lines
     ]
@@ -233,15 +233,19 @@ def _curves_within(
     title: str,
     x_label: str,
     y_label: str,
-    rules: Mapping[str, float] | None = None,
+    levels: Mapping[str, float] | None = None,
 ) -> Figure:
     note = "Mean over seeds; the band runs from the best to the worst seed."
+    within = {name: y for name, y in (levels or {}).items() if y_range[0] <= y <= y_range[1]}
+    if within:
+        downwards = sorted(within, key=within.__getitem__, reverse=True)
+        note += f" Dotted{', from above' if len(within) > 1 else ''}: {listed(downwards)}."
     note += (
         " The steep first part runs off the top."
         if any((line.y > y_range[1]).any() for line in lines)
         else ""
     )
-    return _lines(title, note, lines, x_label, y_label, y_range, rules=rules)
+    return _lines(title, note, lines, x_label, y_label, y_range, rules=[*within.values()])
 
 
 # Trained models.
@@ -469,14 +473,14 @@ def traces(result: Result, section: str, look: Look) -> list[Figure]:
     for key, title, note, x_label in (
         (
             "dwell",
-            "How long weights stay on the shoulder",
+            "How long weights stay on the flat part",
             "The mean stay of a weight there, until it leaves or the run ends, as a share of the run.",
             "mean stay (share of the run)",
         ),
         (
             "occupancy",
-            "How many weights are on the shoulder",
-            "Their share, averaged over the run. Under projection, which has no shoulder, both figures are "
+            "How many weights are on the flat part",
+            "Their share, averaged over the run. Under projection, which has no flat part, both figures are "
             "of weights that are exactly zero.",
             "share of the weights",
         ),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from convexlift.counting import counted
 from convexlift.files import make_folder, write_whole
 from convexlift.study.ranking import Result, finite, tied_with_best
 from convexlift.study.report import glossary
@@ -35,7 +36,9 @@ def read_result(path: str | os.PathLike[str]) -> Result:
     except ValueError as error:
         raise ValueError(f"{file} is not readable JSON") from error
     if not isinstance(result, dict) or not isinstance(result.get("arms"), dict) or "problem" not in result:
-        raise ValueError(f"{file} is not the result of a comparison: it has no problem or no arms")
+        raise ValueError(
+            f"{file} is not the result of a comparison: it has no problem or no ways of training"
+        )
     schema = result.get("schema")
     if schema != SCHEMA:
         raise ValueError(f"{file} has schema {schema}; this version of convexlift reads schema {SCHEMA}")
@@ -90,7 +93,7 @@ def page(results: Sequence[Result]) -> str:
     from convexlift.study.report import figures, tables
 
     names = [n for r in results for n in (*r["arms"], *((r.get("fixed_rate") or {}).get("arms") or {}))]
-    return render(
+    text = render(
         "page.html",
         names,
         results=results,
@@ -103,6 +106,7 @@ def page(results: Sequence[Result]) -> str:
         after_comparison=after_comparison,
         short=short,
     )
+    return glossary.linked(text)
 
 
 def render(template: str, names: Iterable[str], **values: Any) -> str:
@@ -138,8 +142,8 @@ def _facts(result: Result) -> list[str]:
     arms, seconds = result["arms"].values(), finite(result.get("seconds"))
     seeds = max((len((arm.get("test") or {}).get("per_seed") or []) for arm in arms), default=0)
     facts = [
-        f"{len(arms)} arms",
-        f"{seeds} seed{'s' if seeds != 1 else ''}",
+        f"{counted(len(arms), 'way')} of training",
+        counted(seeds, "seed"),
         *spent(result),
         f"about {duration(seconds)} in all" if seconds else "",
         str((result.get("environment") or {}).get("date") or "")[:10],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,12 +29,12 @@ _NORMALISER = {
 }
 _DISTANCES = {"kl": "Kullback-Leibler divergence", "hellinger": "Hellinger distance"}
 _WEIGHTS = {
-    "shoulder": "on the\nshoulder",
+    "shoulder": "on the\nflat part",
     "at_zero": "exactly\nzero",
     "fan_in_weight": "fan-in × W",
     "relative_speed": "relative\nspeed",
     "step_amplification": "step\namplification",
-    "emission_noise": "emission\nnoise",
+    "emission_noise": "batch\nnoise",
 }
 _PERCENT = ("shoulder", "at_zero", "emission_noise")
 
@@ -78,7 +79,7 @@ def _by_arm(caption: str, arms: Mapping[str, Any], columns: Columns) -> Table | 
     cells = {title: [cell(*each) for each in arms.items()] for title, cell in columns}
     shown = {title: column for title, column in cells.items() if any(text != "–" for text in column)}
     rows = list(zip(arms, *shown.values(), strict=True))
-    return Table(caption, ["arm", *shown], rows) if shown else None
+    return Table(caption, ["trained by", *shown], rows) if shown else None
 
 
 def arms_table(section: Result, caption: str) -> Table | None:
@@ -102,6 +103,7 @@ def arms_table(section: Result, caption: str) -> Table | None:
         (_SMALL.format(f"minus {base}", "95 % interval"), gap),
         ("half the\nsteps", lambda _, arm: _mean_only(arm.get("half_budget"))),
         ("equal\ntime", lambda _, arm: _mean_only(arm.get("equal_seconds"))),
+        (_SMALL.format("best on\nvalidation", "and at which step"), lambda _, arm: _best_so_far(arm)),
         ("rate", rate),
         ("rate of the\nweights", factor),
         ("ms a\nstep", lambda _, arm: short(arm.get("ms_per_step"), 3)),
@@ -134,6 +136,20 @@ def _mean_only(score: Result | None) -> str:
     """The mean to the digits that its standard error allows; the error is the cell's tooltip."""
     text = score_text(score)
     return Markup('<span title="{}">{}</span>').format(text, text.split(" ± ")[0]) if score else "–"
+
+
+def _best_so_far(arm: Result) -> str:
+    """The lowest validation loss of a run and its step: the mean and the median over seeds."""
+    curves = arm.get("curves") or {}
+    best = []
+    for seed in curves.get("validation") or []:
+        evaluated = zip(map(finite, seed or []), curves.get("steps") or [], strict=False)
+        if known := [(loss, step) for loss, step in evaluated if loss is not None]:
+            best.append(min(known))
+    if not best:
+        return "–"
+    losses, steps = zip(*best, strict=True)
+    return f"{short(statistics.fmean(losses), 4)} at {statistics.median_low(steps):,}"
 
 
 def distances_table(result: Result) -> Table | None:
