@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from convexlift.seeds import generator_on, seeded
 from convexlift.sources.body import DeepSets, Moments, pool
 from convexlift.sources.positivity import PositiveMap, positive_map
 from convexlift.sources.readout import Dense, Factored
+from convexlift.sources.size import fitting
 from convexlift.sources.source import WeightSource
 
 # The initial summary s_0 is that of the first rows of the training data, at most this many.
@@ -96,6 +99,7 @@ class Lift(WeightSource):
     pooled_deviation: Tensor
     initialised: Tensor
     settled: Tensor
+    gain: Tensor
 
     def __init__(
         self,
@@ -104,17 +108,19 @@ class Lift(WeightSource):
         *,
         dim: int | None = None,
         summary: str = "deepsets",
-        body_hidden: Sequence[int] = (64,),
-        features: int = 32,
+        body_hidden: Sequence[int] | None = None,
+        features: int | None = None,
         standardise: str | None = "features",
         readout: str = "factored",
-        rank: int = 4,
+        rank: int = 1,
         readout_scale: float | str = 0.3,
         psi: str = "softplus",
         slack: bool = True,
+        weight_gain: float = 1.0,
+        free_gain: float = 40.0,
         body: str = "batch",
         coupling: str = "batch",
-        targets: str = "nonnegative",
+        targets: str = "all",
         start: float | None = None,
         settle_window: tuple[float, float] = (0.7, 0.85),
         seed: int | None = None,
@@ -130,16 +136,23 @@ class Lift(WeightSource):
             raise ValueError(
                 f"settle_window must be two increasing fractions of training; got {settle_window}"
             )
+        for option, given in (("weight_gain", weight_gain), ("free_gain", free_gain)):
+            if not (given > 0 and math.isfinite(given)):
+                raise ValueError(f"{option} must be positive and finite; got {given}")
         self.psi = positive_map(psi)
         self.standardise, self.coupling = standardise, coupling
         self.settle_window = settle_window
         self._blend = 0.0
         self._columns = _columns(module, dim)
 
-        free = tuple(name for name, _ in module.named_parameters() if name not in self.names)
+        trained = {name for name, p in module.named_parameters() if p.requires_grad or name in self.names}
+        free = tuple(name for name, _ in module.named_parameters() if name in trained - set(self.names))
         self.emitted = self.names + (free if targets == "all" else ())
         values = self._take_out(self.emitted)
         shapes = [value.shape for value in values]
+        usual = fitting(shapes, self._columns, rank, sum(module.get_parameter(name).numel() for name in trained))
+        body_hidden = usual.hidden if body_hidden is None else body_hidden
+        features = usual.features if features is None else features
         with seeded(seed):
             self.phi: DeepSets | Moments = (
                 DeepSets(self._columns, body_hidden, features)
@@ -164,6 +177,8 @@ class Lift(WeightSource):
             self.register_buffer("running_covariance", template.new_zeros(size, size))
         for name in ("initialised", "settled"):
             self.register_buffer(name, torch.tensor(False))
+        self._weight_gain, self._free_gain = float(weight_gain), float(free_gain)
+        self.register_buffer("gain", template.new_tensor([weight_gain, free_gain]))
         self.code: nn.Parameter | None = None
         if body == "constant":
             self.code = nn.Parameter(template.clone())
@@ -176,11 +191,11 @@ class Lift(WeightSource):
         constrained = len(self.names)
         if start is None:
             values[:constrained] = [self.psi.inverse(value) for value in values[:constrained]]
-            zeros = [torch.zeros_like(value) for value in values]
-            offsets = self.readout(self.anchor, zeros)
-            values = [(value - offset).detach() for value, offset in zip(values, offsets, strict=True)]
+            offsets = self._offsets(values)
+            values = [value - offset for value, offset in zip(values, offsets, strict=True)]
         else:
             values[:constrained] = [torch.full_like(value, float(start)) for value in values[:constrained]]
+        values = [value / g for value, g in zip(values, self._gains, strict=True)]
         self.keeps_start = start is None
         self.slack = nn.ParameterList([nn.Parameter(value, requires_grad=slack) for value in values])
 
@@ -204,6 +219,8 @@ class Lift(WeightSource):
             features=96,
             readout="dense",
             readout_scale=1.0,
+            weight_gain=1.0,
+            free_gain=1.0,
             targets="all",
             start=-2.0,
             seed=seed,
@@ -224,13 +241,12 @@ class Lift(WeightSource):
         """Move the start, once, to these training points: at their summary the lift is the given network."""
         if self.initialised:
             return
-        zeros = [torch.zeros_like(b) for b in self.slack]
-        before = self.readout(self.anchor, zeros)
+        before = self._offsets(self.slack)
         self._set_anchor(self._rows(x[:_ANCHOR_ROWS]))
         if self.keeps_start:
-            after = self.readout(self.anchor, zeros)
-            for slack, old, new in zip(self.slack, before, after, strict=True):
-                slack += old - new
+            after = self._offsets(self.slack)
+            for slack, old, new, g in zip(self.slack, before, after, self._gains, strict=True):
+                slack += (old - new) / g
         self.initialised.fill_(True)
 
     @torch.no_grad()
@@ -264,8 +280,8 @@ class Lift(WeightSource):
         return torch.lerp(summary, self.running_mean, self._blend) if self._blend else summary
 
     def latents(self, summary: Tensor) -> list[Tensor]:
-        """theta = b + R s, one tensor for every emitted parameter."""
-        return self.readout(summary, list(self.slack))
+        """theta = g b + R s, one tensor for every emitted parameter."""
+        return self.readout(summary, list(self.slack), self._gains)
 
     def weights(self, batch: Tensor | None = None) -> dict[str, Tensor]:
         """The emitted tensors by parameter name, the constrained ones through psi."""
@@ -287,6 +303,24 @@ class Lift(WeightSource):
         if data is None or self.settled or self.code is not None:
             return self._frozen(self._weights_from(self.summary(None)))
         return self._frozen(self._weights_from(self._standardised(self._pooled(data))))
+
+    @property
+    def _gains(self) -> list[float]:
+        """The gain of each emitted tensor, constrained ones first."""
+        constrained = len(self.names)
+        return [self._weight_gain] * constrained + [self._free_gain] * (len(self.emitted) - constrained)
+
+    @torch.no_grad()
+    def _offsets(self, like: Sequence[Tensor]) -> list[Tensor]:
+        """R s_0 for tensors like these."""
+        return self.readout(self.anchor, [torch.zeros_like(b) for b in like], [1.0] * len(like))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # States of before there were gains have none, and mean 1. The slack is theta in units of the gain, so
+        # a state's gain comes with it.
+        state.setdefault(f"{prefix}gain", torch.ones_like(self.gain))
+        super()._load_from_state_dict(state, prefix, *rest)
+        self._weight_gain, self._free_gain = self.gain.tolist()
 
     def _weights_from(self, summary: Tensor) -> dict[str, Tensor]:
         latents = self.latents(summary)
