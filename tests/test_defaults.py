@@ -25,7 +25,7 @@ TASKS: dict[str, tuple[Defaults, type, type]] = {
 }
 # What the estimators call otherwise.
 CALLED = {"lr": "learning_rate", "hidden": "hidden"}
-SHARED = [f.name for f in fields(Defaults) if f.name not in ("width", "depth")]
+SHARED = [f.name for f in fields(Defaults) if f.name not in ("width", "depth", "soap_lr")]
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -75,7 +75,12 @@ def test_fit_takes_the_rate_and_the_steps_of_the_task(kind: str, monkeypatch: py
     monkeypatch.setattr(module, "Settings", noted)
     net = cl.ICNN(1, hidden=(4,), seed=0)
     task = cl.ConvexPotentialFlow([net]) if kind == "flow" else cl.LogConcaveDensity(net)
-    for more, rate in (({}, usual.lr), ({"lr": 0.5}, 0.5), ({"optimizer": "sgd"}, ANY.lr)):
+    for more, rate in (
+        ({}, usual.lr),
+        ({"lr": 0.5}, 0.5),
+        ({"optimizer": "sgd"}, ANY.lr),
+        ({"optimizer": "soap"}, usual.soap_lr),
+    ):
         with pytest.raises(ZeroDivisionError):
             cl.fit(task, torch.randn(9, 1), **more)  # type: ignore[arg-type]
         assert (seen[-1]["lr"], seen[-1]["steps"]) == (rate, usual.steps)

@@ -24,6 +24,7 @@ class Defaults:
     steps: int = 1000
     batch_size: int = 256
     lr: float
+    soap_lr: float = 0.001
     weight_decay: float = 0.0
     averaging: float = 0.0
     schedule: str = "cosine"
@@ -38,6 +39,10 @@ class Defaults:
     def hidden(self) -> tuple[int, ...]:
         """The width of every hidden layer."""
         return (self.width,) * self.depth
+
+    def rate(self, optimizer: str) -> float:
+        """Where the rate of that optimiser starts; of one of which no task knows, that of any module."""
+        return {"adam": self.lr, "soap": self.soap_lr}.get(optimizer, ANY.lr)
 
 
 ANY = Defaults(lr=0.001)  # a module of which nothing is known

@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 SOURCES = ("projected", "softplus", "softplus-fan-in", "squared", "lift", "lift-reference")
 OBJECTIVES = ("mle", "importance", "importance-flow", "chains", "score", "denoising", "nce")
+OPTIMIZERS = ("adam", "sgd", "soap")
 SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "float64")
 # Checks of data that can be switched off; see `convexlift.screening`.

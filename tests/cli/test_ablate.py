@@ -57,7 +57,10 @@ def test_all_that_decides_the_result_is_in_its_command(monkeypatch: pytest.Monke
     ("words", "message"),
     [
         (["ablate", "gambel"], "error: unknown problem 'gambel'; did you mean 'gumbel'?"),
-        (["ablate", "gumbel", "--optimizer", "muon"], "error: unknown optimizer 'muon'; known: adam, sgd"),
+        (
+            ["ablate", "gumbel", "--optimizer", "muon"],
+            "error: unknown optimizer 'muon'; known: adam, sgd, soap",
+        ),
         (["ablate", "gumbel", "--rates", "fast"], "error: --rates: 'fast' is not a number"),
         (["ablate", "gumbel", "--budget", "huge"], "error: unknown budget 'huge'"),
     ],

@@ -420,7 +420,7 @@ STUDIES: list[Case] = [
         "`ablate gumbel --optimizer lion`",
         comparing("ablate gumbel --optimizer lion"),
         ValueError,
-        "unknown optimizer 'lion'; known: adam, sgd",
+        "unknown optimizer 'lion'; known: adam, sgd, soap",
         kin="another choice",
     ),
 ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -63,6 +65,11 @@ def after_steep() -> bool:
 def rising() -> int:
     """At which of 25 steps training ends where the validation loss rises from the start."""
     return fit(data=rows() + 5, validation=rows() - 5, steps=25, lr=0.1, schedule="constant").steps[-1]
+
+
+def without_soap() -> Any:
+    with patch.dict(sys.modules, {"pytorch_optimizer": None}):
+        return fit(optimizer="soap")
 
 
 def flushed() -> bool:
@@ -269,7 +276,7 @@ SETTINGS: list[Case] = [
         '`optimizer="lion"`',
         lambda: fit(optimizer="lion"),
         ValueError,
-        "optimizer must be 'adam', 'sgd' or a function of the parameter groups; got 'lion'",
+        "optimizer must be 'adam', 'sgd', 'soap' or a function of the parameter groups; got 'lion'",
     ),
     refused(
         "an optimizer function that returns a list",
@@ -287,7 +294,7 @@ SETTINGS: list[Case] = [
         "`weight_decay` of an optimizer of your own",
         made(fit, optimizer=list, weight_decay=0.1),
         ValueError,
-        "weight_decay is for 'adam' and 'sgd'; an optimizer function sets its own",
+        "weight_decay is for 'adam', 'sgd' or 'soap'; an optimizer function sets its own",
     ),
     refused(
         "`weight_decay` that takes all of a weight",
@@ -300,6 +307,54 @@ SETTINGS: list[Case] = [
         made(fit, flow(), lr=0.1, weight_decay=1.0, schedule=lambda t: 20.0),
         ValueError,
         "the scheduled rate times weight_decay must be below 1; got 2 * 1",
+    ),
+    refused(
+        '`rates={"weights": 2}`',
+        lambda: fit(rates={"weights": 2.0}),
+        ValueError,
+        "rates knows the parameter groups 'source' and 'free'; got 'weights'",
+    ),
+    refused(
+        '`rates={"free": 0}`',
+        lambda: fit(rates={"free": 0.0}),
+        ValueError,
+        "rates['free'] must be a positive number; got 0.0",
+    ),
+    refused(
+        "`rates=2`",
+        lambda: fit(rates=2.0),
+        TypeError,
+        "rates must map parameter groups to multipliers; got 2.0",
+    ),
+    refused(
+        "`rates` of an optimizer of your own",
+        made(fit, optimizer=list, rates={"free": 2.0}),
+        ValueError,
+        "rates are for 'adam', 'sgd' or 'soap'; an optimizer function sets its own",
+    ),
+    refused(
+        '`rates={"source": 2}` for a module without a weight source',
+        lambda: fit(Mean(), rates={"source": 2.0}),
+        ValueError,
+        "rates['source']: the module has no trainable parameters in that group",
+    ),
+    refused(
+        "a multiplier with which `weight_decay` takes all of a weight",
+        lambda: fit(lr=0.1, rates={"free": 10.0}, weight_decay=1.0),
+        ValueError,
+        "lr * rates['free'] * weight_decay must be below 1; got 1 * 1",
+    ),
+    refused(
+        "`warmup` longer than the run",
+        lambda: fit(steps=5, warmup=6),
+        ValueError,
+        "warmup must be at most the 5 steps; got 6",
+    ),
+    refused(
+        '`optimizer="soap"` without pytorch_optimizer',
+        without_soap,
+        ImportError,
+        "optimizer 'soap' needs pytorch_optimizer: pip install 'convexlift[soap]'",
     ),
     refused(
         "`averaging=1`",

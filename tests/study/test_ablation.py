@@ -143,7 +143,7 @@ def test_the_optimiser_decides_the_run():
         for name in ("adam", "sgd")
     )
     assert adam["curve"] != sgd["curve"] and adam["trace"] is None
-    with pytest.raises(ValueError, match="^unknown optimizer 'muon'; known: adam, sgd$"):
+    with pytest.raises(ValueError, match="^unknown optimizer 'muon'; known: adam, sgd, soap$"):
         dataclasses.replace(TINY, optimizer="muon")
 
 
@@ -223,5 +223,5 @@ def test_options_decide_the_cells(tmp_path, monkeypatch):
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="^unknown problem 'gambel'; did you mean 'gumbel'"):
         ablate("gambel", out=tmp_path)
-    with pytest.raises(ValueError, match="^unknown optimizer 'lbfgs'; known: adam, sgd$"):
+    with pytest.raises(ValueError, match="^unknown optimizer 'lbfgs'; known: adam, sgd, soap$"):
         ablate("gumbel", optimizer="lbfgs", out=tmp_path)

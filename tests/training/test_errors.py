@@ -112,7 +112,7 @@ TABLE: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"optimizer": "lion"},
         ValueError,
-        "optimizer must be 'adam', 'sgd' or a function of the parameter groups; got 'lion'",
+        "optimizer must be 'adam', 'sgd', 'soap' or a function of the parameter groups; got 'lion'",
     ),
     (
         {"optimizer": lambda groups: groups},
@@ -140,7 +140,7 @@ TABLE: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"optimizer": lambda groups: torch.optim.SGD(groups, lr=0.1), "weight_decay": 0.1},
         ValueError,
-        "weight_decay is for 'adam' and 'sgd'; an optimizer function sets its own",
+        "weight_decay is for 'adam', 'sgd' or 'soap'; an optimizer function sets its own",
     ),
     ({"averaging": 1.0}, ValueError, "averaging must be a number of at least 0 and below 1; got 1.0"),
     ({"averaging": -0.1}, ValueError, "averaging must be a number of at least 0 and below 1; got -0.1"),

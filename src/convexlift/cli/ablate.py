@@ -13,9 +13,9 @@ from convexlift.cli.errors import load_torch
 from convexlift.cli.options import one_argument_of, one_of
 from convexlift.cli.outputs import check_writable
 from convexlift.files import write_whole
-from convexlift.names import check_name
+from convexlift.names import OPTIMIZERS, check_name
 from convexlift.problems.catalogue import NAMES, check_problem
-from convexlift.study.protocol import BUDGETS, OPTIMIZERS
+from convexlift.study.protocol import BUDGETS
 
 
 @final
@@ -33,7 +33,7 @@ class Ablate(Comparing):
     """
 
     problem: Annotated[str, one_argument_of(NAMES, f"One of: {', '.join(NAMES)}.")]
-    optimizer: Annotated[str, one_of(OPTIMIZERS, "adam, or sgd (momentum 0.9).")] = "adam"
+    optimizer: Annotated[str, one_of(OPTIMIZERS, "adam, sgd (momentum 0.9) or soap.")] = "adam"
     budget: Annotated[str, one_of(BUDGETS["flow"], "quick (minutes), standard or full.")] = "quick"
     steps: Annotated[int | None, typer.Option(min=2, help="Steps of a run, in place of the budget's.")] = None
     out: Annotated[

@@ -283,6 +283,11 @@ class Lift(WeightSource):
         """theta = g b + R s, one tensor for every emitted parameter."""
         return self.readout(summary, list(self.slack), self._gains)
 
+    def free_tensors(self) -> dict[str, nn.Parameter]:
+        constrained = len(self.names)
+        free = zip(self.emitted[constrained:], list(self.slack)[constrained:], strict=True)
+        return {**super().free_tensors(), **dict(free)}
+
     def weights(self, batch: Tensor | None = None) -> dict[str, Tensor]:
         """The emitted tensors by parameter name, the constrained ones through psi."""
         return self._weights_from(self.summary(batch))

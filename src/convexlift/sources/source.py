@@ -51,6 +51,10 @@ class WeightSource(Block):
         """The factor c in W = c psi(v) for this tensor."""
         return 1.0
 
+    def free_tensors(self) -> dict[str, nn.Parameter]:
+        """The parameters that are, or stand for, the architecture's free tensors, by their names there."""
+        return dict(self.architecture.named_parameters())
+
     def emit(self, batch: Tensor | None = None) -> Potential | PartialPotential | BoundModule:
         """One potential: the architecture's free tensors and this source's weights.
 

@@ -57,7 +57,7 @@ def ablate(
 
     Args:
         problem: a name known to `convexlift.problems.problem`.
-        optimizer: "adam" or "sgd" (momentum 0.9).
+        optimizer: "adam", "sgd" (momentum 0.9) or "soap".
         budget: "quick", "standard", "full", or a `Budget`.
         rates: the grid, used as it is: it does not grow.
         seeds: number of evaluation seeds, in place of the budget's.

@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from convexlift.names import check_name
+from convexlift.names import OPTIMIZERS, check_name
 
 LEAST_RATE, LARGEST_RATE = 1e-4, 1.0
 FACTOR = 2.0
 FIXED_RATE = 1e-3
-OPTIMIZERS = ("adam", "sgd")
 SELECTION_SEED = 1_000  # selection seeds are 1000, 1001, ...; evaluation seeds begin below
 
 
@@ -26,7 +25,7 @@ class Budget:
     2 at a time for all arms together while any arm's best sits on its edge, at most `extensions` times and
     between 1e-4 and 1. The chosen rate is run with each of the evaluation seeds, for `steps` steps and anew
     for half of them. `fixed_rate` adds the table at the one common rate 0.001. `architecture` overrides the
-    problem's. `optimizer` is "adam" or "sgd" (momentum 0.9); `traced` runs also follow the coupling and the
+    problem's. `optimizer` is one that `fit` knows by name; `traced` runs also follow the coupling and the
     stays on the shoulder, where they are scored. Evaluation seeds begin with `first_seed`, whose models are
     drawn.
     """

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast, final
 
 import torch
@@ -28,7 +28,6 @@ from convexlift.study.tracing import Trace
 from convexlift.tasks.density import normalised
 from convexlift.training.fit import fit
 from convexlift.training.history import FitEvent, TrainingDiverged
-from convexlift.training.optimisation import Group
 
 EVALUATIONS = 20  # a run is frozen and validated this often
 MEASURES = ("shoulder", "at_zero", "fan_in_weight", "relative_speed", "step_amplification", "weights")
@@ -68,8 +67,9 @@ def _train(setting: Setting, cell: Cell, chosen: Problem, arms: Mapping[str, Arm
             validation=chosen.validation,
             steps=cell.steps,
             batch_size=budget.batch_size,
-            optimizer=_multiplied(budget.optimizer, cell.lr, factor) if factor != 1 else budget.optimizer,
+            optimizer=budget.optimizer,
             lr=cell.lr,
+            rates=None if factor == 1 else {"source": factor},
             clip=budget.clip,
             patience=None,  # equal steps
             evaluate_every=max(1, cell.steps // EVALUATIONS),
@@ -187,16 +187,6 @@ class _Watch:
             "step_amplification": step_amplification(self.task, self.batches) if lifted else None,
             "weights": [float(f"{share:.4g}") for share in weight_histogram(self.task, self.rows)],
         }
-
-
-def _multiplied(name: str, lr: float, factor: float) -> Callable[[list[Group]], torch.optim.Optimizer]:
-    """The optimiser of that name with the rate of the "source" group multiplied by a factor."""
-
-    def make(groups: list[Group]) -> torch.optim.Optimizer:
-        rates = [{**group, "lr": lr * (factor if group["name"] == "source" else 1.0)} for group in groups]
-        return torch.optim.SGD(rates, momentum=0.9) if name == "sgd" else torch.optim.Adam(rates)
-
-    return make
 
 
 def _exact_validation_loss(chosen: Problem) -> float:

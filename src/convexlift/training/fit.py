@@ -43,7 +43,14 @@ from convexlift.training.history import FitEvent, History, TrainingDiverged
 from convexlift.training.optimisation import OptimizerChoice, Schedule
 from convexlift.training.progress import Show, interruptible, progress_bar
 from convexlift.training.run_folder import STATE, RunFolder, State
-from convexlift.training.settings import RISING, Settings, check_callbacks, check_module, place_and_kind
+from convexlift.training.settings import (
+    RISING,
+    Settings,
+    check_callbacks,
+    check_groups,
+    check_module,
+    place_and_kind,
+)
 
 
 @guarded(training=True)
@@ -59,7 +66,9 @@ def fit(
     lr: float | None = None,
     weight_decay: float = ANY.weight_decay,
     averaging: float = ANY.averaging,
+    rates: Mapping[str, float] | None = None,
     schedule: Schedule = "cosine",
+    warmup: int = 0,
     clip: float | None = None,
     patience: int | str | None = RISING,
     evaluate_every: int | None = None,
@@ -97,17 +106,23 @@ def fit(
         steps: optimiser steps, by default 1,000 (4,000 for a regression); or give ``epochs``.
         epochs: passes through the data.
         batch_size: rows of a step.
-        optimizer: "adam", "sgd" (momentum 0.9), or a function that makes an optimiser of the parameter groups
-            ``{"name": "source" or "free", "params": [...]}`` and sets rates and weight decay itself.
-        lr: learning rate of "adam" and "sgd"; by default 0.001, and with "adam" that of the task where it has
-            one (0.032 for a flow, 0.064 for a density, 0.002 for a regression).
-        weight_decay: of "adam" and "sgd", decoupled: W <- W (1 - rate * weight_decay) before each step, with
-            the scheduled rate. Free matrices alone decay: first layer and skips of every ``ICNN`` (kernels of
-            a ``ConvICNN``), those of a proposal too, and what reads the context in a ``PICNN``. Left alone
-            are non-negative weights and all else that a weight source owns (latents, a lift's body), vectors
-            (biases, the linear term), alpha and a learned quadratic. Of modules that are not of this library
-            every tensor of two or more dimensions decays, but for those declared ``nonnegative``. A lift that
-            emits all tensors, as ``Lift.reference`` does, has none that decays.
+        optimizer: "adam", "sgd" (momentum 0.9), "soap" (Adam in the eigenbasis of Shampoo's preconditioner,
+            from ``pytorch_optimizer``; the extra ``convexlift[soap]``), or a function that makes an optimiser
+            of the parameter groups ``{"name": "source" or "free", "params": [...]}`` and sets rates and
+            weight decay itself. "source" is what makes the non-negative weights, "free" all else; of a lift
+            that emits all tensors "free" holds the slack of the free ones. SOAP's first step takes its first
+            bases from the gradient and moves nothing. It keeps bases for sides of up to 1,024 of tensors with
+            two or more dimensions; vectors are Adam's. Bases that a gradient leaves open are a matter of
+            rounding: a run is repeated and resumed bit for bit on one machine, not from one to another.
+        lr: learning rate of a named optimiser; by default 0.001, and with "adam" and "soap" that of the task
+            where it has one ("adam": 0.032 for a flow, 0.064 for a density, 0.002 for a regression).
+        weight_decay: of a named optimiser, decoupled: W <- W (1 - rate * weight_decay) before each step, with
+            the scheduled rate of "free". Free matrices alone decay: first layer and skips of every ``ICNN``
+            (kernels of a ``ConvICNN``), those of a proposal too, and what reads the context in a ``PICNN``.
+            Left alone are non-negative weights and what makes them (latents, a lift's body and readout),
+            vectors (biases, the linear term), alpha and a learned quadratic. Of modules that are not of this
+            library every tensor of two or more dimensions decays, but for those declared ``nonnegative``. Of
+            a lift that emits all tensors, as ``Lift.reference`` does, the slack of the free matrices decays.
         averaging: decay of an exponential moving average of the trainable parameters p, in [0, 1); 0 for
             none. After each step a <- a + w (p - a), w = max(1 - averaging, 9 / (step + 9)). Training goes on
             with p, bit for bit as without. The averages are what is frozen, validated, given to callbacks,
@@ -115,7 +130,10 @@ def fit(
             Means of `Centred` are averaged with the weights that they belong to; other buffers are those of
             the moment. Useful with a constant rate, whose noise it takes out; a cosine to 0 averages by
             itself.
+        rates: multipliers of ``lr`` for the parameter groups of a named optimiser, as ``{"free": 40.0}``; 1
+            for a group that is not there.
         schedule: "cosine" (to 0 at the end), "constant", or a function of t returning a factor of the rates.
+        warmup: steps over which the scheduled rates are raised linearly: times (k + 1) / warmup in step k.
         clip: largest gradient norm, of each parameter group by itself.
         patience: stop after this many evaluations without a better validation loss; None: never. The default,
             "rising", stops where validation has risen for half of the run's evaluations (9 at least): none of
@@ -149,8 +167,10 @@ def fit(
         BlockingIOError: ``run_dir`` belongs to a run that is in progress.
         OSError: ``run_dir`` cannot be written; its last checkpoint stands.
         RuntimeError: ``compile=True`` where there is no compiler.
+        ImportError: "soap" without the extra ``convexlift[soap]``.
 
-    Source: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019 (``weight_decay``);
+    Source: Vyas et al., "SOAP: improving and stabilizing Shampoo using Adam", ICLR 2025 ("soap");
+    Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019 (``weight_decay``);
     Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992 (``averaging``).
 
     Example:
@@ -191,7 +211,7 @@ def fit(
         steps=steps,
         batch_size=batch_size,
         optimizer=optimizer,
-        lr=lr if lr is not None else usual.lr if optimizer == "adam" else ANY.lr,
+        lr=lr if lr is not None else usual.rate(optimizer) if isinstance(optimizer, str) else ANY.lr,
         schedule=schedule,
         clip=clip,
         patience=None if validation is None else patience,
@@ -200,8 +220,12 @@ def fit(
         compile=compile,
         weight_decay=weight_decay,
         averaging=averaging,
+        rates={} if rates is None else rates,
+        warmup=warmup,
     )
-
+    check_groups(settings.rates, module)
+    if optimizer == "soap":
+        optimisation.soap()  # or an error, before anything is written
     if compile:
         check_compiler(place)
     with nullcontext() if run_dir is None else RunFolder(run_dir) as folder:
@@ -288,10 +312,10 @@ class Run:
         self._seed("initialise")
         self._call("initialise", self.rows)
         groups = optimisation.parameter_groups(module)
-        self.optimizer = optimisation.make_optimizer(settings.optimizer, groups, settings.lr)
+        self.optimizer = optimisation.make_optimizer(settings.optimizer, groups, settings.lr, settings.rates)
         optimisation.attach_weight_decay(self.optimizer, module, settings.weight_decay)
         self.average = Average(module, settings.averaging)
-        self.rates = optimisation.Rates(self.optimizer, settings.schedule)
+        self.rates = optimisation.Rates(self.optimizer, settings.schedule, settings.steps, settings.warmup)
         for part in module.modules():
             if hasattr(part, "attach"):
                 part.attach(self.optimizer)  # type: ignore[operator]
@@ -328,10 +352,13 @@ class Run:
         self._tell_progress()
         self._seed("step", self.at.step)
         batch = self.batches.at(self.at.step)
-        self.rates.set(self.at.step / self.settings.steps)
+        self.rates.set(self.at.step)
         self.optimizer.zero_grad(set_to_none=True)
         value = self._backward(batch)
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise self.diverged(f"a step of the optimiser fails ({error})", batch) from error
         self.at.step += 1
         self.average.update(self.at.step)
         if not self.durations:
@@ -627,7 +654,7 @@ def _config(
     shapes = [f"{name} {tuple(p.shape)}" for name, p in module.named_parameters()]
     digest = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
     about = settings.to_dict()
-    for name in ("compile", "weight_decay", "averaging"):
+    for name in ("compile", "weight_decay", "averaging", "rates", "warmup"):
         if not about[name]:  # as runs were described before there was a choice
             del about[name]
     return {

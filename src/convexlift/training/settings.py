@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, final
 
 import torch
 from torch import nn
 
 from convexlift.checks import check_count, check_device, is_number, name_dtype, plain
+from convexlift.names import OPTIMIZERS
 from convexlift.training.history import FitEvent
 from convexlift.training.optimisation import SCHEDULES, OptimizerChoice, Schedule, parameter_groups
 
+NAMED = "'adam', 'sgd' or 'soap'"
+GROUPS = ("source", "free")
 RISING = "rising"  # the patience that ends a run where validation has risen for long
 
 
@@ -34,26 +37,32 @@ class Settings:
     compile: bool = False
     weight_decay: float = 0.0
     averaging: float = 0.0
+    rates: Mapping[str, float] = field(default_factory=dict)
+    warmup: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):  # as JSON and a checkpoint can hold them
-            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        for each in fields(self):  # as JSON and a checkpoint can hold them
+            object.__setattr__(self, each.name, plain(getattr(self, each.name)))
         if isinstance(self.patience, str) and self.patience != RISING:
             raise ValueError(
                 f"patience must be a number of evaluations, '{RISING}' or None; got {self.patience!r}"
             )
-        counts = ["steps", "batch_size", "evaluate_every", "seed"]
+        counts = ["steps", "batch_size", "evaluate_every", "seed", "warmup"]
         for name in [*counts, *([] if self.patience in (None, RISING) else ["patience"])]:
-            check_count(name, getattr(self, name), least=0 if name == "seed" else 1)
+            check_count(name, getattr(self, name), least=0 if name in ("seed", "warmup") else 1)
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup must be at most the {self.steps} steps; got {self.warmup}")
         for name in ("lr", "clip"):
             value = getattr(self, name)
             if value is not None and not (is_number(value) and 0.0 < value < math.inf):
                 raise ValueError(f"{name} must be a positive number; got {value!r}")
         if not isinstance(self.compile, bool):
             raise TypeError(f"compile must be True or False; got {self.compile!r}")
-        if not callable(self.optimizer) and self.optimizer not in ("adam", "sgd"):
-            wanted = "'adam', 'sgd' or a function of the parameter groups"
+        if not callable(self.optimizer) and self.optimizer not in OPTIMIZERS:
+            wanted = f"{NAMED.replace(' or', ',')} or a function of the parameter groups"
             raise ValueError(f"optimizer must be {wanted}; got {self.optimizer!r}")
+        self._check_rates()
+        object.__setattr__(self, "rates", {name: float(rate) for name, rate in self.rates.items()})
         self._check_weight_decay()
         if not (is_number(self.averaging) and 0.0 <= self.averaging < 1.0):
             raise ValueError(f"averaging must be a number of at least 0 and below 1; got {self.averaging!r}")
@@ -65,14 +74,34 @@ class Settings:
         """Return plain values for JSON; a function becomes its name."""
         return {k: _name(v) if callable(v) else v for k, v in asdict(self).items()}
 
+    def _check_rates(self) -> None:
+        if not isinstance(self.rates, Mapping):
+            raise TypeError(f"rates must map parameter groups to multipliers; got {self.rates!r}")
+        for name, multiplier in self.rates.items():
+            if name not in GROUPS:
+                raise ValueError(f"rates knows the parameter groups 'source' and 'free'; got {name!r}")
+            if not (is_number(multiplier) and 0.0 < multiplier < math.inf):
+                raise ValueError(f"rates[{name!r}] must be a positive number; got {multiplier!r}")
+        if self.rates and callable(self.optimizer):
+            raise ValueError(f"rates are for {NAMED}; an optimizer function sets its own")
+
     def _check_weight_decay(self) -> None:
-        decay = self.weight_decay
+        decay, rate = self.weight_decay, self.lr * self.rates.get("free", 1.0)
         if not (is_number(decay) and 0.0 <= decay < math.inf):
             raise ValueError(f"weight_decay must be a finite number of at least 0; got {decay!r}")
         if decay and callable(self.optimizer):
-            raise ValueError("weight_decay is for 'adam' and 'sgd'; an optimizer function sets its own")
-        if decay and self.lr * decay >= 1.0:
-            raise ValueError(f"lr * weight_decay must be below 1; got {self.lr:g} * {decay:g}")
+            raise ValueError(f"weight_decay is for {NAMED}; an optimizer function sets its own")
+        if decay and rate * decay >= 1.0:
+            what = "lr * rates['free']" if "free" in self.rates else "lr"
+            raise ValueError(f"{what} * weight_decay must be below 1; got {rate:g} * {decay:g}")
+
+
+def check_groups(rates: Mapping[str, float], module: nn.Module) -> None:
+    """Raise ValueError for a multiplier of a group that the module does not have."""
+    there = [group["name"] for group in parameter_groups(module)]
+    for name in rates:
+        if name not in there:
+            raise ValueError(f"rates[{name!r}]: the module has no trainable parameters in that group")
 
 
 def check_module(module: nn.Module) -> None:
