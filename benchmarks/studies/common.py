@@ -58,6 +58,10 @@ class Ledger:
                     continue  # cut off while it was written
                 self.known[_key(entry["cell"])] = entry["outcome"]
 
+    def has(self, cell: Mapping[str, Any]) -> bool:
+        """Whether the outcome of a cell is kept."""
+        return _key({**cell, "code": self.code}) in self.known
+
     def run(self, cell: Mapping[str, Any], work: Callable[[], Outcome]) -> Outcome:
         """The outcome of a cell: the one that is kept, or what ``work`` returns, kept from now on."""
         return self.run_all([cell], lambda _: work())[0]

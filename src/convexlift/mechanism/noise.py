@@ -72,7 +72,7 @@ def step_amplification(model: nn.Module, batches: Iterable[Any]) -> float:
         >>> net, batch = cl.ICNN(1, hidden=(8, 8)), torch.randn(256, 1)
         >>> step_amplification(cl.Softplus(net), [batch])
         1.0
-        >>> lift = cl.Lift(net, readout="dense", readout_scale=1.0)
+        >>> lift = cl.Lift(net, readout="dense", readout_scale=1.0, weight_gain=1.0)
         >>> summary = lift.eval().summary(batch).detach()
         >>> abs(step_amplification(lift, [batch]) - 1 - float(summary.abs().sum())) < 1e-4
         True

@@ -27,9 +27,13 @@ NEEDS_BATCH = "an unfrozen lift has no weights of its own: freeze on training da
 
 
 class Lift(WeightSource):
-    """Weights psi(b + R s(X)) emitted from a permutation-invariant summary s of the batch X.
+    """Weights psi(g b + R s(X)) emitted from a permutation-invariant summary s of the batch X.
 
-        s(X) = standardise(mean_i phi(x_i)),   theta(X) = b + R s(X),   W(X) = psi(theta(X)).
+        s(X) = standardise(mean_i phi(x_i)),   theta(X) = g b + R s(X),   W(X) = psi(theta(X)),
+
+    and free tensors theta(X), without psi. Under Adam a gain g is a rate g times as large, so the default
+    gains are for a small rate: ``fit`` takes 0.001 for lifts. With gains of 1 a lift takes the rates of the
+    other sources.
 
     Three ingredients, each removable: the slack b (``slack=False`` holds it at its start), the body phi and R
     that read the batch (``body="constant"`` puts a learned constant in place of s), and the coupling, that
@@ -37,8 +41,8 @@ class Lift(WeightSource):
     emit from another batch; ``coupling="noise"`` draws s from a normal law with the running mean and
     covariance of the summaries). X is detached where it emits.
 
-    The lift starts as exactly the network it is given: b = psi^{-1}(W_0) - R s_0, with s_0 the summary of the
-    first training rows (``initialise``; of a standard normal sample until then).
+    The lift starts as exactly the network it is given: b = (psi^{-1}(W_0) - R s_0) / g, with s_0 the summary
+    of the first training rows (``initialise``; of a standard normal sample until then).
 
     In train mode ``emit(batch)`` reads the batch. In eval mode ``emit(None)`` uses the summary stored by
     ``settle``. ``freeze(data)`` emits once from the training data and returns the plain network.
@@ -52,8 +56,10 @@ class Lift(WeightSource):
         names: its non-negative parameters; ``module.nonnegative`` when omitted.
         dim: number of columns of a (flattened) batch; ``module.dim`` when omitted.
         summary: "deepsets", or "moments" ([mean, mean square]).
-        body_hidden: hidden widths of the DeepSets body.
-        features: length of the DeepSets summary.
+        body_hidden: hidden widths of the DeepSets body; by default one layer, of at most 32 units.
+        features: length of the DeepSets summary. By default body and summary are as large as keeps all that
+            trains within 1.5 times the network's parameters, or 2,000 above them where that is more, and in
+            any case within 3 times (with a factored readout of a network of a hundred parameters or more).
         standardise: "features" (zero mean and unit deviation across the pooled vector), "centred" (running
             mean removed: only the batch's fluctuation is left) or ``None``. Moments are divided by running
             per-feature deviations instead of "features".
@@ -62,9 +68,11 @@ class Lift(WeightSource):
         readout_scale: factor on R s, or "fan_in" to divide by the length of the summary.
         psi: "softplus" or "square".
         slack: learn b, or hold it.
+        weight_gain: g of the constrained tensors.
+        free_gain: g of the free tensors, where these are emitted.
         body: "batch" or "constant".
         coupling: "batch", "independent" or "noise".
-        targets: "nonnegative", or "all" to emit the free parameters too (without psi).
+        targets: "all" to emit the free parameters too (those that require a gradient), or "nonnegative".
         start: ``None`` for the same start as ``module``, or the number at which every constrained slack
             starts, the readout then scattering the weights around psi(start).
         settle_window: fractions of training between which the summary settles.
@@ -116,7 +124,7 @@ class Lift(WeightSource):
         readout_scale: float | str = 0.3,
         psi: str = "softplus",
         slack: bool = True,
-        weight_gain: float = 1.0,
+        weight_gain: float = 40.0,
         free_gain: float = 40.0,
         body: str = "batch",
         coupling: str = "batch",
@@ -150,7 +158,8 @@ class Lift(WeightSource):
         self.emitted = self.names + (free if targets == "all" else ())
         values = self._take_out(self.emitted)
         shapes = [value.shape for value in values]
-        usual = fitting(shapes, self._columns, rank, sum(module.get_parameter(name).numel() for name in trained))
+        own = sum(module.get_parameter(name).numel() for name in trained)
+        usual = fitting(shapes, self._columns, rank, own)
         body_hidden = usual.hidden if body_hidden is None else body_hidden
         features = usual.features if features is None else features
         with seeded(seed):
@@ -177,8 +186,8 @@ class Lift(WeightSource):
             self.register_buffer("running_covariance", template.new_zeros(size, size))
         for name in ("initialised", "settled"):
             self.register_buffer(name, torch.tensor(False))
-        self._weight_gain, self._free_gain = float(weight_gain), float(free_gain)
         self.register_buffer("gain", template.new_tensor([weight_gain, free_gain]))
+        self._weight_gain, self._free_gain = self.gain.tolist()  # on the host: emissions wait for no device
         self.code: nn.Parameter | None = None
         if body == "constant":
             self.code = nn.Parameter(template.clone())
@@ -227,6 +236,11 @@ class Lift(WeightSource):
         )
 
     @property
+    def amplified(self) -> bool:
+        """Whether a gain above 1 lengthens the steps of an emitted tensor."""
+        return max(self._gains) > 1
+
+    @property
     def settle_at(self) -> float:
         """The fraction of training at which ``settle`` is due."""
         return self.settle_window[1]
@@ -241,10 +255,10 @@ class Lift(WeightSource):
         """Move the start, once, to these training points: at their summary the lift is the given network."""
         if self.initialised:
             return
-        before = self._offsets(self.slack)
+        before = self._offsets(list(self.slack))
         self._set_anchor(self._rows(x[:_ANCHOR_ROWS]))
         if self.keeps_start:
-            after = self._offsets(self.slack)
+            after = self._offsets(list(self.slack))
             for slack, old, new, g in zip(self.slack, before, after, self._gains, strict=True):
                 slack += (old - new) / g
         self.initialised.fill_(True)

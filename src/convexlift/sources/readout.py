@@ -47,8 +47,8 @@ class Dense(nn.Module):
 class Factored(nn.Module):
     """theta = g b + c U diag(P s) V' with U (m, r), V (n, r), P (r, k): r (m + n + k) parameters a matrix.
 
-    A vector of length n is g b + c V P s, with r (n + k) parameters. Other tensors are read as matrices (first,
-    rest).
+    A vector of length n is g b + c V P s, with r (n + k) parameters. Other tensors are read as matrices
+    (first, rest).
 
     Args:
         shapes: shapes of the emitted tensors.

@@ -13,6 +13,8 @@ from convexlift.sources.readout import matrix_shape
 
 # Widths of the body that are tried, the largest first.
 _WIDTHS = (32, 16, 8, 4)
+# A summary of fewer features, standardised, hardly moves from batch to batch.
+_LEAST_FEATURES = 8
 
 
 @final
@@ -35,14 +37,14 @@ class Size:
 
 
 def fitting(shapes: Sequence[torch.Size], columns: int, rank: int, parameters: int) -> Size:
-    """The largest size whose parameters are at most half the network's, or 2,000 where that is more, but never
-    over twice the network's; the smallest size where none fits.
+    """The largest size with at most half the network's parameters, or 2,000 where that is more, but never
+    over twice them; the smallest size where none fits.
 
-    So a lift has at most 1.5 times the parameters of a network that has 4,000, and 3 times those of a smaller.
+    So a lift has at most 1.5 times the parameters of a network of 4,000, and 3 times those of a smaller one.
 
     >>> fitting([torch.Size([128, 128])] * 3, columns=1, rank=1, parameters=50_000)
     Size(hidden=(32,), features=16)
     """
     allowed = min(max(parameters / 2, 2_000), 2 * parameters)
-    sizes = [Size((width,), max(4, width // 2)) for width in _WIDTHS]
+    sizes = [Size((width,), max(_LEAST_FEATURES, width // 2)) for width in _WIDTHS]
     return next((size for size in sizes if size.parameters(shapes, columns, rank) <= allowed), sizes[-1])
