@@ -38,6 +38,16 @@ from timing import Result, markdown
 
 Outcome = dict[str, Any]
 
+# The lift of the studies that were made before it had gains: it emits the constrained weights alone.
+WEIGHTS_ALONE: Mapping[str, Any] = {
+    "targets": "nonnegative",
+    "weight_gain": 1.0,
+    "free_gain": 1.0,
+    "body_hidden": (64,),
+    "features": 32,
+    "rank": 4,
+}
+
 
 class Ledger:
     """Finished cells, kept as JSON lines beside ``out``, so that a study goes on where it was interrupted.

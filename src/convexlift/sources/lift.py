@@ -158,8 +158,8 @@ class Lift(WeightSource):
         self.emitted = self.names + (free if targets == "all" else ())
         values = self._take_out(self.emitted)
         shapes = [value.shape for value in values]
-        own = sum(module.get_parameter(name).numel() for name in trained)
-        usual = fitting(shapes, self._columns, rank, own)
+        parameters = sum(module.get_parameter(name).numel() for name in trained)
+        usual = fitting(shapes, self._columns, rank, parameters)
         body_hidden = usual.hidden if body_hidden is None else body_hidden
         features = usual.features if features is None else features
         with seeded(seed):
