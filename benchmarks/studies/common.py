@@ -38,6 +38,16 @@ from timing import Result, markdown
 
 Outcome = dict[str, Any]
 
+# The lift of the studies that were made before it had gains: it emits the constrained weights alone.
+WEIGHTS_ALONE: Mapping[str, Any] = {
+    "targets": "nonnegative",
+    "weight_gain": 1.0,
+    "free_gain": 1.0,
+    "body_hidden": (64,),
+    "features": 32,
+    "rank": 4,
+}
+
 
 class Ledger:
     """Finished cells, kept as JSON lines beside ``out``, so that a study goes on where it was interrupted.
@@ -57,6 +67,10 @@ class Ledger:
                 except ValueError:
                     continue  # cut off while it was written
                 self.known[_key(entry["cell"])] = entry["outcome"]
+
+    def has(self, cell: Mapping[str, Any]) -> bool:
+        """Whether the outcome of a cell is kept."""
+        return _key({**cell, "code": self.code}) in self.known
 
     def run(self, cell: Mapping[str, Any], work: Callable[[], Outcome]) -> Outcome:
         """The outcome of a cell: the one that is kept, or what ``work`` returns, kept from now on."""

@@ -30,7 +30,7 @@ from typing import Any, final
 
 import common
 import torch
-from common import Ledger, Outcome, finite, mean, or_inf, train_and_score
+from common import WEIGHTS_ALONE, Ledger, Outcome, finite, mean, or_inf, train_and_score
 from timing import Result, arguments, markdown, parsed, write
 from torch import Tensor, nn
 
@@ -41,7 +41,7 @@ from convexlift.mechanism import coupling, emission_noise
 from convexlift.problems import problem
 from convexlift.sources.body import DeepSets, pool
 from convexlift.sources.readout import Factored
-from convexlift.study.arms import ALL_ARMS, Arm, build
+from convexlift.study.arms import ALL_ARMS, Arm, FixedBatchLift, build
 from convexlift.study.protocol import best_rate
 from convexlift.study.statistics import paired_difference, summary
 from convexlift.training import FitEvent
@@ -74,7 +74,7 @@ class LearnedScale(cl.Lift):
         self.raw_scales = nn.Parameter(self.anchor.new_full((len(self.slack),), math.log(math.expm1(1.0))))
 
     def latents(self, summary: Tensor) -> list[Tensor]:
-        offsets = self.readout(summary, [torch.zeros_like(b) for b in self.slack])
+        offsets = self.readout(summary, [torch.zeros_like(b) for b in self.slack], [1.0] * len(self.slack))
         scales = nn.functional.softplus(self.raw_scales).unbind()
         return [b + c * offset for b, c, offset in zip(self.slack, scales, offsets, strict=True)]
 
@@ -135,7 +135,7 @@ class PerLayer(cl.Lift):
 
     def __init__(self, module: nn.Module, **options: Any) -> None:
         count = len(getattr(module, "nonnegative", ()))
-        super().__init__(module, features=count * FEATURES, **options)
+        super().__init__(module, **{**options, "features": count * FEATURES})
         self.phi = Bodies(self.dim, count).to(self.anchor)  # type: ignore[assignment]
         self.readout = Readouts([b.shape for b in self.slack]).to(self.anchor)  # type: ignore[assignment]
         reference = torch.randn(512, self.dim, generator=torch.Generator().manual_seed(0)).to(self.anchor)
@@ -162,9 +162,9 @@ class Readouts(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList([Factored([shape], FEATURES, SCALE, 4) for shape in shapes])
 
-    def forward(self, summary: Tensor, slack: Sequence[Tensor]) -> list[Tensor]:
-        codes = summary.chunk(len(self.parts))
-        return [part(code, [b])[0] for part, code, b in zip(self.parts, codes, slack, strict=True)]
+    def forward(self, summary: Tensor, slack: Sequence[Tensor], gains: Sequence[float]) -> list[Tensor]:
+        each = zip(self.parts, summary.chunk(len(self.parts)), slack, gains, strict=True)
+        return [part(code, [b], [g])[0] for part, code, b, g in each]
 
 
 @final
@@ -196,11 +196,15 @@ LIFTS: Mapping[str, Callable[..., nn.Module]] = {
     "per layer": PerLayer,
     "antithetic": Antithetic,
 }
-VARIANTS = {name: partial(lift, standardise="centred", readout_scale=SCALE) for name, lift in LIFTS.items()}
+VARIANTS = {name: partial(lift, **OPTIONS, **WEIGHTS_ALONE) for name, lift in LIFTS.items()}
 BASE = "softplus"
 FIXED = "lift-fixed-batch"
-CONTROLS: Mapping[str, Arm] = {name: ALL_ARMS[name] for name in (BASE, "lift", FIXED)}
-COUPLED: Mapping[str, Callable[..., nn.Module]] = {**VARIANTS, "lift": cl.Lift}
+CONTROLS: Mapping[str, Arm] = {
+    BASE: ALL_ARMS[BASE],
+    "lift": partial(cl.Lift, **WEIGHTS_ALONE),
+    FIXED: partial(FixedBatchLift, **WEIGHTS_ALONE),
+}
+COUPLED: Mapping[str, Callable[..., nn.Module]] = {**VARIANTS, "lift": CONTROLS["lift"]}
 INDEPENDENT = ", independent"
 ARMS: Mapping[str, Arm] = {
     **CONTROLS,

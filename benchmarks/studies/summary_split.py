@@ -128,7 +128,9 @@ def task_of(chosen: Problem, options: Options | None, seed: int) -> Any:
     """The task of a lift with these options, or of softplus, started on the training rows."""
     given = dict(options or ())
     held = given.pop("held", False)
-    make: Callable[[nn.Module], nn.Module] = cl.Softplus if options is None else partial(cl.Lift, **given)
+    make: Callable[[nn.Module], nn.Module] = (
+        cl.Softplus if options is None else partial(cl.Lift, **common.WEIGHTS_ALONE, **given)
+    )
     task: Any = build(chosen, "arm", seed, {"arm": make})
     if held:  # phi keeps its random start; b and R learn
         for part in task.modules():
@@ -182,8 +184,12 @@ def squared_amplification(lift: cl.Lift) -> float:
     parts: list[Tensor] = []
     gates = (lift.readout.code @ code).view(-1, lift.readout.rank).square()
     for q, u, v in zip(gates, lift.readout.rows, lift.readout.columns, strict=True):
-        u2, v2 = u.square(), v.square()
-        parts.append((1 + (v2 @ q)[None, :] + (u2 @ q)[:, None] + energy * (u2 @ v2.T)).flatten())
+        v2 = v.square()
+        if u is None:
+            parts.append(1 + q.sum() + energy * v2.sum(1))
+        else:
+            u2 = u.square()
+            parts.append((1 + (v2 @ q)[None, :] + (u2 @ q)[:, None] + energy * (u2 @ v2.T)).flatten())
     return float(torch.cat(parts).median())
 
 

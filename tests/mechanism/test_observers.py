@@ -19,19 +19,21 @@ from convexlift.mechanism import ShoulderTrace, coupling, gradient_health, updat
 
 X = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)).exp()
 
+NO_GAIN = {"weight_gain": 1.0, "free_gain": 1.0}  # for large rates
+
 
 def flow():
     return ConvexPotentialFlow(
-        [Lift(ICNN(2, hidden=(8, 8), seed=k), coupling="noise", seed=k) for k in range(2)]
+        [Lift(ICNN(2, hidden=(8, 8), seed=k), coupling="noise", seed=k, **NO_GAIN) for k in range(2)]
     )
 
 
 def regression():
-    return ConvexRegression(Lift(ICNN(2, hidden=(8, 8), seed=0), summary="moments", seed=0))
+    return ConvexRegression(Lift(ICNN(2, hidden=(8, 8), seed=0), summary="moments", seed=0, **NO_GAIN))
 
 
 def density():
-    return LogConcaveDensity(Lift(ICNN(1, hidden=(8, 8), seed=0), standardise="centred", seed=0))
+    return LogConcaveDensity(Lift(ICNN(1, hidden=(8, 8), seed=0), standardise="centred", seed=0, **NO_GAIN))
 
 
 def projected():

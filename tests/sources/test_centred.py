@@ -20,7 +20,7 @@ SOURCES: dict[str, Callable[[nn.Module], WeightSource]] = {
     "softplus": cl.Softplus,
     "squared": cl.Squared,
     "lift": lambda net: cl.Lift(net, seed=0),
-    "lift-all": lambda net: cl.Lift(net, targets="all", seed=0),
+    "lift of weights": lambda net: cl.Lift(net, targets="nonnegative", seed=0),
 }
 EVERY = pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES.keys())
 
@@ -167,7 +167,9 @@ def test_a_batch_of_one_and_two_emissions_before_a_backward() -> None:
     assert all(bool(p.grad.isfinite().all()) for p in source.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("make", [cl.Squared, cl.Projected, lambda net: cl.Lift(net, seed=0)])
+@pytest.mark.parametrize(
+    "make", [cl.Squared, cl.Projected, lambda net: cl.Lift(net, weight_gain=1.0, free_gain=1.0, seed=0)]
+)
 @pytest.mark.parametrize("kind", ["flow", "density", "regression"])
 def test_tasks_train_and_freeze_it(
     kind: str, make: Callable[[nn.Module], WeightSource], tmp_path: Path

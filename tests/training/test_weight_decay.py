@@ -70,24 +70,15 @@ SOURCES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "softplus": (lambda: cl.Softplus(net()), ["architecture.skips."]),
     "softplus by fan-in": (lambda: cl.Softplus(net(), fan_in=True), ["architecture.skips."]),
     "squared": (lambda: cl.Squared(net()), ["architecture.skips."]),
-    "lift": (lambda: cl.Lift(net(), targets="nonnegative", seed=0), ["architecture.skips."]),
-    "lift of everything": (
-        lambda: cl.Lift(net(), targets="all", seed=0),
-        ["slack.5", "slack.6", "slack.7"],  # of the skips
-    ),
-    "dense lift": (
-        lambda: cl.Lift(net(), readout="dense", targets="nonnegative", seed=0),
-        ["architecture.skips."],
-    ),
+    "lift": (lambda: cl.Lift(net(), seed=0), ["slack.5", "slack.6", "slack.7"]),  # of the skips
+    "lift of weights": (lambda: cl.Lift(net(), targets="nonnegative", seed=0), ["architecture.skips."]),
+    "dense lift": (lambda: cl.Lift(net(), readout="dense", seed=0), ["slack.5", "slack.6", "slack.7"]),
     "centred": (lambda: cl.Centred(cl.Squared(net())), ["source.architecture.skips."]),
     "centred with slopes": (
         lambda: cl.Centred(cl.Squared(net()), slopes=True),
         ["source.architecture.skips."],
     ),
-    "a lifted module": (
-        lambda: cl.Lift(Cubic(), ["lift"], targets="nonnegative", seed=0),
-        ["architecture.read"],
-    ),
+    "a lifted module": (lambda: cl.Lift(Cubic(), ["lift"], seed=0), ["slack.1"]),
     "a projected module": (lambda: cl.Projected(Cubic(), ["lift"]), ["architecture.read"]),
     "convolutional": (
         lambda: cl.Squared(cl.ConvICNN((1, 4, 4), channels=(2, 3), pooling="none", seed=0)),
@@ -151,6 +142,19 @@ def test_the_frozen_non_negative_weights_stay(case: str) -> None:
     after = values(part.freeze(data))
     assert all(torch.equal(after[name], before[name]) for name in names)
     assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_matrix_that_a_lift_emits_shrinks_towards_the_readouts_share_of_it() -> None:
+    lift, x = cl.Lift(net(), readout_scale=0.01, seed=0), torch.randn(30, 2)
+    lift.initialise(x)
+    before = lift.freeze(x).skips[1].clone()  # type: ignore[union-attr]
+    (share,) = (
+        r for name, r in zip(lift.emitted, lift._offsets(lift.slack), strict=True) if name == "skips.1"
+    )
+    fit(Flat(lift), X, steps=50, lr=LR, schedule="constant", weight_decay=DECAY, **QUICK)
+    kept = (1 - LR * DECAY) ** 50
+    assert kept < 0.7
+    torch.testing.assert_close(lift.freeze(x).skips[1], kept * (before - share) + share)  # type: ignore[union-attr]
 
 
 def test_shared_matrices_decay_once() -> None:

@@ -62,9 +62,9 @@ def emission_noise(model: nn.Module, batches: Iterable[Any]) -> float:
 def step_amplification(model: nn.Module, batches: Iterable[Any]) -> float:
     """How many times farther one Adam step moves a latent weight than it would move a direct parameter.
 
-    Adam moves every parameter by about the learning rate, so theta_j = b_j + (R s)_j moves by about
+    Adam moves every parameter by about the learning rate, so theta_j = g b_j + (R s)_j moves by about
     lr sum_p |d theta_j / d p| over the slack and the readout's parameters p. For a dense readout of scale c
-    this is 1 + c |s_bar|_1. For a factored readout it is an upper bound: the signs of its terms seldom
+    this is g + c |s_bar|_1. For a factored readout it is an upper bound: the signs of its terms seldom
     agree. The median over latents, at the mean summary s_bar of the batches. Without a lift it is 1.0.
 
     Example:
@@ -72,7 +72,7 @@ def step_amplification(model: nn.Module, batches: Iterable[Any]) -> float:
         >>> net, batch = cl.ICNN(1, hidden=(8, 8)), torch.randn(256, 1)
         >>> step_amplification(cl.Softplus(net), [batch])
         1.0
-        >>> lift = cl.Lift(net, readout="dense", readout_scale=1.0)
+        >>> lift = cl.Lift(net, readout="dense", readout_scale=1.0, weight_gain=1.0)
         >>> summary = lift.eval().summary(batch).detach()
         >>> abs(step_amplification(lift, [batch]) - 1 - float(summary.abs().sum())) < 1e-4
         True
@@ -88,5 +88,6 @@ def step_amplification(model: nn.Module, batches: Iterable[Any]) -> float:
     per_latent = []
     for lift, seen in summaries.items():
         reach = lift.readout.amplification(torch.stack(seen).mean(0))[: len(lift.names)]
-        per_latent += [float(any(b.requires_grad for b in lift.slack)) + r for r in reach]
+        slack = float(lift.gain[0]) if any(b.requires_grad for b in lift.slack) else 0.0
+        per_latent += [slack + r for r in reach]
     return float(torch.cat(per_latent).median())

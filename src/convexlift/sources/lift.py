@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from convexlift.seeds import generator_on, seeded
 from convexlift.sources.body import DeepSets, Moments, pool
 from convexlift.sources.positivity import PositiveMap, positive_map
 from convexlift.sources.readout import Dense, Factored
+from convexlift.sources.size import fitting
 from convexlift.sources.source import WeightSource
 
 # The initial summary s_0 is that of the first rows of the training data, at most this many.
@@ -24,9 +27,13 @@ NEEDS_BATCH = "an unfrozen lift has no weights of its own: freeze on training da
 
 
 class Lift(WeightSource):
-    """Weights psi(b + R s(X)) emitted from a permutation-invariant summary s of the batch X.
+    """Weights psi(g b + R s(X)) emitted from a permutation-invariant summary s of the batch X.
 
-        s(X) = standardise(mean_i phi(x_i)),   theta(X) = b + R s(X),   W(X) = psi(theta(X)).
+        s(X) = standardise(mean_i phi(x_i)),   theta(X) = g b + R s(X),   W(X) = psi(theta(X)),
+
+    and free tensors theta(X), without psi. Under Adam a gain g is a rate g times as large, so the default
+    gains are for a small rate: ``fit`` takes 0.001 for lifts. With gains of 1 a lift takes the rates of the
+    other sources.
 
     Three ingredients, each removable: the slack b (``slack=False`` holds it at its start), the body phi and R
     that read the batch (``body="constant"`` puts a learned constant in place of s), and the coupling, that
@@ -34,8 +41,8 @@ class Lift(WeightSource):
     emit from another batch; ``coupling="noise"`` draws s from a normal law with the running mean and
     covariance of the summaries). X is detached where it emits.
 
-    The lift starts as exactly the network it is given: b = psi^{-1}(W_0) - R s_0, with s_0 the summary of the
-    first training rows (``initialise``; of a standard normal sample until then).
+    The lift starts as exactly the network it is given: b = (psi^{-1}(W_0) - R s_0) / g, with s_0 the summary
+    of the first training rows (``initialise``; of a standard normal sample until then).
 
     In train mode ``emit(batch)`` reads the batch. In eval mode ``emit(None)`` uses the summary stored by
     ``settle``. ``freeze(data)`` emits once from the training data and returns the plain network.
@@ -49,8 +56,10 @@ class Lift(WeightSource):
         names: its non-negative parameters; ``module.nonnegative`` when omitted.
         dim: number of columns of a (flattened) batch; ``module.dim`` when omitted.
         summary: "deepsets", or "moments" ([mean, mean square]).
-        body_hidden: hidden widths of the DeepSets body.
-        features: length of the DeepSets summary.
+        body_hidden: hidden widths of the DeepSets body; by default one layer, of at most 32 units.
+        features: length of the DeepSets summary. By default body and summary are as large as keeps all that
+            trains within 1.5 times the network's parameters, or 2,000 above them where that is more, and in
+            any case within 3 times (with a factored readout of a network of a hundred parameters or more).
         standardise: "features" (zero mean and unit deviation across the pooled vector), "centred" (running
             mean removed: only the batch's fluctuation is left) or ``None``. Moments are divided by running
             per-feature deviations instead of "features".
@@ -59,9 +68,11 @@ class Lift(WeightSource):
         readout_scale: factor on R s, or "fan_in" to divide by the length of the summary.
         psi: "softplus" or "square".
         slack: learn b, or hold it.
+        weight_gain: g of the constrained tensors.
+        free_gain: g of the free tensors, where these are emitted.
         body: "batch" or "constant".
         coupling: "batch", "independent" or "noise".
-        targets: "nonnegative", or "all" to emit the free parameters too (without psi).
+        targets: "all" to emit the free parameters too (those that require a gradient), or "nonnegative".
         start: ``None`` for the same start as ``module``, or the number at which every constrained slack
             starts, the readout then scattering the weights around psi(start).
         settle_window: fractions of training between which the summary settles.
@@ -96,6 +107,7 @@ class Lift(WeightSource):
     pooled_deviation: Tensor
     initialised: Tensor
     settled: Tensor
+    gain: Tensor
 
     def __init__(
         self,
@@ -104,17 +116,19 @@ class Lift(WeightSource):
         *,
         dim: int | None = None,
         summary: str = "deepsets",
-        body_hidden: Sequence[int] = (64,),
-        features: int = 32,
+        body_hidden: Sequence[int] | None = None,
+        features: int | None = None,
         standardise: str | None = "features",
         readout: str = "factored",
-        rank: int = 4,
+        rank: int = 1,
         readout_scale: float | str = 0.3,
         psi: str = "softplus",
         slack: bool = True,
+        weight_gain: float = 40.0,
+        free_gain: float = 40.0,
         body: str = "batch",
         coupling: str = "batch",
-        targets: str = "nonnegative",
+        targets: str = "all",
         start: float | None = None,
         settle_window: tuple[float, float] = (0.7, 0.85),
         seed: int | None = None,
@@ -130,16 +144,24 @@ class Lift(WeightSource):
             raise ValueError(
                 f"settle_window must be two increasing fractions of training; got {settle_window}"
             )
+        for option, given in (("weight_gain", weight_gain), ("free_gain", free_gain)):
+            if not (given > 0 and math.isfinite(given)):
+                raise ValueError(f"{option} must be positive and finite; got {given}")
         self.psi = positive_map(psi)
         self.standardise, self.coupling = standardise, coupling
         self.settle_window = settle_window
         self._blend = 0.0
         self._columns = _columns(module, dim)
 
-        free = tuple(name for name, _ in module.named_parameters() if name not in self.names)
+        trained = {name for name, p in module.named_parameters() if p.requires_grad or name in self.names}
+        free = tuple(name for name, _ in module.named_parameters() if name in trained - set(self.names))
         self.emitted = self.names + (free if targets == "all" else ())
         values = self._take_out(self.emitted)
         shapes = [value.shape for value in values]
+        parameters = sum(module.get_parameter(name).numel() for name in trained)
+        usual = fitting(shapes, self._columns, rank, parameters)
+        body_hidden = usual.hidden if body_hidden is None else body_hidden
+        features = usual.features if features is None else features
         with seeded(seed):
             self.phi: DeepSets | Moments = (
                 DeepSets(self._columns, body_hidden, features)
@@ -164,6 +186,8 @@ class Lift(WeightSource):
             self.register_buffer("running_covariance", template.new_zeros(size, size))
         for name in ("initialised", "settled"):
             self.register_buffer(name, torch.tensor(False))
+        self.register_buffer("gain", template.new_tensor([weight_gain, free_gain]))
+        self._weight_gain, self._free_gain = self.gain.tolist()  # on the host: emissions wait for no device
         self.code: nn.Parameter | None = None
         if body == "constant":
             self.code = nn.Parameter(template.clone())
@@ -176,11 +200,11 @@ class Lift(WeightSource):
         constrained = len(self.names)
         if start is None:
             values[:constrained] = [self.psi.inverse(value) for value in values[:constrained]]
-            zeros = [torch.zeros_like(value) for value in values]
-            offsets = self.readout(self.anchor, zeros)
-            values = [(value - offset).detach() for value, offset in zip(values, offsets, strict=True)]
+            offsets = self._offsets(values)
+            values = [value - offset for value, offset in zip(values, offsets, strict=True)]
         else:
             values[:constrained] = [torch.full_like(value, float(start)) for value in values[:constrained]]
+        values = [value / g for value, g in zip(values, self._gains, strict=True)]
         self.keeps_start = start is None
         self.slack = nn.ParameterList([nn.Parameter(value, requires_grad=slack) for value in values])
 
@@ -204,10 +228,17 @@ class Lift(WeightSource):
             features=96,
             readout="dense",
             readout_scale=1.0,
+            weight_gain=1.0,
+            free_gain=1.0,
             targets="all",
             start=-2.0,
             seed=seed,
         )
+
+    @property
+    def amplified(self) -> bool:
+        """Whether a gain above 1 lengthens the steps of an emitted tensor."""
+        return max(self._gains) > 1
 
     @property
     def settle_at(self) -> float:
@@ -224,13 +255,12 @@ class Lift(WeightSource):
         """Move the start, once, to these training points: at their summary the lift is the given network."""
         if self.initialised:
             return
-        zeros = [torch.zeros_like(b) for b in self.slack]
-        before = self.readout(self.anchor, zeros)
+        before = self._offsets(list(self.slack))
         self._set_anchor(self._rows(x[:_ANCHOR_ROWS]))
         if self.keeps_start:
-            after = self.readout(self.anchor, zeros)
-            for slack, old, new in zip(self.slack, before, after, strict=True):
-                slack += old - new
+            after = self._offsets(list(self.slack))
+            for slack, old, new, g in zip(self.slack, before, after, self._gains, strict=True):
+                slack += (old - new) / g
         self.initialised.fill_(True)
 
     @torch.no_grad()
@@ -264,8 +294,8 @@ class Lift(WeightSource):
         return torch.lerp(summary, self.running_mean, self._blend) if self._blend else summary
 
     def latents(self, summary: Tensor) -> list[Tensor]:
-        """theta = b + R s, one tensor for every emitted parameter."""
-        return self.readout(summary, list(self.slack))
+        """theta = g b + R s, one tensor for every emitted parameter."""
+        return self.readout(summary, list(self.slack), self._gains)
 
     def free_tensors(self) -> dict[str, nn.Parameter]:
         constrained = len(self.names)
@@ -292,6 +322,24 @@ class Lift(WeightSource):
         if data is None or self.settled or self.code is not None:
             return self._frozen(self._weights_from(self.summary(None)))
         return self._frozen(self._weights_from(self._standardised(self._pooled(data))))
+
+    @property
+    def _gains(self) -> list[float]:
+        """The gain of each emitted tensor, constrained ones first."""
+        constrained = len(self.names)
+        return [self._weight_gain] * constrained + [self._free_gain] * (len(self.emitted) - constrained)
+
+    @torch.no_grad()
+    def _offsets(self, like: Sequence[Tensor]) -> list[Tensor]:
+        """R s_0 for tensors like these."""
+        return self.readout(self.anchor, [torch.zeros_like(b) for b in like], [1.0] * len(like))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # States of before there were gains have none, and mean 1. The slack is theta in units of the gain, so
+        # a state's gain comes with it.
+        state.setdefault(f"{prefix}gain", torch.ones_like(self.gain))
+        super()._load_from_state_dict(state, prefix, *rest)
+        self._weight_gain, self._free_gain = self.gain.tolist()
 
     def _weights_from(self, summary: Tensor) -> dict[str, Tensor]:
         latents = self.latents(summary)

@@ -1,4 +1,4 @@
-"""Readouts of the lift: linear maps from the summary to the latent weights, around the slack."""
+"""Readouts of the lift: linear maps from the summary to the latent weights, around the slack times a gain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FAN_IN = "fan_in"
 
 @final
 class Dense(nn.Module):
-    """theta = b + c R s with one full matrix R per tensor; k parameters for every emitted weight.
+    """theta = g b + c R s with one full matrix R per tensor; k parameters for every emitted weight.
 
     Args:
         shapes: shapes of the emitted tensors.
@@ -31,11 +31,11 @@ class Dense(nn.Module):
             [nn.Parameter(_uniform(shape.numel(), features) * deviation) for shape in shapes]
         )
 
-    def forward(self, summary: Tensor, slack: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, summary: Tensor, slack: Sequence[Tensor], gains: Sequence[float]) -> list[Tensor]:
         code = self.scale * summary
         return [
-            torch.addmv(b.flatten(), matrix, code).view_as(b)
-            for matrix, b in zip(self.maps, slack, strict=True)
+            torch.addmv(b.flatten(), matrix, code, beta=g).view_as(b)
+            for matrix, b, g in zip(self.maps, slack, gains, strict=True)
         ]
 
     def amplification(self, summary: Tensor) -> list[Tensor]:
@@ -45,9 +45,10 @@ class Dense(nn.Module):
 
 @final
 class Factored(nn.Module):
-    """theta = b + c U diag(P s) V' with U (m, r), V (n, r), P (r, k): r (m + n + k) parameters a tensor.
+    """theta = g b + c U diag(P s) V' with U (m, r), V (n, r), P (r, k): r (m + n + k) parameters a matrix.
 
-    Tensors that are not matrices are read as matrices: vectors as one row, others as (first, rest).
+    A vector of length n is g b + c V P s, with r (n + k) parameters. Other tensors are read as matrices
+    (first, rest).
 
     Args:
         shapes: shapes of the emitted tensors.
@@ -60,18 +61,23 @@ class Factored(nn.Module):
         super().__init__()
         self.scale, deviation = _scale(scale, features)
         self.rank = rank
-        # U V' has entries of variance one per unit code.
-        start = rank**-0.25
-        sides = [_matrix_shape(shape) for shape in shapes]
-        self.rows = nn.ParameterList([nn.Parameter(_normal(m, rank) * start) for m, _ in sides])
-        self.columns = nn.ParameterList([nn.Parameter(_normal(n, rank) * start) for _, n in sides])
+        # Entries of U V', and of a vector's V summed over r, have variance one per unit code.
+        rows: list[nn.Parameter | None] = []
+        columns = []
+        for shape in shapes:
+            vector, (m, n) = len(shape) < 2, matrix_shape(shape)
+            rows.append(None if vector else nn.Parameter(_normal(m, rank) * rank**-0.25))
+            columns.append(nn.Parameter(_normal(n, rank) * rank ** (-0.5 if vector else -0.25)))
+        self.rows, self.columns = nn.ParameterList(rows), nn.ParameterList(columns)
         self.code = nn.Parameter(_uniform(len(shapes) * rank, features) * deviation)
 
-    def forward(self, summary: Tensor, slack: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, summary: Tensor, slack: Sequence[Tensor], gains: Sequence[float]) -> list[Tensor]:
         codes = (self.code @ (self.scale * summary)).view(-1, self.rank).unbind(0)
         return [
-            torch.addmm(b.view(_matrix_shape(b.shape)), u * q, v.T).view_as(b)
-            for q, u, v, b in zip(codes, self.rows, self.columns, slack, strict=True)
+            torch.addmv(b.view(-1), v, q, beta=g).view_as(b)
+            if u is None
+            else torch.addmm(b.view(matrix_shape(b.shape)), u * q, v.T, beta=g).view_as(b)
+            for q, u, v, b, g in zip(codes, self.rows, self.columns, slack, gains, strict=True)
         ]
 
     def amplification(self, summary: Tensor) -> list[Tensor]:
@@ -79,7 +85,9 @@ class Factored(nn.Module):
         codes = (self.code @ (self.scale * summary)).view(-1, self.rank).abs()
         reach = self.scale * summary.abs().sum()
         return [
-            ((v.abs() @ q)[None, :] + (u.abs() @ q)[:, None] + reach * (u.abs() @ v.abs().T)).flatten()
+            q.sum() + reach * v.abs().sum(1)
+            if u is None
+            else ((v.abs() @ q)[None, :] + (u.abs() @ q)[:, None] + reach * (u.abs() @ v.abs().T)).flatten()
             for q, u, v in zip(codes, self.rows, self.columns, strict=True)
         ]
 
@@ -102,7 +110,8 @@ def _normal(rows: int, columns: int) -> Tensor:
     return torch.randn(rows, columns, generator=generator_on(), dtype=torch.float32, device="cpu")
 
 
-def _matrix_shape(shape: torch.Size) -> tuple[int, int]:
+def matrix_shape(shape: torch.Size) -> tuple[int, int]:
+    """Rows and columns as which a tensor of any shape is read."""
     if len(shape) < 2:
         return 1, shape.numel()
     return shape[0], shape.numel() // shape[0]

@@ -35,7 +35,13 @@ class WeightSource(Block):
     def __init__(self, module: nn.Module, names: Sequence[str] | None = None) -> None:
         super().__init__()
         self.names = _constrained(module, names)
-        check_nonnegative_tensors(self.names, dict(module.named_parameters()))
+        try:
+            check_nonnegative_tensors(self.names, dict(module.named_parameters()))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: a source gives the module the weight itself, so a module that takes softplus of a "
+                "parameter must use it as it is and start it at a weight"
+            ) from None
         self.architecture = copy.deepcopy(module)
 
     @property

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -116,7 +116,8 @@ def fit(
             two or more dimensions; vectors are Adam's. Bases that a gradient leaves open are a matter of
             rounding: a run is repeated and resumed bit for bit on one machine, not from one to another.
         lr: learning rate of a named optimiser; by default 0.001, and with "adam" and "soap" that of the task
-            where it has one (for a flow 0.032 and 0.064, a density 0.064, a regression 0.002 and 0.001).
+            where it has one (for a flow 0.032 and 0.064, a density 0.064, a regression 0.002 and 0.001),
+            unless a lift in it has a gain above 1.
         weight_decay: of a named optimiser, decoupled: W <- W (1 - rate * weight_decay) before each step, with
             the scheduled rate of "free". Free matrices alone decay: first layer and skips of every ``ICNN``
             (kernels of a ``ConvICNN``), those of a proposal too, and what reads the context in a ``PICNN``.
@@ -628,7 +629,10 @@ def _records(history: History) -> list[dict[str, Any]]:
 def _usual(module: nn.Module) -> Defaults:
     """The settings of a task, or those of any other module."""
     own = getattr(module, "defaults", None)
-    return own if isinstance(own, Defaults) else ANY
+    usual = own if isinstance(own, Defaults) else ANY
+    if any(getattr(part, "amplified", False) for part in module.modules()):  # by gains: its steps are longer
+        return replace(usual, lr=ANY.lr, soap_lr=ANY.soap_lr)
+    return usual
 
 
 def _steps(steps: int | None, epochs: int | None, data: Data, batch_size: int, usual: int) -> int:
