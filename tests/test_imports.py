@@ -24,6 +24,7 @@ _GROUND = {
     "locks",
     "origins",
     "seeds",
+    "processes",
     "data",
     "screening",
     "table_columns",
@@ -38,6 +39,7 @@ _TASKS = {*_OBJECTIVES, "tasks"}
 _TRAINING = {*_TASKS, "training"}
 _LIBRARY = {
     *_TRAINING,
+    "tuning",
     "mechanism",
     "distribution",
     "export",
@@ -61,6 +63,7 @@ MAY: dict[str, set[str]] = {
     "files": set(),
     "locks": {"files"},
     "seeds": {"checks"},
+    "processes": {"checks"},
     "data": {"arrays", "checks", "seeds"},
     "screening": {"ambient", "names", "seeds"},
     "table_columns": {"names"},
@@ -79,7 +82,8 @@ MAY: dict[str, set[str]] = {
     "distribution": _TASKS,
     "export": _TASKS,
     "saving": _TRAINING,
-    "sklearn": _TRAINING,
+    "tuning": {*_TRAINING, "tuning"},
+    "sklearn": {*_TRAINING, "tuning"},
     "tensorboard": {*_TRAINING, "mechanism"},
     "plots": {*_TRAINING, "plots"},
     "problems": {*_TASKS, "problems"},

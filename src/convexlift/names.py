@@ -12,6 +12,7 @@ SOURCES = ("projected", "softplus", "softplus-fan-in", "squared", "lift", "lift-
 OBJECTIVES = ("mle", "importance", "importance-flow", "chains", "score", "denoising", "nce")
 SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "float64")
+SEARCHES = ("quick",)
 # Checks of data that can be switched off; see `convexlift.screening`.
 SCREENS = ("outliers", "repeats", "spikes", "ties", "duplicates", "few-rows", "overlap")
 

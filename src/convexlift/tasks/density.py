@@ -50,9 +50,10 @@ class LogConcaveDensity(Task):
     """The density p(x) = exp(-f(t)) / Z |dt/dx|, t the standardised x, f convex, Z = integral of exp(-f).
 
     t = (x - mean) / scale in one dimension; above, t = L^-1 (x - mean) with L L' the covariance of the
-    training rows and L triangular, or with ``whiten`` their principal components at unit deviation. Z is found by quadrature in one and two dimensions, with rigorous bounds, and by annealed
-    importance sampling above, with a standard error; either way the same every time. A lift emits from the
-    data batch, once a step.
+    training rows and L triangular, or with ``whiten`` their principal components at unit deviation. Z is
+    found by quadrature in one and two dimensions, with rigorous bounds, and by annealed importance sampling
+    above, with a standard error; either way the same every time. A lift emits from the data batch, once a
+    step.
 
     Args:
         block: an ICNN or a weight source of one. Above two dimensions give it strong convexity.
