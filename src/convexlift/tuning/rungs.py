@@ -31,14 +31,14 @@ class Rung:
 @final
 @dataclass(frozen=True)
 class Plan:
-    """Rungs, and the share of the steps for which a setting that is best after the last of them is trained."""
+    """Rungs, and the share of the steps for which a setting is trained that is best after the last."""
 
     rungs: tuple[Rung, ...]
     longest: float
 
 
 # On small tables an eighth of the steps is enough, and all of them are far too many.
-_FEW = Plan((Rung(8, 1 / 16, 1), Rung(3, 1 / 8, 2)), longest=1 / 8)
+_FEW = Plan((Rung(10, 1 / 16, 1), Rung(4, 1 / 8, 2)), longest=1 / 8)
 _MANY = Plan((Rung(9, 1 / 20, 1), Rung(4, 1 / 8, 1), Rung(2, 1 / 4, 1)), longest=1.0)
 
 
@@ -49,7 +49,7 @@ def plan_for(rows: Rows, share: float) -> Plan:
         ValueError: there are fewer than 40 rows.
 
     >>> plan_for(torch.zeros(150, 2), 0.1).rungs[-1]
-    Rung(settings=3, share=0.125, holds=2)
+    Rung(settings=4, share=0.125, holds=2)
     """
     n = count_rows(rows)
     if n < LEAST_ROWS:
