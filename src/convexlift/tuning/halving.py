@@ -75,11 +75,12 @@ def search(
 ) -> Found:
     """Choose settings by held-out rows, at the cost of five runs of those given, the last run included.
 
-    Successive halving: ``base`` and a balanced draw from ``space`` are trained for a twentieth of the steps,
-    ``base`` and the best others for an eighth, and ``base`` and the best other for a quarter, each time anew
+    Successive halving: ``base`` and a balanced draw from ``space`` are trained for a sixteenth of the steps,
+    ``base`` and the best others for a sixth, and ``base`` and the best other for half of them, each time anew
     with a whole schedule, so that the length of the schedule is chosen too. Where fewer than 100 rows would
-    be held out, two quarters of the rows are in turn, and no run is longer than an eighth. ``base`` is kept
-    unless the other is better by a standard error of the difference on the same rows.
+    be held out, two quarters of the rows are in turn, and no run is longer than an eighth. Another setting
+    than ``base``, and fewer steps than the most, are chosen where they are better by a standard error of the
+    difference on the same rows.
 
     Everything is seeded and computed with one thread a run: with any number of jobs the choice is the same.
     The cost is counted in steps, a step of two blocks as two.
@@ -221,21 +222,25 @@ class _Halving:
         if all(self._loss(setting, last) == math.inf for setting in standing):
             told = self.done[self._trials(last, [base])[0]].message
             raise RuntimeError(f"every run of the search failed at last; with the settings given: {told}")
-        chosen = others[0] if others and self._clearly_better(others[0], base) else base
-        # Lengths are compared on the rows that every rung has held out.
-        lengths = [replace(rung, holds=1) for rung in self.plan.rungs]
-        best = min(lengths, key=lambda rung: self._loss(chosen, rung))
-        return chosen, self._steps(self.plan.longest if best.share == last.share else best.share)
+        chosen = base
+        if others and self._clearly_better((others[0], last), (base, last), last.holds):
+            chosen = others[0]
+        share = self.plan.longest
+        for rung in self.plan.rungs[-2::-1]:  # compared on the rows that every rung has held out
+            if self._clearly_better((chosen, rung), (chosen, last), 1):
+                last, share = rung, rung.share
+        return chosen, self._steps(share)
 
-    def _clearly_better(self, one: Setting, other: Setting) -> bool:
-        """Whether the loss is lower by more than a standard error of the difference on the same rows."""
-        last = self.plan.rungs[-1]
-        if math.inf in (self._loss(one, last), self._loss(other, last)):
-            return self._loss(one, last) < math.inf
-        pieces = [
-            [piece for trial in self._trials(last, [setting]) for piece in self.done[trial].pieces]
-            for setting in (one, other)
-        ]
+    def _clearly_better(self, one: tuple[Setting, Rung], other: tuple[Setting, Rung], holds: int) -> bool:
+        """Whether the loss of a setting after a rung is lower than another by more than a standard error of
+        the difference on the same rows."""
+        losses, pieces = list[float](), list[list[float]]()
+        for setting, rung in (one, other):
+            outcomes = [self.done[trial] for trial in self._trials(replace(rung, holds=holds), [setting])]
+            losses.append(max(math.inf if outcome.loss is None else outcome.loss for outcome in outcomes))
+            pieces.append([piece for outcome in outcomes for piece in outcome.pieces])
+        if math.inf in losses:
+            return losses[0] < losses[1]
         gains = [b - a for a, b in zip(*pieces, strict=True)]
         return statistics.fmean(gains) > statistics.stdev(gains) / math.sqrt(len(gains))
 

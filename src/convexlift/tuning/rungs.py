@@ -39,7 +39,7 @@ class Plan:
 
 # On small tables an eighth of the steps is enough, and all of them are far too many.
 _FEW = Plan((Rung(14, 1 / 16, 1), Rung(4, 1 / 8, 2)), longest=1 / 8)
-_MANY = Plan((Rung(9, 1 / 20, 1), Rung(4, 1 / 8, 1), Rung(2, 1 / 4, 1)), longest=1.0)
+_MANY = Plan((Rung(7, 1 / 16, 1), Rung(3, 1 / 6, 1), Rung(2, 1 / 2, 1)), longest=1.0)
 
 
 def plan_for(rows: Rows, share: float) -> Plan:

@@ -23,13 +23,13 @@ _VALUES: dict[str, Space] = {
         "weight_decay": (0.0, 0.1, 1.0),
         "whiten": (False, True),
         "blocks": (1, 2),
-        "lr": (1 / 3, 1.0, 2.0),
+        "lr": (1 / 3, 1.0),
     },
     "density": {
         "sharpness": (1.0, 2.0, 4.0, 8.0),
         "weight_decay": (0.0, 0.1, 1.0),
         "whiten": (False, True),
-        "lr": (1 / 3, 1.0, 2.0),
+        "lr": (1 / 3, 1.0),
     },
     "regression": {
         "sharpness": (0.5, 1.0, 3.0, 10.0),
@@ -64,7 +64,7 @@ def quick_space(
 
     Example:
         >>> quick_space("density", {"sharpness": 3.0, "lr": 0.03}, rows=500, columns=2)
-        {'sharpness': (1.0, 2.0, 3.0, 4.0, 8.0), 'lr': (0.01, 0.03, 0.06)}
+        {'sharpness': (1.0, 2.0, 3.0, 4.0, 8.0), 'lr': (0.01, 0.03)}
     """
     check_name("kind", kind, _VALUES)
     idle = {"blocks": rows < _BLOCKS_FROM, "whiten": columns == 1 or not likelihood}
