@@ -55,8 +55,8 @@ BUNDLED = {
     "wine": datasets.load_wine,
     "cancer": datasets.load_breast_cancer,
     "diabetes": datasets.load_diabetes,
+    "iris": datasets.load_iris,
 }
-BUNDLED["iris"] = datasets.load_iris
 PUBLISHED = {"power": 2500, "hepmass": 5000, "gas": 10_000, "miniboone": 4000}
 SIMULATED = {"collider": 800, "digits21": 1500}
 KEPT = ("iris", "gas", "miniboone", "digits21")
@@ -259,32 +259,30 @@ def outcome(cell: Mapping[str, Any], data: Path | None = None) -> dict[str, Any]
     }
 
 
-def summary(known: Mapping[tuple[str, str, int], Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
+def summary(known: Mapping[tuple[str, str, str, int], Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
     """A row for every table or truth, with the mean loss of each side over the seeds that are there."""
-    names = dict.fromkeys(name for which, name, _, _ in known if which == kind)  # type: ignore[misc]
+    by_name: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for (which, name, side, _), each in known.items():
+        if which == kind:
+            by_name.setdefault(name, {}).setdefault(side, []).append(each)
     found = []
-    for name in names:
-        sides: dict[str, list[Mapping[str, Any]]] = {}
-        for (which, other, side, _), each in known.items():  # type: ignore[misc]
-            if (which, other) == (kind, name):
-                sides.setdefault(side, []).append(each)
-        seconds = {
-            side: statistics.fmean(e["processor_seconds"] for e in those) for side, those in sides.items()
-        }
-        tests = {side: [e["test"] for e in those] for side, those in sides.items()}
+    for name, sides in by_name.items():
         first = next(iter(sides.values()))[0]
+        seconds = {
+            side: statistics.fmean(each["processor_seconds"] for each in those)
+            for side, those in sides.items()
+        }
+        both = {"quick", "default"} <= seconds.keys()
         found.append(
             {
                 "name": name,
                 "kept": name in KEPT,
                 "rows": first["size"][0],
                 "columns": first["size"][1],
-                "test": tests,
+                "test": {side: [each["test"] for each in those] for side, those in sides.items()},
                 "processor_seconds": seconds,
-                "cost": seconds["quick"] / seconds["default"]
-                if {"quick", "default"} <= seconds.keys()
-                else None,
-                "settings": {side: [e["setting"] for e in those] for side, those in sides.items()},
+                "cost": seconds["quick"] / seconds["default"] if both else None,
+                "settings": {side: [each["setting"] for each in those] for side, those in sides.items()},
             }
         )
     return found
