@@ -111,7 +111,8 @@ class Training(Reading):
     steps: Steps = ANY.steps
     lr: Rate
     weight_decay: Annotated[
-        float, typer.Option(help="Decoupled decay of the unconstrained matrices; more for few or noisy rows.")
+        float,
+        typer.Option(help="Decoupled decay of the unconstrained matrices; a search tells whether it helps."),
     ] = ANY.weight_decay
     averaging: Annotated[
         float,
