@@ -283,8 +283,8 @@ class ConvexPotentialFlow(_Density):
         learning_rate: where the rate starts. The default is, for squared weights, a cosine and each kind of
             estimator, the rate that did best over eight problems, see docs/mechanism.md.
         weight_decay: decoupled decay of the unconstrained matrices: first layer and skips lose the share rate
-            * weight_decay of their size at each step. Whether it helps depends on the table, and on whitening:
-            see docs/choosing.md.
+            * weight_decay of their size at each step. Whether that helps depends on the table and on
+            whitening, see docs/choosing.md.
         averaging: decay of a moving average of the parameters, in [0, 1), say 0.99; the model is that of the
             averages. Try some with a constant rate; a cosine averages by itself.
         schedule: "cosine", which lowers the rate to 0 at the end, or "constant".

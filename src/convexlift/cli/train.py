@@ -112,7 +112,7 @@ class Training(Reading):
     lr: Rate
     weight_decay: Annotated[
         float,
-        typer.Option(help="Decoupled decay of the unconstrained matrices; a search tells whether it helps."),
+        typer.Option(help="Decoupled decay of the unconstrained matrices; it helps some tables only."),
     ] = ANY.weight_decay
     averaging: Annotated[
         float,
