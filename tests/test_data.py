@@ -137,3 +137,9 @@ def test_seeds_are_spread_and_fit_a_generator() -> None:
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert len({seed % 2**32 for seed in seeds}) == 1000
+
+
+def test_a_column_of_a_table_is_described_as_its_copy_is() -> None:
+    """A view of one column has strides that say nothing."""
+    table = torch.arange(6.0).reshape(3, 2)
+    assert describe(table[:, :1]) == describe(table[:, :1].clone(memory_format=torch.contiguous_format))

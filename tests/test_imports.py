@@ -24,6 +24,7 @@ _GROUND = {
     "locks",
     "origins",
     "seeds",
+    "processes",
     "data",
     "screening",
     "counting",
@@ -39,6 +40,7 @@ _TASKS = {*_OBJECTIVES, "tasks"}
 _TRAINING = {*_TASKS, "training"}
 _LIBRARY = {
     *_TRAINING,
+    "tuning",
     "mechanism",
     "distribution",
     "export",
@@ -62,6 +64,7 @@ MAY: dict[str, set[str]] = {
     "files": set(),
     "locks": {"files"},
     "seeds": {"checks"},
+    "processes": {"checks"},
     "data": {"arrays", "checks", "seeds"},
     "screening": {"ambient", "names", "seeds"},
     "counting": set(),
@@ -81,7 +84,8 @@ MAY: dict[str, set[str]] = {
     "distribution": _TASKS,
     "export": _TASKS,
     "saving": _TRAINING,
-    "sklearn": _TRAINING,
+    "tuning": {*_TRAINING, "tuning"},
+    "sklearn": {*_TRAINING, "tuning"},
     "tensorboard": {*_TRAINING, "mechanism"},
     "plots": {*_TRAINING, "plots"},
     "problems": {*_TASKS, "problems"},

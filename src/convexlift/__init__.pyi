@@ -32,4 +32,6 @@ from .training import Simulator as Simulator
 from .training import TrainingDiverged as TrainingDiverged
 from .training import Unpaired as Unpaired
 from .training import fit as fit
+from .tuning import quick_space as quick_space
+from .tuning import search as search
 from .version import __version__ as __version__

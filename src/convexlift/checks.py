@@ -117,6 +117,23 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return int(number)
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """Return the value as a bool if it is True or False, else raise.
+
+    Raises:
+        TypeError: it is something else.
+
+    >>> check_flag("whiten", "no")
+    Traceback (most recent call last):
+    ...
+    TypeError: whiten must be True or False; got 'no'
+    """
+    flag = plain(value)
+    if not isinstance(flag, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+    return flag
+
+
 def is_number(value: Any) -> bool:
     """Whether the value is a real number, of Python or NumPy; True and False are none.
 

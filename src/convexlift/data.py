@@ -333,7 +333,7 @@ def describe(data: Data) -> str:
     digest = hashlib.sha256()
     parts = _parts(whole(data))
     for x in parts:
-        digest.update(x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     kind = type(data).__name__ if isinstance(data, Unpaired | Simulator) else "rows"
     return f"{kind} {_shapes(parts)} {digest.hexdigest()[:16]}"
 

@@ -11,8 +11,11 @@ from collections.abc import Collection
 SOURCES = ("projected", "softplus", "softplus-fan-in", "squared", "lift", "lift-reference")
 OBJECTIVES = ("mle", "importance", "importance-flow", "chains", "score", "denoising", "nce")
 OPTIMIZERS = ("adam", "sgd", "soap")
+# Of them, those whose loss is a negative log-likelihood.
+LIKELIHOODS = ("mle", "importance", "importance-flow", "chains")
 SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "float64")
+SEARCHES = ("quick",)
 # Checks of data that can be switched off; see `convexlift.screening`.
 SCREENS = ("outliers", "repeats", "spikes", "ties", "counters", "duplicates", "few-rows", "overlap")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, final
+from functools import partial
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import torch
@@ -17,19 +19,25 @@ from convexlift.ambient import guarded, new_networks_in
 from convexlift.architectures import ICNN
 from convexlift.arrays import refuse, tensor_of
 from convexlift.checks import plain
-from convexlift.data import Rows, hold_out, place_for
+from convexlift.data import Rows, count_rows, hold_out, place_for
 from convexlift.defaults import ANY, DENSITY, FLOW, REGRESSION
-from convexlift.names import SCREENS
+from convexlift.names import LIKELIHOODS, SCREENS, SEARCHES, check_name
 from convexlift.screening import tell
 from convexlift.seeds import seeded
 from convexlift.sources import Centred
 from convexlift.sources.named import source_named
 from convexlift.tasks.density import check_outliers
 from convexlift.training import History, fit
+from convexlift.training.fit import usual_settings
 from convexlift.training.progress import Show
+from convexlift.tuning import quick_space, search
+from convexlift.tuning.progress import Show as ShowSearch
+from convexlift.tuning.progress import Standing
+from convexlift.tuning.table import table_of
 
 try:
-    from sklearn.base import BaseEstimator, DensityMixin, RegressorMixin
+    from joblib import effective_n_jobs  # type: ignore[import-untyped]
+    from sklearn.base import BaseEstimator, DensityMixin, RegressorMixin, clone
     from sklearn.utils import check_random_state
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
@@ -40,10 +48,12 @@ except ImportError as error:
 __all__ = ["ConvexPotentialFlow", "ConvexRegressor", "LogConcaveDensity"]
 
 Randomness = int | np.random.RandomState | None
-# What a warm start must not change.
-_OF_NETWORKS = ("hidden", "source", "sharpness", "strong_convexity", "blocks", "objective", "slopes")
+# What a warm start must not change, beside the objective of a density.
+_OF_NETWORKS = ("hidden", "source", "sharpness", "strong_convexity", "blocks", "whiten", "slopes")
 # What `fit` is told by the names of the parameters.
 _OF_FIT = ("steps", "batch_size", "optimizer", "weight_decay", "averaging", "schedule", "warmup", "patience")
+# What a search may change.
+_SEARCHED = ("sharpness", "weight_decay", "whiten", "blocks", "slopes")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -70,6 +80,11 @@ class _Estimator(BaseEstimator):
     warm_start: bool = False
     verbose: int = 0
     allow: Sequence[str] = ()
+    search: str | None = None
+    n_jobs: int | None = None
+
+    #: the name of the kind of task
+    _kind: ClassVar[str]
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
         """The untrained task, of as many fresh blocks as it needs."""
@@ -95,23 +110,29 @@ class _Estimator(BaseEstimator):
         share = self.validation_fraction
         if not 0 <= share < 1:
             raise ValueError(f"validation_fraction must lie in [0, 1); got {share}")
-        task = self._begun(seed)
         names = getattr(self, "feature_names_in_", None)
+        tell(self._begun(seed).examine(rows, names=names, allow=self.allow), where)
+        if self.search is None:
+            return self._trained(rows, seed, self, names, target)
+        return self._trained(rows, seed, self._found(rows, seed), names, target)
+
+    def _trained(self, rows: Rows, seed: int, settings: _Estimator, names: Any, target: object) -> Self:
+        """Train with the settings of an estimator, this one or one like it."""
+        share, task = self.validation_fraction, settings._begun(seed)
         if names is not None:
             known = {"x": names.tolist()}
             task.columns = {**known, "y": [target]} if isinstance(target, str) else known
-        tell(task.examine(rows, names=names, allow=self.allow), where)
         train, validation = hold_out(rows, share, seed) if share else (rows, None)
         history = fit(
             task,
             train,
             validation=validation,
-            **{name: getattr(self, name) for name in _OF_FIT},
-            lr=self.learning_rate,
+            **{name: getattr(settings, name) for name in _OF_FIT},
+            lr=settings.learning_rate,
             seed=seed,
             device=self.device,
             dtype=getattr(torch, self.dtype),
-            progress=_shown(self),
+            progress=_shown(settings),
             allow=SCREENS,  # looked at above, where rows are numbered as given
         )
         if history.stopped == "interrupted":
@@ -122,6 +143,58 @@ class _Estimator(BaseEstimator):
         frozen = task.freeze(place_for(task, train))
         self.model_ = frozen.to("cpu", torch.float64)
         return self
+
+    def _found(self, rows: Rows, seed: int) -> _Estimator:
+        """An estimator like this one with the settings that a search chose; keeps what was tried."""
+        check_name("search", self.search or "", SEARCHES)
+        if self.warm_start:
+            raise ValueError("a search chooses networks anew: set warm_start=False, or search=None")
+        if not self.validation_fraction:
+            raise ValueError("a search needs rows to choose by: set validation_fraction above 0")
+        base = {name: plain(getattr(self, name)) for name in _SEARCHED if hasattr(self, name)}
+        like = clone(self)
+        like.n_features_in_ = self.n_features_in_
+        usual = usual_settings(like._untrained(seed))
+        base["lr"] = (
+            plain(self.learning_rate) if self.learning_rate is not None else usual.rate(self.optimizer)
+        )
+        options = {name: getattr(self, name) for name in _OF_FIT if name not in ("steps", "patience", *base)}
+        found = search(
+            partial(like._untrained, seed),
+            rows,
+            quick_space(
+                self._kind,
+                base,
+                rows=count_rows(rows),
+                columns=self.n_features_in_,
+                likelihood=getattr(self, "objective", "mle") in LIKELIHOODS,
+            ),
+            base,
+            steps=plain(self.steps),
+            share=self.validation_fraction,
+            seed=seed,
+            jobs=effective_n_jobs(self.n_jobs),
+            progress=_search_shown(self),
+            device=self.device,
+            dtype=getattr(torch, self.dtype),
+            **options,
+        )
+        self.search_ = [_named(run) for run in found.runs]
+        self.setting_ = _named(found.setting)
+        if self.verbose:
+            sys.stderr.write(table_of(found) + "\n")
+        return like._with(found.setting)
+
+    def _untrained(self, seed: int, **setting: Any) -> Any:
+        """The untrained task with other settings."""
+        return self._with(setting)._begun(seed)
+
+    def _with(self, setting: Mapping[str, Any]) -> _Estimator:
+        """An estimator like this one with other settings."""
+        other = copy.copy(self)
+        for name, value in _named(setting).items():
+            setattr(other, name, value)
+        return other
 
     def _begun(self, seed: int) -> Any:
         """A new task, or with ``warm_start`` that of the last fit, if there is one of the same networks."""
@@ -139,7 +212,7 @@ class _Estimator(BaseEstimator):
 
     def _shape(self) -> dict[str, Any]:
         """What decides of how many numbers the task consists, and what they mean."""
-        names = (*_OF_NETWORKS, "n_features_in_")
+        names = (*_OF_NETWORKS, "objective", "n_features_in_")
         return {**{n: getattr(self, n) for n in names if hasattr(self, n)}, "hidden": tuple(self.hidden)}
 
     def _block(self) -> nn.Module:
@@ -203,6 +276,8 @@ class ConvexPotentialFlow(_Density):
 
     Args:
         blocks: number of potentials, one after another.
+        whiten: take the principal components of the columns at unit deviation, rather than the columns; for
+            columns that nearly repeat one another.
         hidden: widths of the hidden layers of each.
         source: where non-negative weights come from: "squared", "softplus", "softplus-fan-in", "projected",
             "lift" or "lift-reference".
@@ -217,7 +292,8 @@ class ConvexPotentialFlow(_Density):
             Adam 0.032, here, which for squared weights and a cosine did best over eight problems, see
             docs/mechanism.md.
         weight_decay: decoupled decay of the unconstrained matrices: first layer and skips lose the share rate
-            * weight_decay of their size at each step. Try some where rows are few or noisy.
+            * weight_decay of their size at each step. Whether that helps depends on the table and on
+            whitening, see docs/choosing.md.
         averaging: decay of a moving average of the parameters, in [0, 1), say 0.99; the model is that of the
             averages. Try some with a constant rate; a cosine averages by itself.
         schedule: "cosine", which lowers the rate to 0 at the end, or "constant".
@@ -235,10 +311,16 @@ class ConvexPotentialFlow(_Density):
             workers of a grid search, a line at each evaluation; 2 writes these lines everywhere.
         allow: checks of data to leave out: "outliers", "repeats", "spikes", "ties", "counters", "duplicates",
             "few-rows" or "overlap"; see ``convexlift.screening.screen``.
+        search: "quick" chooses sharpness, decay, rate, steps and what else the kind of estimator has (blocks
+            and whitening of a flow) by held-out rows before it trains, at the cost of some five fits; see
+            ``convexlift.search``. The parameters themselves stay as they are.
+        n_jobs: runs of a search at a time, as scikit-learn counts them; the choice does not depend on it.
 
     Attributes:
         model_: the frozen ``convexlift.ConvexPotentialFlow``; ``convexlift.save`` writes it to a file.
         history_: the ``History`` of the training run.
+        search_: of a search, a dict for every run: its parameters, ``steps``, held-out ``loss``, ``seconds``.
+        setting_: of a search, the parameters that it chose.
         n_features_in_: number of columns.
         feature_names_in_: their names, where X had any.
 
@@ -259,14 +341,17 @@ class ConvexPotentialFlow(_Density):
         ((200,), (5, 2))
     """
 
+    _kind = "flow"
+
     blocks: int = 1
+    whiten: bool = False
     hidden: Sequence[int] = FLOW.hidden
     sharpness: float = FLOW.sharpness
     strong_convexity: float = FLOW.strong_convexity
     steps: int = FLOW.steps
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
-        return tasks.ConvexPotentialFlow(block() for _ in range(self.blocks))
+        return tasks.ConvexPotentialFlow((block() for _ in range(self.blocks)), whiten=plain(self.whiten))
 
 
 @final
@@ -287,6 +372,7 @@ class LogConcaveDensity(_Density):
     Args:
         strong_convexity: where the learned alpha of (alpha/2) |x|^2 in f starts, or 0 for none; above two
             columns better positive.
+        whiten: whiten by principal components rather than by a triangular factor of the covariance.
         learning_rate: as there; with Adam by default 0.064, which did best over four densities of one column.
         objective: what training minimises: "mle" (maximum likelihood), "importance", "importance-flow",
             "chains", "score", "denoising" or "nce"; see ``convexlift.LogConcaveDensity``.
@@ -315,6 +401,9 @@ class LogConcaveDensity(_Density):
         ValueError: weights must not be negative; row 0 has -1
     """
 
+    _kind = "density"
+
+    whiten: bool = False
     hidden: Sequence[int] = DENSITY.hidden
     sharpness: float = DENSITY.sharpness
     strong_convexity: float = DENSITY.strong_convexity
@@ -344,7 +433,7 @@ class LogConcaveDensity(_Density):
         return self._train((rows[kept], weights[kept]), lambda row: f"row {int(numbers[row])}")
 
     def _task(self, block: Callable[[], nn.Module]) -> nn.Module:
-        return tasks.LogConcaveDensity(block(), self.objective)
+        return tasks.LogConcaveDensity(block(), self.objective, whiten=plain(self.whiten))
 
 
 @final
@@ -388,6 +477,8 @@ class ConvexRegressor(RegressorMixin, _Estimator):
         True
     """
 
+    _kind = "regression"
+
     slopes: bool = False
     hidden: Sequence[int] = REGRESSION.hidden
     sharpness: float = REGRESSION.sharpness
@@ -430,6 +521,26 @@ def _shown(estimator: _Estimator) -> bool | Show:
         sys.stderr.flush()
 
     return show
+
+
+def _search_shown(estimator: _Estimator) -> bool | ShowSearch:
+    """The same of a search."""
+    if estimator.verbose < 1 or (estimator.verbose == 1 and sys.stderr.isatty()):
+        return bool(estimator.verbose)
+    name = type(estimator).__name__
+
+    def show(at: Standing) -> None:
+        loss = "failed" if at.outcome.loss is None else f"loss {at.outcome.loss:.4g}"
+        line = f"{name}: search, run {at.runs} of {at.trial.steps} steps, {loss}"
+        sys.stderr.write(f"{line}, about {at.seconds_left:.0f} s left\n")
+        sys.stderr.flush()
+
+    return show
+
+
+def _named(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting by the names of the parameters."""
+    return {"learning_rate" if name == "lr" else name: value for name, value in setting.items()}
 
 
 def _readable(values: Any, name: str = "values") -> Any:

@@ -173,3 +173,24 @@ def test_recipe_chooses_on_validation_and_compares_on_test(script: Any, tmp_path
     assert list(rows) == ["regression-square"]
     assert rows["regression-square"]["choice"] == ["centred", *steps["centred"]]
     assert rows["regression-square"]["test"] > 0
+
+
+def test_quick_search(script: Any, tmp_path: Path) -> None:
+    out = tmp_path / "quick_search.json"
+    options = ["--tables", "iris", "--truths", "--sides", "mixture", "--out", str(out)]
+    first = script("quick_search").main(options)
+    (row,) = first["tables"]
+    assert (row["name"], row["rows"], row["columns"], row["kept"]) == ("iris", 100, 4, True)
+    assert 1.0 < row["test"]["mixture"][0] < 3.0
+    assert script("quick_search").main(options) == first
+    rest = script("quick_search").main([*options, "--hours", "-1"])
+    assert rest["tables"] == [] and len(finished(out)) == 2
+
+
+def test_the_tables_of_a_quick_search_have_no_test_row_twice(script: Any) -> None:
+    module = script("quick_search")
+    rows, test = module.rows_of("wine", None, 0)
+    assert len(rows) == 119 and len(test) == 59 and not torch.isin(rows[:, 0], test[:, 0]).any()
+    x, y, held, truth = module.regression_rows("planes", 0)
+    assert len(x) == len(y) == 1000 and len(held) == len(truth) == 5000
+    assert 0.1 < float((y - module.TRUTHS["planes"][2](x)).std() / truth.std()) < 0.3

@@ -41,6 +41,10 @@ def flow() -> cl.ConvexPotentialFlow:
     return cl.ConvexPotentialFlow([cl.Softplus(net()), cl.Lift(net(), seed=0)])
 
 
+def components() -> cl.ConvexPotentialFlow:
+    return cl.ConvexPotentialFlow([cl.Softplus(net()), cl.Lift(net(), seed=0)], whiten=True)
+
+
 def regression() -> cl.ConvexRegression:
     return cl.ConvexRegression(cl.Centred(cl.Squared(net(strong_convexity=0.0))))
 
@@ -65,6 +69,7 @@ def conditional(objective: str) -> Case:
 
 CASES = {
     "flow": Case(flow, lambda x, last: x, 3),
+    "flow of principal components": Case(components, lambda x, last: x, 3),
     "density of the line": density(1, "mle"),
     "density of the plane": density(2, "mle"),
     "density by importance sampling": density(3, "importance"),

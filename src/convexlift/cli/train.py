@@ -6,9 +6,11 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, final
 
@@ -23,13 +25,24 @@ from convexlift.cli.yardstick import beside_gaussian, compared
 from convexlift.counting import counted
 from convexlift.defaults import ANY, DENSITY, FLOW, Defaults
 from convexlift.files import write_json, write_whole
-from convexlift.names import DTYPES, OBJECTIVES, OPTIMIZERS, SCHEDULES, SCREENS, SOURCES, check_name
+from convexlift.names import (
+    DTYPES,
+    LIKELIHOODS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    SCHEDULES,
+    SCREENS,
+    SEARCHES,
+    SOURCES,
+    check_name,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from convexlift.table_files import Table
     from convexlift.tensorboard import TensorBoard
+    from convexlift.tuning import Found
 
 ORDERS = "train.json"
 # What has nothing to do with the model.
@@ -38,6 +51,9 @@ _NOT_ASKED = ("out", "resume", "device", "tensorboard")
 # Options whose default depends on the kind of model.
 Depth = Annotated[int, typer.Option(min=1, help="Number of hidden layers, where --hidden is one width.")]
 Sharpness = Annotated[float, typer.Option(help="k of the activation softplus(k u) / k.")]
+Whiten = Annotated[
+    bool, typer.Option("--whiten", help="Take the principal components of the columns at unit deviation.")
+]
 Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps.")]
 
 # What `fit` is told as the options say it.
@@ -58,6 +74,11 @@ def rate_of(usual: Defaults) -> Any:
     """The option of the learning rate, for a kind of model with these defaults."""
     told = f"{usual.lr}; with soap {usual.soap_lr}, with sgd {ANY.lr}"
     return typer.Option(help=f"Learning rate, to begin with. [default: {told}]")
+
+
+# What a search may change, and what it decides itself.
+_SEARCHED = ("sharpness", "weight_decay", "whiten", "blocks", "slopes", "lr")
+_OF_SEARCH = ("steps", "seed", "device", "resume")
 
 
 def widths(text: str) -> str:
@@ -118,7 +139,8 @@ class Training(Reading):
     ] = 1.0
     warmup: Annotated[int, typer.Option(min=0, help="Steps over which the rate is raised from 0.")] = 0
     weight_decay: Annotated[
-        float, typer.Option(help="Decoupled decay of the unconstrained matrices; more for few or noisy rows.")
+        float,
+        typer.Option(help="Decoupled decay of the unconstrained matrices; it helps some tables only."),
     ] = ANY.weight_decay
     averaging: Annotated[
         float,
@@ -153,6 +175,17 @@ class Training(Reading):
     dequantise: Annotated[
         bool, typer.Option("--dequantise", help="Add noise of a step's width to columns of few values.")
     ] = False
+    search: Annotated[
+        str | None,
+        one_of(
+            SEARCHES,
+            "quick: first choose sharpness, decay, rate, steps, and a flow's blocks and whitening, by "
+            "rows kept aside, at the cost of some five runs.",
+        ),
+    ] = None
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs of a search at a time. [default: one for each core]")
+    ] = None
     tensorboard: Annotated[
         Path | None,
         typer.Option(
@@ -169,9 +202,9 @@ class Training(Reading):
     def run(self) -> None:
         """Do what was asked, once the options are found to make sense."""
         load_torch()
-
         from convexlift.checks import check_device
         from convexlift.data import hold_out
+        from convexlift.tuning.table import cost_of, table_of
 
         check_device(self.device)
         rows = self.read()
@@ -180,29 +213,82 @@ class Training(Reading):
             self.preflight(model, rows.data, rows, allow=allowed(self.allow), where=rows.table.where)
         train, validation = hold_out(rows.data, self.validation_fraction, self.seed)
         self.preflight(model, train, rows)
+        with ExitStack() as stack:
+            boards = [stack.enter_context(board) for board in self.boards(train)]
+            stack.enter_context(_run_folder(self.out, self.resume))
+            if self.search is None:
+                return self.train(model, train, validation, rows, boards)
+            found = self.found(rows)
+            typer.echo(table_of(found))
+            chosen, begun = replace(self, **found.setting), time.process_time()
+            chosen.train(chosen.untrained(rows), train, validation, rows, boards)
+            typer.echo(cost_of(found, time.process_time() - begun))
+
+    def found(self, rows: Rows) -> Found:
+        """What a search chooses in place of the options."""
+        import torch
+
+        from convexlift.data import count_rows
+        from convexlift.training.fit import usual_settings
+        from convexlift.tuning import quick_space, search
+
+        base = {name: getattr(self, name) for name in _SEARCHED if hasattr(self, name)}
+        columns = len(rows.names)
+        if self.lr is None:
+            base["lr"] = usual_settings(self.untrained(rows)).rate(self.optimizer)
+        return search(
+            partial(_built, self, columns),
+            rows.data,
+            quick_space(
+                type(self).__name__.lower(),
+                base,
+                rows=count_rows(rows.data),
+                columns=columns,
+                likelihood=getattr(self, "objective", "mle") in LIKELIHOODS,
+            ),
+            base,
+            steps=self.steps,
+            share=self.validation_fraction,
+            seed=self.seed,
+            jobs=self.jobs,
+            folder=self.out,
+            resume=self.resume,
+            device=self.device,
+            dtype=getattr(torch, self.dtype),
+            rates=self.rates,
+            **{name: getattr(self, name) for name in _OF_FIT if name not in (*base, *_OF_SEARCH)},
+        )
+
+    def train(
+        self, model: Any, train: Any, validation: Any, rows: Rows, boards: Sequence[TensorBoard]
+    ) -> None:
+        """Train the model, freeze and save it."""
+
         told: dict[str, Any] = {}
 
         def conclude(history: cl.History) -> dict[str, Any]:
             told.update(self.conclude(model, history, train, validation, rows))
             return told
 
-        with ExitStack() as stack:
-            boards = [stack.enter_context(board) for board in self.boards(train)]
-            stack.enter_context(_run_folder(self.out, self.resume))
-            history = cl.fit(
-                model,
-                train,
-                validation=validation,
-                run_dir=self.out,
-                callbacks=[lambda _: write_orders(self, rows), *boards],
-                conclude=conclude,
-                resume=self.resume,
-                **self.how_to_fit,
-            )
+        history = cl.fit(
+            model,
+            train,
+            validation=validation,
+            run_dir=self.out,
+            callbacks=[lambda _: write_orders(self, rows), *boards],
+            conclude=conclude,
+            resume=self.resume,
+            **self.how_to_fit,
+        )
         if history.stopped == "interrupted":
             raise _interrupted(self.out, begun=True)
         self.tell(told, history)
         self.tell_reading(rows.table)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Multipliers of the rate by group of parameters."""
+        return {} if self.free_rate == 1 else {"free": self.free_rate}
 
     @property
     def how_to_fit(self) -> dict[str, Any]:
@@ -214,7 +300,7 @@ class Training(Reading):
             "device": self.device,
             "patience": _patience(self.patience),
             "allow": SCREENS,
-            "rates": {} if self.free_rate == 1 else {"free": self.free_rate},
+            "rates": self.rates,
             **{option: getattr(self, option) for option in _OF_FIT},
         }
 
@@ -299,6 +385,8 @@ class Training(Reading):
     def check(self) -> None:
         """Refuse what no run could use, before anything is loaded."""
         check_name("source", self.source, SOURCES)
+        if self.search is not None:
+            check_name("search", self.search, SEARCHES)
         allowed(self.allow)
         usual = next(option.default for option in fields(self) if option.name == "depth")
         if self.depth not in (len(self.layers), usual):
@@ -463,9 +551,11 @@ class Flow(Training):
     steps: Steps = FLOW.steps
     lr: Annotated[float | None, rate_of(FLOW)] = None
     blocks: Annotated[int, typer.Option(min=1, help="Number of convex potentials, one after another.")] = 1
+    whiten: Whiten = False
 
     def build(self, dim: int) -> cl.ConvexPotentialFlow:
-        return cl.ConvexPotentialFlow([self.network(dim, place) for place in range(self.blocks)])
+        blocks = [self.network(dim, place) for place in range(self.blocks)]
+        return cl.ConvexPotentialFlow(blocks, whiten=self.whiten)
 
 
 @final
@@ -493,13 +583,14 @@ class Density(Training):
         str,
         one_of(OBJECTIVES, f"What training minimises: {', '.join(OBJECTIVES)}; mle is maximum likelihood."),
     ] = "mle"
+    whiten: Whiten = False
 
     def check(self) -> None:
         super().check()
         check_name("objective", self.objective, OBJECTIVES)
 
     def build(self, dim: int) -> cl.LogConcaveDensity:
-        return cl.LogConcaveDensity(self.network(dim), self.objective)
+        return cl.LogConcaveDensity(self.network(dim), self.objective, whiten=self.whiten)
 
     def further(self, frozen: Any) -> dict[str, Any]:
         from convexlift.tasks.density import normalised
@@ -512,6 +603,11 @@ class Density(Training):
 
     def draw(self, frozen: Any, train: Any, names: Sequence[str]) -> None:
         _write_chart(self.out / "density.svg", lambda: _density_chart(frozen, train, names))
+
+
+def _built(training: Training, dim: int, **setting: Any) -> Any:
+    """The untrained task of other options, for rows of so many columns."""
+    return replace(training, **setting).build(dim)
 
 
 def write_orders(training: Training, rows: Rows) -> None:
@@ -529,7 +625,8 @@ def _interruption_told(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:  # the name of the file is not taken from `training`, which loads torch
-        raise _interrupted(out, begun=(out / "state.pt").exists()) from None
+        begun = any((out / name).exists() for name in ("state.pt", "search.json"))
+        raise _interrupted(out, begun=begun) from None
 
 
 def _interrupted(out: Path, begun: bool) -> Interrupted:
@@ -552,16 +649,18 @@ def _patience(text: str) -> int | str | None:
 def _run_folder(out: Path, resume: bool) -> Iterator[None]:
     """Check the folder of a run; where that is not begun after all, leave no empty folder behind."""
     from convexlift.training.run_folder import BEST, CONFIG, MODEL, RESULT, STATE, RunFolder
+    from convexlift.tuning.records import SEARCH
 
-    held = [name for name in (CONFIG, STATE, RESULT, BEST, MODEL) if (out / name).exists()]
+    held = [name for name in (CONFIG, STATE, RESULT, BEST, MODEL, SEARCH) if (out / name).exists()]
     if held and not resume and not RunFolder(out).replaceable:
         raise FileExistsError(
             f"{out} holds {held[0]} already; pass --resume to go on with that run, or another --out"
         )
-    if held and CONFIG not in held:
+    if held and CONFIG not in held and held != [SEARCH]:
         raise ValueError(f"{out} holds {held[0]} but no run that could be resumed")
     if held and not resume:
         typer.echo(f"{out}: the run there came to nothing: begun anew", err=True)
+        (out / SEARCH).unlink(missing_ok=True)
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     check_output_folder(out)
     try:

@@ -6,21 +6,16 @@ Its file appears whole or not at all.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import Connection, wait
+from contextlib import ExitStack
 from pathlib import Path
 from typing import final
 
-import torch
-
-from convexlift.checks import check_count, check_device
 from convexlift.files import write_json
+from convexlift.processes import jobs_for, processes
 from convexlift.study.cells import Cell, Outcome, Setting, cell_path, read_outcome
 from convexlift.study.training import train_cell
 
@@ -44,10 +39,10 @@ class Workers:
 
     def __init__(self, setting: Setting, folder: Path, *, jobs: int | None, resume: bool = True) -> None:
         self.setting, self.folder, self.resume = setting, folder, resume
-        self.jobs = _jobs(jobs, setting.device)
+        self.jobs = jobs_for(jobs, setting.device)
         _check_writable(folder)
         self._pool: ProcessPoolExecutor | None = None
-        self._ends: tuple[Connection, ...] = ()
+        self._open = ExitStack()
 
     def __enter__(self) -> Workers:
         return self
@@ -80,19 +75,12 @@ class Workers:
 
     def close(self) -> None:
         """End the worker processes, in the middle of a cell if need be."""
-        for end in self._ends:
-            end.close()
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pool, self._ends = None, ()
+        self._open.close()
+        self._pool = None
 
     def _run_in_processes(self, cells: Mapping[Cell, Path]) -> Iterator[tuple[Cell, Outcome]]:
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._ends = context.Pipe(duplex=False)
-            self._pool = ProcessPoolExecutor(
-                self.jobs, mp_context=context, initializer=_begin_worker, initargs=(self._ends[0],)
-            )
+            self._pool = self._open.enter_context(processes(self.jobs))
         try:
             futures = {
                 self._pool.submit(_run_and_store, self.setting, cell, path): cell
@@ -107,15 +95,6 @@ class Workers:
             ) from error
 
 
-def _jobs(jobs: int | None, device: str) -> int:
-    kind = check_device(device).type
-    if jobs is not None:
-        check_count("jobs", jobs)
-        return jobs
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if kind == "cpu" else 1
-
-
 def _check_writable(cells: Path) -> None:
     """Fail before hours of work, not after."""
     probe = cells / f".probe.{os.getpid()}"
@@ -125,19 +104,6 @@ def _check_writable(cells: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise OSError(error.errno, f"cannot write into {cells.parent}: {error.strerror}") from None
-
-
-def _begin_worker(lifeline: Connection) -> None:
-    """Ctrl-C is the parent's affair; a worker leaves when the parent closes its end of the lifeline or is
-    gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-    def leave() -> None:
-        wait([lifeline])
-        os._exit(1)
-
-    threading.Thread(target=leave, daemon=True).start()
 
 
 def _run_and_store(setting: Setting, cell: Cell, path: Path) -> Outcome:

@@ -7,7 +7,7 @@ from convexlift.tasks.ensemble import Ensemble
 from convexlift.tasks.flow import ConvexPotentialFlow
 from convexlift.tasks.region import CredibleRegion
 from convexlift.tasks.regression import ConvexRegression
-from convexlift.tasks.standardise import Standardiser, Whitener
+from convexlift.tasks.standardise import Principal, Standardiser, Whitener
 
 __all__ = [
     "ConditionalDensity",
@@ -18,6 +18,7 @@ __all__ = [
     "Ensemble",
     "LogConcaveDensity",
     "Normaliser",
+    "Principal",
     "Standardiser",
     "Whitener",
 ]

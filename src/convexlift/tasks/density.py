@@ -14,7 +14,7 @@ from convexlift.ambient import guarded, new_networks_in
 from convexlift.architectures import Potential
 from convexlift.architectures.base import architecture_of
 from convexlift.calculus.newton import invert_gradient
-from convexlift.checks import check_draws, may_branch
+from convexlift.checks import check_draws, check_flag, may_branch
 from convexlift.defaults import DENSITY
 from convexlift.integration import line
 from convexlift.integration.annealing import AnnealedNormaliser
@@ -30,7 +30,7 @@ from convexlift.objectives.objective import mean, share
 from convexlift.origins import Origin
 from convexlift.seeds import fresh_seed, generator_on
 from convexlift.tasks.region import CredibleRegion, region_of_draws
-from convexlift.tasks.standardise import Standardiser, Whitener
+from convexlift.tasks.standardise import Principal, Standardiser, Whitener
 from convexlift.tasks.task import Task, check_rows, in_float64, start_rows
 
 Rows = Tensor | tuple[Tensor, Tensor]
@@ -50,15 +50,17 @@ class LogConcaveDensity(Task):
     """The density p(x) = exp(-f(t)) / Z |dt/dx|, t the standardised x, f convex, Z = integral of exp(-f).
 
     t = (x - mean) / scale in one dimension; above, t = L^-1 (x - mean) with L L' the covariance of the
-    training rows. Z is found by quadrature in one and two dimensions, with rigorous bounds, and by annealed
-    importance sampling above, with a standard error; either way the same every time. A lift emits from the
-    data batch, once a step.
+    training rows and L triangular, or with ``whiten`` their principal components at unit deviation. Z is
+    found by quadrature in one and two dimensions, with rigorous bounds, and by annealed importance sampling
+    above, with a standard error; either way the same every time. A lift emits from the data batch, once a
+    step.
 
     Args:
         block: an ICNN or a weight source of one. Above two dimensions give it strong convexity.
         objective: what training minimises, a name or an ``Objective``: "mle" (by quadrature where d <= 2, by
             persistent chains above), "importance" and "importance-flow" (likelihood by importance sampling),
             "chains", "score", "denoising" or "nce".
+        whiten: take principal components in place of L^-1 (x - mean).
 
     Training rows are a tensor (N, d), or a pair of it and observation weights (N,), non-negative: a row of
     weight 2 counts as two rows. Only the ratios of weights matter: they are divided by their mean over the
@@ -91,12 +93,12 @@ class LogConcaveDensity(Task):
     """
 
     defaults = DENSITY
-    standardiser: Standardiser | Whitener
+    standardiser: Standardiser | Whitener | Principal
     log_z: Tensor
     quick_log_z: Tensor
     mean_weight: Tensor
 
-    def __init__(self, block: nn.Module, objective: str | Objective = "mle") -> None:
+    def __init__(self, block: nn.Module, objective: str | Objective = "mle", *, whiten: bool = False) -> None:
         super().__init__()
         self.dim = architecture_of(block).dim
         self.block = block
@@ -104,7 +106,9 @@ class LogConcaveDensity(Task):
         with new_networks_in(like.dtype):
             chosen = objective_named(objective, self.dim) if isinstance(objective, str) else objective
         self.objective = chosen.to(like)
-        self.standardiser = (Standardiser(1) if self.dim == 1 else Whitener(self.dim)).to(like)
+        self.whiten = check_flag("whiten", whiten)
+        usual = Standardiser if self.dim == 1 else Whitener
+        self.standardiser = (Principal if self.whiten else usual)(self.dim).to(like)
         # log Z of a frozen density, and an estimate that is good enough to validate by; NaN where unknown.
         self.register_buffer("log_z", torch.tensor(torch.nan, dtype=like.dtype, device=like.device))
         self.register_buffer("quick_log_z", self.log_z.clone(), persistent=False)
@@ -114,7 +118,8 @@ class LogConcaveDensity(Task):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments that rebuild a frozen density, with its block; ``save`` writes them."""
-        return {"block": self.block, "objective": "known"}
+        whiten = {"whiten": True} if self.whiten else {}  # what older versions read has no such entry
+        return {"block": self.block, "objective": "known", **whiten}
 
     @property
     def effective_share(self) -> float | None:

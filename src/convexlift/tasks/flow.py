@@ -17,11 +17,11 @@ from convexlift.architectures.potential import Method, check_method
 from convexlift.calculus.cholesky import logdet_of
 from convexlift.calculus.estimation import LogdetEstimate
 from convexlift.calculus.newton import Solution, default_tolerance
-from convexlift.checks import check_draws, check_samples, may_branch, name_rows, plain, rows_from
+from convexlift.checks import check_draws, check_flag, check_samples, may_branch, name_rows, plain, rows_from
 from convexlift.defaults import FLOW
 from convexlift.seeds import generator_on, replaying
 from convexlift.sources import is_lifted
-from convexlift.tasks.standardise import ActNorm, Standardiser
+from convexlift.tasks.standardise import ActNorm, Principal, Standardiser
 from convexlift.tasks.task import Task, check_rows, evaluating, in_float64, map_rows
 
 # Hessians formed at a time where no gradient is asked for.
@@ -51,6 +51,8 @@ class ConvexPotentialFlow(Task):
         chunk: rows that pass through a potential at a time; all at once when omitted. It bounds the memory of
             a step: the backward passes through each chunk again rather than keep what it made. Weights are
             emitted once, from the whole batch. Not heeded under ``torch.compile`` and ``torch.func``.
+        whiten: let ``standardise`` take the principal components of the training rows at unit deviation,
+            rather than the columns. It needs more rows than columns.
 
     Shapes: samples (N, d); latent points (N, d), of the dtype of the blocks; log-densities (N,).
 
@@ -77,10 +79,15 @@ class ConvexPotentialFlow(Task):
     """
 
     defaults = FLOW
-    standardiser: Standardiser
+    standardiser: Standardiser | Principal
 
     def __init__(
-        self, blocks: Iterable[nn.Module], *, logdet: Method | None = None, chunk: int | None = None
+        self,
+        blocks: Iterable[nn.Module],
+        *,
+        logdet: Method | None = None,
+        chunk: int | None = None,
+        whiten: bool = False,
     ) -> None:
         super().__init__()
         self.logdet_method = check_method(logdet)
@@ -101,12 +108,14 @@ class ConvexPotentialFlow(Task):
             )
         self.dim = dims[0]
         like = next(self.blocks[0].parameters())
-        self.standardiser = Standardiser(self.dim).to(like)
+        self.whiten = check_flag("whiten", whiten)
+        self.standardiser = (Principal if self.whiten else Standardiser)(self.dim).to(like)
         self.norms = nn.ModuleList([ActNorm(self.dim).to(like) for _ in range(len(self.blocks) + 1)])
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments that rebuild the flow, with its blocks; ``save`` writes them."""
-        return {"blocks": list(self.blocks), "logdet": self.logdet_method}
+        whiten = {"whiten": True} if self.whiten else {}  # what older versions read has no such entry
+        return {"blocks": list(self.blocks), "logdet": self.logdet_method, **whiten}
 
     def forward(self, x: Tensor, batch: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = T(x), (N, d), and log det DT(x), (N,), both in the space of the data.

@@ -169,21 +169,7 @@ class Whitener(Affine):
         Raises ValueError as ``Standardiser.fit`` does, and when there are no more rows than columns or a
         column is a combination of the others to the precision of the rows.
         """
-        check_samples(data, self.dim, name=self.name)
-        if len(data) <= self.dim:
-            raise ValueError(
-                f"need at least {self.dim + 1} rows to whiten {self.dim} columns; got {len(data)}"
-            )
-        columns = Standardiser(self.dim, name=self.name).to(self.mean.device).fit(data, weights)
-        x = columns(data.double())
-        share = _shares(data, weights)
-        # The rounding of the mean is put right here, so that the covariance is that about the true mean.
-        offset = share @ x
-        correlation = ((x - offset) * share[:, None]).T @ (x - offset)
-        smallest, direction = torch.linalg.eigh(correlation)
-        if float(smallest[0]) <= 4 * torch.finfo(torch.promote_types(data.dtype, torch.float32)).eps:
-            column = int(direction[:, 0].abs().argmax())
-            raise ValueError(f"column {column} is a linear combination of the others: remove it")
+        columns, offset, correlation = _correlated(data, weights, self.dim, self.name)
         factor = columns.scale[:, None] * torch.linalg.cholesky(correlation)
         self.mean.copy_(columns.mean + columns.scale * offset)
         self.factor.copy_(factor)
@@ -211,6 +197,83 @@ class Whitener(Affine):
     def log_scale_jacobian(self) -> Tensor:
         """log of the determinant of the map's Jacobian, -log det L, a scalar in float64."""
         return -self.factor.diagonal().log().sum()
+
+
+@guard_methods
+@final
+class Principal(Affine):
+    """x -> V' ((x - mean) / scale) / spread, the principal components of training data at unit deviation.
+
+    V spread^2 V' is the correlation of the columns, V orthogonal: what comes out is uncorrelated, as that of
+    a ``Whitener`` is, along axes that do not depend on the order of the columns. The identity until it is
+    fitted. `mean`, `scale` and `spread` (d,), `axes` (d, d, V) and `fitted` are buffers.
+
+    Args:
+        dim: d, the number of columns.
+        name: what the rows are called in errors.
+
+    Source: Jolliffe, "Principal component analysis", 2002.
+
+    Example:
+        >>> rows = torch.randn(100, 2) @ torch.tensor([[2.0, 1.0], [0.0, 0.1]])
+        >>> components = Principal(2).fit(rows)
+        >>> torch.allclose(components(rows).T.cov(correction=0), torch.eye(2), atol=1e-4)
+        True
+        >>> torch.allclose(components.inverse(components(rows)), rows, atol=1e-4)
+        True
+    """
+
+    scale: Tensor
+    axes: Tensor
+    spread: Tensor
+
+    def __init__(self, dim: int, *, name: str = "samples") -> None:
+        super().__init__(dim, name=name)
+        self.register_buffer("scale", torch.ones(dim, dtype=torch.float64))
+        self.register_buffer("axes", torch.eye(dim, dtype=torch.float64))
+        self.register_buffer("spread", torch.ones(dim, dtype=torch.float64))
+
+    @torch.no_grad()
+    def fit(self, data: Tensor, weights: Tensor | None = None) -> Principal:
+        """Set mean, scales and axes from `data` (N, d), weighted by `weights` (N,); returns self.
+
+        Raises ValueError as ``Whitener.fit`` does.
+        """
+        columns, offset, correlation = _correlated(data, weights, self.dim, self.name)
+        variance, axes = torch.linalg.eigh(correlation)
+        # An eigenvector has no sign of its own: the largest entry of each is taken to be positive.
+        largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+        self.mean.copy_(columns.mean + columns.scale * offset)
+        self.scale.copy_(columns.scale)
+        self.axes.copy_(axes * largest.sign())
+        self.spread.copy_(variance.sqrt())
+        return self._fitted_on(data)
+
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """V' ((x - mean) / scale) / spread, (N, d)."""
+        columns = (_watched(x).double() - self.mean) / self.scale
+        return (columns @ self.axes / self.spread).to(dtype or x.dtype)
+
+    def inverse(self, z: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """mean + scale (V (spread z)), (N, d)."""
+        return (self.mean + self.scale * ((self.spread * z.double()) @ self.axes.T)).to(dtype or z.dtype)
+
+    def pull_back(self, gradient: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The gradient in x, (N, d), of a function of the components, from its gradient there.
+
+        Raises:
+            FloatingPointError: it overflows.
+        """
+        columns = (gradient.double() / self.spread) @ self.axes.T
+        return checked((columns / self.scale).to(dtype or gradient.dtype))
+
+    @property
+    def log_scale_jacobian(self) -> Tensor:
+        """log of the determinant of the map's Jacobian, -sum_j log(scale_j spread_j), a scalar in float64.
+
+        Up to the sign of the determinant, which is that of V.
+        """
+        return -self.scale.log().sum() - self.spread.log().sum()
 
 
 @guard_methods
@@ -258,6 +321,30 @@ class ActNorm(nn.Module):
     def logdet(self) -> Tensor:
         """log of the Jacobian's determinant, a scalar."""
         return self.log_scale.sum()
+
+
+def _correlated(
+    data: Tensor, weights: Tensor | None, dim: int, name: str
+) -> tuple[Standardiser, Tensor, Tensor]:
+    """The standardiser of the columns, the mean (d,) of what it makes of them and their correlation (d, d).
+
+    Raises:
+        ValueError: what ``Whitener.fit`` says.
+    """
+    check_samples(data, dim, name=name)
+    if len(data) <= dim:
+        raise ValueError(f"need at least {dim + 1} rows to whiten {dim} columns; got {len(data)}")
+    columns = Standardiser(dim, name=name).to(data.device).fit(data, weights)
+    x = columns(data.double())
+    share = _shares(data, weights)
+    # The rounding of the mean is put right here, so that the covariance is that about the true mean.
+    offset = share @ x
+    correlation = ((x - offset) * share[:, None]).T @ (x - offset)
+    smallest, direction = torch.linalg.eigh(correlation)
+    if float(smallest[0]) <= 4 * torch.finfo(torch.promote_types(data.dtype, torch.float32)).eps:
+        column = int(direction[:, 0].abs().argmax())
+        raise ValueError(f"column {column} is a linear combination of the others: remove it")
+    return columns, offset, correlation
 
 
 def _shares(data: Tensor, weights: Tensor | None) -> Tensor:

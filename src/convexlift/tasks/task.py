@@ -22,7 +22,7 @@ from convexlift.data import count_rows
 from convexlift.defaults import ANY, Defaults
 from convexlift.screening import Finding, Part, Role, screen, tell
 from convexlift.sources import is_lifted
-from convexlift.tasks.standardise import Affine, Standardiser, Whitener
+from convexlift.tasks.standardise import Affine, Principal, Standardiser, Whitener
 
 P = TypeVar("P", Potential, PartialPotential)
 
@@ -61,7 +61,7 @@ class Task(nn.Module):
     dim: int
     block: Any
     defaults: ClassVar[Defaults] = ANY
-    standardiser: Standardiser | Whitener
+    standardiser: Standardiser | Whitener | Principal
     columns: dict[str, list[str] | list[int]] | None = None
     #: rows reach the task as they are: it casts them itself, when they are on one scale
     standardises = True

@@ -206,7 +206,7 @@ def fit(
     if resume and run_dir is None:
         raise ValueError("resume=True needs run_dir")
     steps, epochs, batch_size = plain(steps), plain(epochs), plain(batch_size)
-    usual = _usual(module)
+    usual = usual_settings(module)
     steps = _steps(steps, epochs, data, batch_size, usual.steps)
     every = max(1, steps // 25) if evaluate_every is None else evaluate_every
     settings = Settings(
@@ -626,8 +626,12 @@ def _records(history: History) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _usual(module: nn.Module) -> Defaults:
-    """The settings of a task, or those of any other module."""
+def usual_settings(module: nn.Module) -> Defaults:
+    """What `fit` takes where it is told nothing: the settings of a task, or those of any other module.
+
+    >>> usual_settings(nn.Linear(2, 1)).lr
+    0.001
+    """
     own = getattr(module, "defaults", None)
     usual = own if isinstance(own, Defaults) else ANY
     if any(getattr(part, "amplified", False) for part in module.modules()):  # by gains: its steps are longer
