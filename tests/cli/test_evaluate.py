@@ -59,10 +59,13 @@ def test_scores_are_written_with_the_numbers_of_their_rows(folder: Path, tmp_pat
     told = ["evaluate", f"{folder}/flow", "--data", str(table), "--out", str(out)]
     assert main([*told, "--drop-missing"]) == 0
     scores = read_table(out, dtype=torch.float64)
-    assert scores.names == ["row", "log_density"] and scores.rows[:, 0].tolist() == [1, 3]
+    assert scores.names == ["row", "log_density", "share_below"] and scores.rows[:, 0].tolist() == [1, 3]
     flow = cl.load(folder / "flow")
     expected = flow.log_prob(torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=torch.float64))
     torch.testing.assert_close(scores.rows[:, 1], expected.double())
+    drawn = flow.log_prob(flow.sample(4000, seed=1)).double()
+    below = (drawn[:, None] < scores.rows[:, 1]).double().mean(0)
+    torch.testing.assert_close(scores.rows[:, 2], below, rtol=0, atol=0.04)
     assert main(told) == 1  # the file is there
 
 
@@ -86,6 +89,7 @@ def test_every_row_is_scored_by_a_model_that_left_it_out(
     assert "each row was scored by one of 2 models, trained without it" in told and "Gaussian" in told
     scores = read_table(out, dtype=torch.float64).rows
     assert scores[:, 0].tolist() == list(range(1, 201)) and int(scores[:, 1].argmin()) == 7
+    assert float(scores[7, 2]) < 0.01 < float(scores[:, 2].median())
     seen = cl.load(folder / "flow").log_prob(read_table(folder / "table.csv", columns="a,b").rows[7:8])
     assert float(scores[7, 1]) < float(seen)  # it was not seen, and is odder for that
     assert main(["evaluate", f"{folder}/cost", "--data", f"{folder}/table.csv", "--folds", "2"]) == 0

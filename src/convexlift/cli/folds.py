@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -11,16 +12,32 @@ import convexlift as cl
 from convexlift.cli.errors import Interrupted
 from convexlift.cli.regression import exact
 from convexlift.cli.train import Rows, Training
-from convexlift.cli.yardstick import gaussian_losses, plane_predictions
+from convexlift.cli.yardstick import gaussian_losses, plane_predictions, share_below
 from convexlift.data import hold_out, take
 from convexlift.seeds import generator_on
 from convexlift.tasks.task import map_rows
 
 
-def left_out(training: Training, folds: int) -> tuple[Rows, Tensor, Tensor | None]:
-    """The rows of a table, and for each what a model trained without its part says, and the simplest model.
+@final
+@dataclass(frozen=True)
+class LeftOut:
+    """The rows of a table, and what models say that were trained without them.
 
-    Densities: log-densities (N,) and the losses of Gaussians; regressions: predictions (N,) of both.
+    Attributes:
+        rows: the table.
+        values: log-densities or predictions, (N,).
+        simple: the losses of Gaussians or the predictions of planes, (N,); None where there is a part without.
+        shares: of the draws of a density whose log-density is lower, (N,), if they were asked for.
+    """
+
+    rows: Rows
+    values: Tensor
+    simple: Tensor | None
+    shares: Tensor | None
+
+
+def left_out(training: Training, folds: int, *, shares: bool = False) -> LeftOut:
+    """Each row of a table as a model sees it that was trained without its part; and the simplest models.
 
     Raises:
         ValueError: fewer than two rows a part, or rows that cannot be trained on.
@@ -32,7 +49,7 @@ def left_out(training: Training, folds: int) -> tuple[Rows, Tensor, Tensor | Non
     count = len(rows.table.rows)
     if count < 2 * folds:
         raise ValueError(f"{training.data}: {count} rows are too few for {folds} parts")
-    scores, simple = torch.empty(count, dtype=torch.float64), torch.empty(count, dtype=torch.float64)
+    values, simple, share = (torch.empty(count, dtype=torch.float64) for _ in range(3))
     order = torch.randperm(count, generator=generator_on(seed=training.seed), device="cpu")
     known = True
     for held in order.tensor_split(folds):
@@ -40,14 +57,17 @@ def left_out(training: Training, folds: int) -> tuple[Rows, Tensor, Tensor | Non
         others, these = take(rows.data, kept), take(rows.data, held)
         frozen = _trained(training, rows, others)
         if isinstance(these, tuple):
-            scores[held] = map_rows(exact(frozen).predict, these[0]).double()
+            values[held] = map_rows(exact(frozen).predict, these[0]).double()
             simple[held] = plane_predictions(others[0], others[1], these[0])
         else:
-            scores[held] = map_rows(frozen.log_prob, these).double()
+            values[held] = map_rows(frozen.log_prob, these).double()
             losses = gaussian_losses(others, these)
             known = known and losses is not None
             simple[held] = torch.nan if losses is None else losses
-    return rows, scores, simple if known else None
+            if shares:
+                share[held] = share_below(frozen, values[held])
+    is_density = not isinstance(rows.data, tuple)
+    return LeftOut(rows, values, simple if known else None, share if shares and is_density else None)
 
 
 def _trained(training: Training, rows: Rows, data: Any) -> Any:

@@ -19,7 +19,7 @@ from convexlift.cli.options import Reading
 from convexlift.cli.outputs import check_output_file
 from convexlift.cli.regression import errors_of, exact, in_words
 from convexlift.cli.screening import without_missing
-from convexlift.cli.yardstick import compared, gaussian_losses, interval, plane_predictions
+from convexlift.cli.yardstick import compared, gaussian_losses, interval, plane_predictions, share_below
 from convexlift.counting import counted
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ class Evaluate(_Rows):
 
     Prints the mean negative log-likelihood with its standard error; of a regression the coefficient of
     determination and the root mean square error, in the units of the target. With --out it writes what each
-    row has: its number, and its log-density, low where the row is odd, or its target less the prediction.
+    row has: its number, and its target less the prediction; or its log-density and the share of the model's
+    own draws whose log-density is lower: 0.001 where one draw in 1,000 is as odd, 0.1 on the edge of the
+    smallest region of 90 %.
     The columns are those that the model was trained on, found by name in any order; other columns are
     ignored. A file without names has them in order.
 
@@ -140,7 +142,7 @@ class Evaluate(_Rows):
         known = training_rows(self.run)
         self.tell_scores(scores, None if known is None else gaussian_losses(known, table.rows))
         self.warn_of_training_rows(table.rows, known)
-        self.write(table, scores, "log_density")
+        self.write_scores(table, scores, share_below(model, scores) if self.out else None)
         self.tell_reading(table)
 
     def evaluate_regression(self, model: cl.ConvexRegression) -> None:
@@ -156,7 +158,7 @@ class Evaluate(_Rows):
             predicted, y, name, None if known is None else plane_predictions(known[0], known[1], x)
         )
         self.warn_of_training_rows(table.rows, known)
-        self.write(table, y - predicted, f"{name}_residual")
+        self.write(table, {f"{name}_residual": y - predicted})
         self.tell_reading(table)
 
     def evaluate_anew(self, folds: int) -> None:
@@ -166,13 +168,14 @@ class Evaluate(_Rows):
         told = ("key", "columns", "exclude", "header", "separator", "decimal", "thousands", "drop_missing")
         how = {option: value for option in told if (value := getattr(self, option)) not in (None, False)}
         training = replace(training_of(self.run, self.data), **how)
-        rows, scores, simple = left_out(training, folds)
+        found = left_out(training, folds, shares=self.out is not None)
+        rows = found.rows
         if isinstance(rows.data, tuple):
-            self.tell_predictions(scores, rows.data[1], rows.more["target"], simple)
-            self.write(rows.table, rows.data[1] - scores, f"{rows.more['target']}_residual")
+            self.tell_predictions(found.values, rows.data[1], rows.more["target"], found.simple)
+            self.write(rows.table, {f"{rows.more['target']}_residual": rows.data[1] - found.values})
         else:
-            self.tell_scores(scores, simple)
-            self.write(rows.table, scores, "log_density")
+            self.tell_scores(found.values, found.simple)
+            self.write_scores(rows.table, found.values, found.shares)
         typer.echo(f"each row was scored by one of {folds} models, trained without it")
         self.tell_reading(rows.table)
 
@@ -209,13 +212,18 @@ class Evaluate(_Rows):
                 err=True,
             )
 
-    def write(self, table: Table, values: Tensor, name: str) -> None:
+    def write_scores(self, table: Table, scores: Tensor, shares: Tensor | None) -> None:
+        """Write log-densities, and which share of the density's own draws has lower ones."""
+        if shares is not None:
+            self.write(table, {"log_density": scores, "share_below": shares})
+
+    def write(self, table: Table, found: dict[str, Tensor]) -> None:
         """Write what each row has, if that was asked for, with the number of the row in the file."""
         import torch
 
         if self.out is not None:
-            places = torch.arange(len(values)) if table.kept is None else table.kept
-            _write(self.out, torch.stack([places.double() + 1, values], 1), ["row", name])
+            places = torch.arange(len(table.rows)) if table.kept is None else table.kept
+            _write(self.out, torch.stack([places.double() + 1, *found.values()], 1), ["row", *found])
 
 
 @final

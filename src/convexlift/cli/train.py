@@ -211,6 +211,7 @@ class Training(Reading):
         model = self.untrained(rows)
         with warnings_told():  # rows are numbered as in the file
             self.preflight(model, rows.data, rows, allow=allowed(self.allow), where=rows.table.where)
+        self.tell_reading(rows.table)
         train, validation = hold_out(rows.data, self.validation_fraction, self.seed)
         self.preflight(model, train, rows)
         with ExitStack() as stack:
@@ -283,7 +284,6 @@ class Training(Reading):
         if history.stopped == "interrupted":
             raise _interrupted(self.out, begun=True)
         self.tell(told, history)
-        self.tell_reading(rows.table)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -483,6 +483,7 @@ class Training(Reading):
 
     def tell(self, found: dict[str, Any], history: cl.History) -> None:
         """Print the outcome of a finished run."""
+        from convexlift.table_columns import listed
         from convexlift.training.run_folder import MODEL
 
         rows = counted(found["rows"]["validation"], "row")
@@ -499,8 +500,15 @@ class Training(Reading):
                 f"{history.best_step:,} (--patience none trains to the end)"
             )
         if "log_z" in found:
-            typer.echo(f"log Z: {found['log_z']['value']:.4f} ± {found['log_z']['error']:.2g}")
-        typer.echo(f"trained model: {self.out / MODEL}")
+            typer.echo(f"log-densities are normalised to within {found['log_z']['error']:.2g} nats")
+            most = [
+                f"{name} {value:.5g}" for name, value in zip(found["columns"], found["mode"], strict=True)
+            ]
+            typer.echo(f"mode: {listed(most)}")
+        drawn = [file.name for file in sorted(self.out.glob("*.svg"))]
+        typer.echo(
+            f"trained model: {self.out / MODEL}" + (f"; pictures: {', '.join(drawn)}" if drawn else "")
+        )
         typer.echo("validation rows chose the step, which flatters a little; score other rows, and use it:")
         for command in self.next_commands():
             typer.echo(f"  convexlift {command}")
@@ -596,7 +604,8 @@ class Density(Training):
         from convexlift.tasks.density import normalised
 
         error = normalised(frozen)["log_z_error"]
-        return {"log_z": {"value": float(frozen.log_z), "error": error}}
+        log_z = {"value": float(frozen.log_z), "error": error}
+        return {"log_z": log_z, "mode": frozen.mode().tolist()}
 
     def unit(self, model: Any) -> str:
         return super().unit(model) if model.objective.likelihood else "loss of the objective"

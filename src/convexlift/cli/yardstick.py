@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Draws of a density among which the place of a row is sought.
+_DRAWS = 10_000
 
 
 def gaussian_losses(train: Tensor, rows: Tensor) -> Tensor | None:
@@ -77,3 +80,19 @@ def beside_gaussian(losses: Tensor, train: Tensor, rows: Tensor) -> dict[str, fl
     usual = gaussian_losses(train, rows)
     found = None if usual is None else interval(losses.double().cpu() - usual)
     return found and dict(zip(("nats", "low", "high"), found, strict=True))
+
+
+def share_below(model: Any, log_densities: Tensor) -> Tensor:
+    """The share of a density's own draws whose log-density is lower than each of these, (N,).
+
+    A region of probability q holds a row where it is at least 1 - q. Not a number where no draws are had.
+    """
+    import torch
+
+    from convexlift.tasks.task import map_rows
+
+    try:
+        drawn = map_rows(model.log_prob, model.sample(_DRAWS, seed=0)).double().sort().values
+    except RuntimeError:  # chains that have not mixed
+        return torch.full_like(log_densities, torch.nan)
+    return torch.searchsorted(drawn, log_densities.contiguous()).double() / len(drawn)

@@ -16,7 +16,7 @@ from convexlift.plots.drawing import DATA, MODEL, Axes, axes_of, histogram, limi
 from convexlift.tasks import LogConcaveDensity
 from convexlift.tasks.region import region_outlines
 
-POINTS, _CORNER_POINTS = 600, 400
+POINTS, _CORNER_POINTS = 2000, 400
 _GRID = 400
 
 
@@ -31,8 +31,8 @@ def plot_density(
 ) -> Axes:
     """Draw a frozen density, and rows of data beside it.
 
-    One column: the curve p(x) over a histogram of the rows. Two: the edges of the smallest regions that hold
-    50, 90 and 99 % of the mass, over 600 of the rows. More: a corner plot of 400 rows and as many draws, of
+    One column: the curve p(x) over a histogram of the rows. Two: the mode and the edges of the smallest regions
+    that hold 50, 90 and 99 % of the mass, over 2,000 of the rows at most. More: a corner plot of 400 rows and as many draws, of
     the six columns farthest from normal, in insets of the axes.
 
     Args:
@@ -62,6 +62,7 @@ def _regions(density: LogConcaveDensity, rows: Tensor, ax: Axes) -> Tensor:
     for place, outline in enumerate(outlines):
         label = None if place else "regions of 50, 90 and 99 % of the model"
         ax.plot(*outline.T, color=MODEL, label=label)
+    ax.plot(*density.mode().cpu()[:, None], "+", color=MODEL, markersize=9, label="mode")
     return outlines[-1]
 
 
@@ -89,6 +90,9 @@ def beside(
         return corner(rows, draws[:, kept], names, ax=ax)
     ax, shown = axes_of(ax, 500, 500) if model.dim == 2 else axes_of(ax, 640, 380), _thinned(rows, POINTS)
     if model.dim == 2:
+        if len(shown) < len(rows):
+            left = f"{len(shown):,} of {len(rows):,} rows"
+            ax.text(0.02, 0.03, left, transform=ax.transAxes, color=DATA)
         held = torch.cat([shown, plane(shown, ax)])
         ax.set(xlim=limits(held[:, 0]), ylim=limits(held[:, 1]), xlabel=names[0], ylabel=names[1])
         tell_outside(ax)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
 
 from convexlift.ambient import guard_methods, guarded
+from convexlift.arrays import tensor_of
 from convexlift.integration.chain_diagnostics import effective_sample_size
 from convexlift.integration.langevin import Draws
 
@@ -39,16 +40,18 @@ class CredibleRegion:
         >>> region = density.credible_region(0.9)
         >>> bool(region.contains(density.mode()[None]).all())
         True
+        >>> region.contains([[0.0], [90.0]]).tolist()
+        [True, False]
     """
 
     level: float
     threshold: float
     error: float
-    log_prob: Callable[[Tensor], Tensor]
+    log_prob: Callable[[Tensor], Tensor] = field(repr=False)
 
-    def contains(self, x: Tensor) -> Tensor:
-        """Which rows of x (N, d) lie in the region, (N,) bool."""
-        return self.log_prob(x) >= self.threshold
+    def contains(self, x: Any) -> Tensor:
+        """Which rows of x (N, d), a tensor, an array or lists of numbers, lie in the region, (N,) bool."""
+        return self.log_prob(tensor_of(x, name="samples")) >= self.threshold
 
 
 def region_of_draws(level: float, log_prob: Callable[[Tensor], Tensor], draws: Draws) -> CredibleRegion:
