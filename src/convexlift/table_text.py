@@ -118,6 +118,10 @@ class Text(Cells):
 
     def hint(self, cell: str, row: int) -> str:
         """What may help where a cell of row 1, 2, ... is no number."""
+        if re.fullmatch(r"\d{1,4}([./-])\d{1,2}\1\d{1,4}([T ].*)?", cell):
+            return " (a date? leave the column out with --exclude)"
+        if self.separator != "," and self.decimal != "," and re.fullmatch(r"[+-]?\d*,\d+", cell):
+            return " (a decimal comma? say --decimal ,)"
         if re.fullmatch(r"[+-]?\d+([., '_]\d+)+", cell):
             return " (see --decimal and --thousands)"
         if row == 1 and not self.named and self._guessed:

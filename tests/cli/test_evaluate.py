@@ -39,7 +39,7 @@ def test_rows_of_training_are_told(folder: Path, capsys: pytest.CaptureFixture[s
         assert main(["evaluate", f"{folder}/{run}", "--data", f"{folder}/other.csv"]) == 0
         told = capsys.readouterr()
         assert "trained on" not in told.err
-        assert ("a Gaussian" if run == "flow" else "a plane") in told.out
+        assert ("a Gaussian" if run == "flow" else "than a plane fitted by least squares") in told.out
 
 
 def test_without_the_table_of_training_nothing_is_said_of_it(
@@ -86,7 +86,10 @@ def test_every_row_is_scored_by_a_model_that_left_it_out(
     again = ["evaluate", f"{folder}/flow", "--data", f"{folder}/table.csv", "--folds", "2"]
     assert main([*again, "--out", str(out)]) == 0
     told = capsys.readouterr().out
-    assert "each row was scored by one of 2 models, trained without it" in told and "Gaussian" in told
+    assert (
+        "each row was scored by one of 2 models, trained anew on other rows of this file" in told
+        and "Gaussian" in told
+    )
     scores = read_table(out, dtype=torch.float64).rows
     assert scores[:, 0].tolist() == list(range(1, 201)) and int(scores[:, 1].argmin()) == 7
     assert float(scores[7, 2]) < 0.01 < float(scores[:, 2].median())
@@ -94,6 +97,34 @@ def test_every_row_is_scored_by_a_model_that_left_it_out(
     assert float(scores[7, 1]) < float(seen)  # it was not seen, and is odder for that
     assert main(["evaluate", f"{folder}/cost", "--data", f"{folder}/table.csv", "--folds", "2"]) == 0
     assert "target cost" in capsys.readouterr().out
+
+
+def test_inputs_outside_the_range_of_training_are_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = tmp_path / "points.csv"
+    points.write_text("a,b\n0,0\n0.1,99\n")
+    told = ["predict", f"{folder}/cost", "--data", str(points), "--out", f"{tmp_path}/values.csv"]
+    assert main(told) == 0
+    found = capsys.readouterr().err
+    assert "1 row outside what the model was trained on" in found
+    assert "row 2 (line 3), column 'b' is 99 and training had -" in found
+    points.write_text("a,b\n0,0\n")
+    assert main([*told, "--force"]) == 0 and "outside" not in capsys.readouterr().err
+
+
+def test_the_next_commands_say_how_the_file_was_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "comma.csv"
+    table.write_text("a;b;y\n" + "".join(f"{k},5;{k * k % 7},25;{k}\n" for k in range(40)))
+    train = ["train", "regression", "--data", str(table), "--target", "y", *SMALL, "--out", f"{tmp_path}/run"]
+    assert (
+        main(train) == 1
+        and "'0,5' is not a number (a decimal comma? say --decimal ,)" in capsys.readouterr().err
+    )
+    assert main([*train, "--decimal", ","]) == 0
+    assert f"convexlift evaluate {tmp_path}/run --data other.csv --decimal ','" in capsys.readouterr().out
 
 
 def test_too_few_rows_for_the_parts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

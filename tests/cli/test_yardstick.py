@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from convexlift.cli.yardstick import compared, gaussian_losses, interval, plane_predictions
+from convexlift.cli.yardstick import compared, gaussian_losses, interval, polynomial_predictions
 
 
 @pytest.fixture
@@ -41,11 +41,16 @@ def test_one_column_has_a_gaussian() -> None:
     torch.testing.assert_close(found.float(), -exact.log_prob(x[:, 0]))
 
 
-def test_a_plane_is_found_with_constant_columns_and_few_rows(rows: Tensor) -> None:
+def test_polynomials_are_found_with_constant_columns_and_few_rows(rows: Tensor) -> None:
     x = torch.cat([rows, torch.ones(400, 1)], 1)
     y = 3.0 + x @ torch.tensor([1e-2, 2.0, -1.0, 0.5], dtype=torch.float64)
-    torch.testing.assert_close(plane_predictions(x[:300], y[:300], x[300:]), y[300:], rtol=1e-6, atol=1e-6)
-    assert plane_predictions(x[:2], y[:2], x[:2]).isfinite().all()
+    for degree, target in ((1, y), (2, y), (2, y + (x[:, 0] - 1000) * x[:, 2] - x[:, 1].square())):
+        found = polynomial_predictions(degree, x[:300], target[:300], x[300:])
+        assert found is not None
+        torch.testing.assert_close(found, target[300:], rtol=1e-6, atol=1e-6)
+    few = polynomial_predictions(1, x[:2], y[:2], x[:2])
+    assert few is not None and few.isfinite().all()
+    assert polynomial_predictions(2, x[:29], y[:29], x) is None
 
 
 def test_an_interval_of_one_row_is_none() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -10,9 +11,9 @@ from torch import Tensor
 
 import convexlift as cl
 from convexlift.cli.errors import Interrupted
-from convexlift.cli.regression import exact
+from convexlift.cli.regression import exact, simple_predictions
 from convexlift.cli.train import Rows, Training
-from convexlift.cli.yardstick import gaussian_losses, plane_predictions, share_below
+from convexlift.cli.yardstick import gaussian_losses, share_below
 from convexlift.data import hold_out, take
 from convexlift.seeds import generator_on
 from convexlift.tasks.task import map_rows
@@ -26,13 +27,14 @@ class LeftOut:
     Attributes:
         rows: the table.
         values: log-densities or predictions, (N,).
-        simple: the losses of Gaussians or the predictions of planes, (N,); None where there is a part without.
+        simple: the losses of a "gaussian", or the predictions of a "plane" and a "quadratic", (N,) each;
+            without those that do not exist for some part.
         shares: of the draws of a density whose log-density is lower, (N,), if they were asked for.
     """
 
     rows: Rows
     values: Tensor
-    simple: Tensor | None
+    simple: dict[str, Tensor]
     shares: Tensor | None
 
 
@@ -49,25 +51,27 @@ def left_out(training: Training, folds: int, *, shares: bool = False) -> LeftOut
     count = len(rows.table.rows)
     if count < 2 * folds:
         raise ValueError(f"{training.data}: {count} rows are too few for {folds} parts")
-    values, simple, share = (torch.empty(count, dtype=torch.float64) for _ in range(3))
+    values, share = (torch.empty(count, dtype=torch.float64) for _ in range(2))
+    simple: dict[str, Tensor] = defaultdict(lambda: torch.full((count,), torch.nan, dtype=torch.float64))
     order = torch.randperm(count, generator=generator_on(seed=training.seed), device="cpu")
-    known = True
     for held in order.tensor_split(folds):
         kept = order[~torch.isin(order, held)]
         others, these = take(rows.data, kept), take(rows.data, held)
         frozen = _trained(training, rows, others)
         if isinstance(these, tuple):
             values[held] = map_rows(exact(frozen).predict, these[0]).double()
-            simple[held] = plane_predictions(others[0], others[1], these[0])
+            for name, predicted in simple_predictions(others, these[0]).items():
+                simple[name][held] = predicted
         else:
             values[held] = map_rows(frozen.log_prob, these).double()
             losses = gaussian_losses(others, these)
-            known = known and losses is not None
-            simple[held] = torch.nan if losses is None else losses
+            if losses is not None:
+                simple["gaussian"][held] = losses
             if shares:
                 share[held] = share_below(frozen, values[held])
+    whole = {name: found for name, found in simple.items() if not bool(found.isnan().any())}
     is_density = not isinstance(rows.data, tuple)
-    return LeftOut(rows, values, simple if known else None, share if shares and is_density else None)
+    return LeftOut(rows, values, whole, share if shares and is_density else None)
 
 
 def _trained(training: Training, rows: Rows, data: Any) -> Any:

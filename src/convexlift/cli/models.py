@@ -17,9 +17,9 @@ from convexlift.cli.errors import load_torch
 from convexlift.cli.kinds import training_of, training_rows
 from convexlift.cli.options import Reading
 from convexlift.cli.outputs import check_output_file
-from convexlift.cli.regression import errors_of, exact, in_words
+from convexlift.cli.regression import beside_simple, errors_of, exact, in_words, simple_predictions
 from convexlift.cli.screening import without_missing
-from convexlift.cli.yardstick import compared, gaussian_losses, interval, plane_predictions, share_below
+from convexlift.cli.yardstick import compared, gaussian_losses, interval, share_below
 from convexlift.counting import counted
 
 if TYPE_CHECKING:
@@ -68,6 +68,24 @@ class _Rows(Reading):
                 continue  # the target is last wherever it stood
             typer.echo(f"{self.data}: {note}", err=True)
         return table
+
+    def warn_of_outside(self, table: Table, known: Any) -> None:
+        """Say which inputs lie outside the range of the training rows of a regression, if these are known."""
+        if known is None:
+            return
+        x, seen = table.rows[:, : known[0].shape[1]], known[0]
+        low, high = seen.amin(0), seen.amax(0)
+        outside = (x < low) | (x > high)
+        if bool(outside.any()):
+            row, column = outside.nonzero()[0].tolist()
+            count, name = counted(int(outside.any(1).sum()), "row"), table.names[column]
+            there, least, most = float(x[row, column]), float(low[column]), float(high[column])
+            typer.echo(
+                f"warning: {count} outside what the model was trained on, where nothing tells how good it "
+                f"is: {table.where(row)}, column '{name}' is {there:.6g} and training had {least:.6g} to "
+                f"{most:.6g}",
+                err=True,
+            )
 
     def each(self, function: Callable[[Tensor], Tensor], table: Table, rows: Tensor | None = None) -> Tensor:
         """function(rows) in parts; an error names the first row that it is about, as the file has it."""
@@ -154,9 +172,8 @@ class Evaluate(_Rows):
         x, y, name = table.rows[:, :-1], table.rows[:, -1], table.names[-1]
         predicted = self.each(exact(model).predict, table, x)
         known = training_rows(self.run)
-        self.tell_predictions(
-            predicted, y, name, None if known is None else plane_predictions(known[0], known[1], x)
-        )
+        self.tell_predictions(predicted, y, name, {} if known is None else simple_predictions(known, x))
+        self.warn_of_outside(table, known)
         self.warn_of_training_rows(table.rows, known)
         self.write(table, {f"{name}_residual": y - predicted})
         self.tell_reading(table)
@@ -174,9 +191,9 @@ class Evaluate(_Rows):
             self.tell_predictions(found.values, rows.data[1], rows.more["target"], found.simple)
             self.write(rows.table, {f"{rows.more['target']}_residual": rows.data[1] - found.values})
         else:
-            self.tell_scores(found.values, found.simple)
+            self.tell_scores(found.values, found.simple.get("gaussian"))
             self.write_scores(rows.table, found.values, found.shares)
-        typer.echo(f"each row was scored by one of {folds} models, trained without it")
+        typer.echo(f"each row was scored by one of {folds} models, trained anew on other rows of this file")
         self.tell_reading(rows.table)
 
     def tell_scores(self, scores: Tensor, gaussian: Tensor | None) -> None:
@@ -189,11 +206,13 @@ class Evaluate(_Rows):
         if beside is not None:
             typer.echo(f"that is {compared(*beside)}")
 
-    def tell_predictions(self, predicted: Tensor, y: Tensor, name: str, plane: Tensor | None) -> None:
-        """Print how far predictions are from targets, beside what a plane is."""
-        typer.echo(f"{in_words(errors_of(predicted, y))} ({counted(len(y), 'row')}, target {name})")
-        if plane is not None:
-            typer.echo(f"beside a plane fitted by least squares: {in_words(errors_of(plane, y))}")
+    def tell_predictions(self, predicted: Tensor, y: Tensor, name: str, simple: dict[str, Tensor]) -> None:
+        """Print how far predictions are from targets, beside the simplest models."""
+        score = errors_of(predicted, y)
+        typer.echo(f"{in_words(score)} ({counted(len(y), 'row')}, target {name})")
+        if simple:
+            errors = {kind: errors_of(values, y) for kind, values in simple.items()}
+            typer.echo(f"that is {beside_simple(score, errors)}")
 
     def warn_of_training_rows(self, rows: Tensor, known: Any) -> None:
         """Say how many of the rows the model was trained on, if any."""
@@ -291,6 +310,7 @@ class Predict(_Output, _Rows):
             kind = type(model).__name__
             raise ValueError(f"{self.run} holds a {kind}; only a regression predicts a target")
         table = self.read(model)
+        self.warn_of_outside(table, training_rows(self.run))
         target = (model.columns or {}).get("y", ["y"])[0]
         _write(self.out, self.each(exact(model).predict, table)[:, None], [f"{target}_predicted"])
         self.tell_reading(table)

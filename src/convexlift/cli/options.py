@@ -50,6 +50,12 @@ class Reading:
         told = ("key", "columns", "exclude", "header", "separator", "decimal", "thousands")
         return {**{name: getattr(self, name) for name in told}, "missing": self.drop_missing}
 
+    @property
+    def marks(self) -> str:
+        """The options that say how a text is written, for a command on another file of the kind."""
+        told = {name: getattr(self, name) for name in ("separator", "decimal", "thousands")}
+        return "".join(f" --{name} '{value}'" for name, value in told.items() if value is not None)
+
     def tell_reading(self, table: Any) -> None:
         """Print how the table was read, and what was taken for what."""
         for line in filter(None, (table.how, str(table))):

@@ -10,7 +10,7 @@ import typer
 
 import convexlift as cl
 from convexlift.cli.train import Depth, Rows, Sharpness, Steps, Training, rate_of
-from convexlift.cli.yardstick import plane_predictions
+from convexlift.cli.yardstick import polynomial_predictions
 from convexlift.defaults import REGRESSION, Defaults
 
 if TYPE_CHECKING:
@@ -75,18 +75,17 @@ class Regression(Training):
     def score(self, frozen: Any, validation: Any, train: Any) -> dict[str, Any]:
         from convexlift.tasks.task import map_rows
 
-        (x_train, y_train), (x, y) = train, validation
-        plane = errors_of(plane_predictions(x_train, y_train, x), y)
-        return {**errors_of(map_rows(exact(frozen).predict, x), y), "plane": plane}
+        x, y = validation
+        found = errors_of(map_rows(exact(frozen).predict, x), y)
+        simple = simple_predictions(train, x)
+        return {**found, "simple": {name: errors_of(values, y) for name, values in simple.items()}}
 
     def compared(self, score: dict[str, Any]) -> str:
-        return f"beside a plane fitted by least squares: {in_words(score['plane'])}"
+        return beside_simple(score, score["simple"])
 
     def next_commands(self) -> tuple[str, ...]:
-        return (
-            f"evaluate {self.out} --data other.csv",
-            f"predict {self.out} --data new.csv --out predicted.csv",
-        )
+        other, new = (f"{self.out} --data {file}{self.marks}" for file in ("other.csv", "new.csv"))
+        return f"evaluate {other}", f"predict {new} --out predicted.csv"
 
     def scored(self, score: dict[str, Any]) -> str:
         return in_words(score)
@@ -108,6 +107,28 @@ def errors_of(predicted: Tensor, y: Tensor) -> dict[str, Any]:
     variance = y.double().var(correction=0)
     share = float(1 - residual / variance) if float(variance) > 0 else None
     return {"rmse": float(residual.sqrt()), "r2": share}
+
+
+def simple_predictions(train: tuple[Tensor, Tensor], x: Tensor) -> dict[str, Tensor]:
+    """What the plane and the quadratic say at x, (M,), that least squares fit to training points, if any."""
+    found = {
+        name: polynomial_predictions(degree, *train, x)
+        for degree, name in enumerate(("plane", "quadratic"), 1)
+    }
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def beside_simple(score: dict[str, Any], simple: dict[str, Any]) -> str:
+    """What they do beside a model, and whether it is worse.
+
+    >>> beside_simple({"rmse": 2.0, "r2": 0.5}, {"plane": {"rmse": 1.0, "r2": 0.9}})
+    'worse than a plane fitted by least squares (R² 0.9000, RMSE 1)'
+    """
+    worse = [name for name in simple if simple[name]["rmse"] < score["rmse"]]
+    told = ", a ".join(
+        f"{name} fitted by least squares ({in_words(simple[name])})" for name in worse or simple
+    )
+    return f"{'worse than' if worse else 'better than'} a {', a '.join(told)}"
 
 
 def in_words(score: dict[str, Any]) -> str:

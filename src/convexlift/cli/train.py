@@ -494,6 +494,10 @@ class Training(Reading):
         beside = self.compared(found["validation"])
         if beside:
             typer.echo(f"that is {beside}")
+        if history.best_step == self.steps:
+            typer.echo(
+                "the last step was the best: a higher --lr or more --steps may do better, or --search quick"
+            )
         if history.stopped == "patience":
             typer.echo(
                 f"stopped after step {history.steps[-1]:,}: validation has not been better since step "
@@ -517,8 +521,8 @@ class Training(Reading):
 
     def next_commands(self) -> tuple[str, ...]:
         """What to do with the model."""
-        apart = f"evaluate {self.out} --data {self.data} --folds 5 --out scores.csv"
-        return f"evaluate {self.out} --data other.csv", apart, f"sample {self.out} -n 1000 --out new.csv"
+        other, here = (f"evaluate {self.out} --data {file}{self.marks}" for file in ("other.csv", self.data))
+        return other, f"{here} --folds 5 --out scores.csv", f"sample {self.out} -n 1000 --out new.csv"
 
     def boards(self, train: Any) -> list[TensorBoard]:
         """The TensorBoard callback, if any, with the instruments' numbers; nothing is written yet."""

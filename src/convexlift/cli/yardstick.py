@@ -33,16 +33,26 @@ def gaussian_losses(train: Tensor, rows: Tensor) -> Tensor | None:
     return 0.5 * z.square().sum(0) + volume
 
 
-def plane_predictions(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-    """The least-squares plane through training points x (N, d) and values y (N,), at other rows, (M,)."""
+def polynomial_predictions(degree: int, x: Tensor, y: Tensor, rows: Tensor) -> Tensor | None:
+    """The least-squares polynomial of degree 1 or 2 through points x (N, d) and values y (N,), at rows, (M,).
+
+    None where there are fewer than two values for each of its coefficients; a plane there is always.
+    """
     import torch
 
     x, y, rows = x.double().cpu(), y.double().cpu(), rows.double().cpu()
     mean, scale = x.mean(0), x.std(0, correction=0)
     scale = torch.where(scale > 0, scale, 1.0)
-    ones = torch.ones(len(x), 1, dtype=x.dtype)
-    solved = torch.linalg.lstsq(torch.cat([(x - mean) / scale, ones], 1), y[:, None], driver="gelsd").solution
-    return ((rows - mean) / scale) @ solved[:-1, 0] + solved[-1, 0]
+
+    def terms(points: Tensor) -> Tensor:
+        z = (points - mean) / scale
+        first, second = torch.triu_indices(z.shape[1], z.shape[1])
+        products = z[:, first] * z[:, second] if degree == 2 else z[:, :0]
+        return torch.cat([torch.ones_like(z[:, :1]), z, products], 1)
+
+    if degree > 1 and len(x) < (x.shape[1] + 1) * (x.shape[1] + 2):
+        return None
+    return terms(rows) @ torch.linalg.lstsq(terms(x), y[:, None], driver="gelsd").solution[:, 0]
 
 
 def interval(differences: Tensor) -> tuple[float, float, float] | None:

@@ -31,9 +31,9 @@ def plot_density(
 ) -> Axes:
     """Draw a frozen density, and rows of data beside it.
 
-    One column: the curve p(x) over a histogram of the rows. Two: the mode and the edges of the smallest regions
-    that hold 50, 90 and 99 % of the mass, over 2,000 of the rows at most. More: a corner plot of 400 rows and as many draws, of
-    the six columns farthest from normal, in insets of the axes.
+    One column: the curve p(x) over a histogram of the rows. Two: the mode and the edges of the smallest
+    regions that hold 50, 90 and 99 % of the mass, over at most 2,000 of the rows. More: a corner plot of 400
+    rows and as many draws, of the six columns farthest from normal, in insets of the axes.
 
     Args:
         density: frozen.

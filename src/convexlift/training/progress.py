@@ -46,10 +46,23 @@ def progress_bar(steps: int, shown: bool | Show) -> Iterator[Show]:
             seconds = (time.monotonic() - moment) / (step - first) * (steps - step)
             left = f"about {timedelta(seconds=round(seconds))} left"
             speed = f"  {history.ms_per_step:.1f} ms/step" if history.steps else ""
-            figures = f"loss {loss:.4g}{standing(history)}{speed}"
-            bar.update(task, completed=step, figures=figures[: max(room, 0)], left=left)
+            figures = fitting(room, f"loss {loss:.4g}", standing(history), speed)
+            bar.update(task, completed=step, figures=figures, left=left)
 
         yield show
+
+
+def fitting(room: int, loss: str, standing: str, speed: str) -> str:
+    """As much of the figures as fits, and of a number all or nothing.
+
+    >>> fitting(40, "loss 7.2", "  validation 7.31, the best", "  3.1 ms/step")
+    'loss 7.2  validation 7.31, the best'
+    >>> fitting(20, "loss 7.2", "  validation 7.31, the best", "  3.1 ms/step")
+    'validation 7.31'
+    """
+    latest = standing.split(",")[0]
+    shown = (loss + standing + speed, loss + standing, loss + latest, latest.strip() or loss)
+    return next((figures for figures in shown if len(figures) <= room), "")
 
 
 def standing(history: History) -> str:
