@@ -54,8 +54,8 @@ BATCH_SIZE = {"flow": 128, "density": 256, "regression": 500}
 _GRID = (0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 RATES = {
     kind: {
-        **dict.fromkeys(("adam", "soap", "muon"), tuple(factor * lr for lr in _GRID)),
-        "schedule-free": tuple(2 * factor * lr for lr in _GRID),
+        **dict.fromkeys(("adam", "soap"), tuple(factor * lr for lr in _GRID)),
+        **dict.fromkeys(("muon", "schedule-free"), tuple(2 * factor * lr for lr in _GRID)),
         "prodigy": (1.0,),
     }
     for kind, factor in {"flow": 1, "density": 1, "regression": 0.25}.items()
