@@ -221,4 +221,43 @@ CASES: list[Case] = [
         "convexlift.sklearn._shown",
         lambda estimator: False,
     ),
+    refused(
+        "a search of an unknown name",
+        lambda: flow(search="quik").fit(X),
+        ValueError,
+        "unknown search 'quik'; known: quick; did you mean 'quick'?",
+        owed_to="convexlift.sklearn.check_name",
+        instead=lambda *_: None,
+        kin="names are looked up in one place",
+    ),
+    refused(
+        "a search with `warm_start=True`",
+        lambda: flow(search="quick", warm_start=True).fit(X),
+        ValueError,
+        "a search chooses networks anew: set warm_start=False, or search=None",
+    ),
+    refused(
+        "a search with `validation_fraction=0`",
+        lambda: flow(search="quick", validation_fraction=0).fit(X),
+        ValueError,
+        "a search needs rows to choose by: set validation_fraction above 0",
+    ),
+    refused(
+        "a search on fewer than 40 rows",
+        lambda: flow(search="quick").fit(X[:39]),
+        ValueError,
+        "a search needs at least 40 rows to choose settings by; got 39",
+    ),
+    refused(
+        "`whiten` with no more rows than columns",
+        lambda: flow(whiten=True, validation_fraction=0.4, allow=("few-rows",)).fit(X[:4, :2]),
+        ValueError,
+        "need at least 3 rows to whiten 2 columns; got 2",
+    ),
+    refused(
+        "`whiten` of another type",
+        lambda: flow(whiten="principal").fit(X),
+        TypeError,
+        "whiten must be True or False; got 'principal'",
+    ),
 ]
