@@ -219,7 +219,7 @@ NOT_GUESSED = {
     "comma beside semicolons": (
         "a;b\n0,5;1\n",
         {},
-        r"row 1 \(line 2\), column 'a': '0,5' is not a number \(see --decimal and --thousands\)",
+        r"row 1 \(line 2\), column 'a': '0,5' is not a number \(a decimal comma\? say --decimal ,\)",
     ),
     "underscore": ("1,2\n2023_01,3\n", {}, r"row 2 \(line 2\), column 1: '2023_01' is not a number"),
     "marks of missing values": ("NA,NA\n1,2\n", {}, r"row 1 \(line 1\), column 1: 'NA' is not a number"),

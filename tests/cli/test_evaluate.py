@@ -107,7 +107,7 @@ def test_inputs_outside_the_range_of_training_are_told(
     told = ["predict", f"{folder}/cost", "--data", str(points), "--out", f"{tmp_path}/values.csv"]
     assert main(told) == 0
     found = capsys.readouterr().err
-    assert "1 row outside what the model was trained on" in found
+    assert "1 row outside the range of training" in found
     assert "row 2 (line 3), column 'b' is 99 and training had -" in found
     points.write_text("a,b\n0,0\n")
     assert main([*told, "--force"]) == 0 and "outside" not in capsys.readouterr().err

@@ -112,9 +112,11 @@ def test_a_curve_lies_over_a_histogram_of_the_rows() -> None:
 def test_three_regions_lie_over_the_rows_and_far_ones_are_counted() -> None:
     far = torch.cat([rows(2, 300), torch.tensor([[99.0, 0.0]])])
     ax = plot_density(density(2), far)
-    assert len(ax.lines) == 4 and [text.get_text() for text in ax.texts] == ["1 outside"]
+    assert len(ax.lines) == 5 and [text.get_text() for text in ax.texts] == ["1 outside"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("column 0", "column 1")
-    assert len(plot_density(density(2)).lines) == 3
+    assert len(plot_density(density(2)).lines) == 4  # three regions and the mode
+    many = plot_density(density(2), rows(2, 2500))
+    assert "2,000 of 2,500 rows" in [text.get_text() for text in many.texts]
 
 
 @pytest.mark.parametrize("plot", [lambda x: plot_density(density(3), x), lambda x: plot_flow(flow(3), x)])

@@ -81,7 +81,7 @@ class _Rows(Reading):
             count, name = counted(int(outside.any(1).sum()), "row"), table.names[column]
             there, least, most = float(x[row, column]), float(low[column]), float(high[column])
             typer.echo(
-                f"warning: {count} outside what the model was trained on, where nothing tells how good it "
+                f"warning: {count} outside the range of training, where nothing tells how good it "
                 f"is: {table.where(row)}, column '{name}' is {there:.6g} and training had {least:.6g} to "
                 f"{most:.6g}",
                 err=True,

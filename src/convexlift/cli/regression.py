@@ -125,9 +125,7 @@ def beside_simple(score: dict[str, Any], simple: dict[str, Any]) -> str:
     'worse than a plane fitted by least squares (R² 0.9000, RMSE 1)'
     """
     worse = [name for name in simple if simple[name]["rmse"] < score["rmse"]]
-    told = ", a ".join(
-        f"{name} fitted by least squares ({in_words(simple[name])})" for name in worse or simple
-    )
+    told = [f"{name} fitted by least squares ({in_words(simple[name])})" for name in worse or simple]
     return f"{'worse than' if worse else 'better than'} a {', a '.join(told)}"
 
 
