@@ -86,6 +86,17 @@ def test_the_example_of_densities_runs() -> None:
     assert names["draws"].converged and names["region"].level == 0.9  # type: ignore[attr-defined]
 
 
+def test_a_loop_of_ones_own_gains_by_the_lift_and_the_pitfall_is_named() -> None:
+    names: dict[str, Any] = {}
+    (example,) = code("docs/own-loop.md")
+    exec(example.replace("steps=1000", "steps=150").replace("randint(len(x), (256,))", "arange(64)"), names)
+    x, y, new = (names[key] for key in ("x", "y", "new"))
+    before, after = (names["error"](names[key], x[new], y[new]) for key in ("before", "after"))
+    assert after < before / 2 and type(names["after"]) is names["Plain"]
+    with pytest.raises(ValueError, match="a module that takes softplus of a parameter must use it as it is"):
+        cl.Lift(names["ByHand"](5), names=["passes.0", "passes.1", "passes.2"], dim=5)
+
+
 def test_a_comparison_of_ones_own_runs(tmp_path: Path) -> None:
     names: dict[str, object] = {"__name__": "mine"}
     exec(code("docs/comparison.md")[0], names)

@@ -61,6 +61,13 @@ def negative(source: Any) -> Any:
     return source
 
 
+def latents() -> nn.Module:
+    """A layer whose weights are latents."""
+    layer = nn.Linear(2, 2)
+    nn.init.constant_(layer.weight, -4.0)
+    return layer
+
+
 def positive(module: Any) -> Any:
     with torch.no_grad():
         for parameter in module.parameters():
@@ -247,6 +254,13 @@ SOURCES: list[Case] = [
         "'w' is not a parameter of Linear; it has: weight, bias",
     ),
     refused(
+        "a weight source of a parameter of which the module takes softplus itself",
+        lambda: cl.Softplus(latents(), names=["weight"]),
+        ValueError,
+        "'weight' must be non-negative; its smallest entry is -4: a source gives the module the weight "
+        "itself, so a module that takes softplus of a parameter must use it as it is and start it at a weight",
+    ),
+    refused(
         "a projected weight below zero",
         lambda: negative(cl.Projected(net())).weights(),
         ValueError,
@@ -264,6 +278,12 @@ SOURCES: list[Case] = [
         lambda: lift(settle_window=(0.9, 0.1)),
         ValueError,
         "settle_window must be two increasing fractions of training; got (0.9, 0.1)",
+    ),
+    refused(
+        "a lift with `free_gain=0`",
+        lambda: lift(free_gain=0.0),
+        ValueError,
+        "free_gain must be positive and finite; got 0.0",
     ),
     refused(
         "a lift with `readout_scale=0`",

@@ -243,7 +243,7 @@ def test_weights_train_through_fit():
 
 def test_lifts_settle_and_freeze():
     x = correlated(300, 3, dtype=torch.float32)
-    density = LogConcaveDensity(Lift(net(3), seed=0))
+    density = LogConcaveDensity(Lift(net(3), weight_gain=1.0, free_gain=1.0, seed=0))
     fit(density, x, validation=x[:50], steps=20, batch_size=64, lr=0.001, patience=None, progress=False)
     frozen = density.freeze(x)
     assert isinstance(frozen.block, ICNN)

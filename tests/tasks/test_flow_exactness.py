@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ SOURCES = {
     "projected": Projected,
     "softplus": Softplus,
     "squared": Squared,
-    "lift": Lift,
+    "lift": partial(Lift, weight_gain=1.0, free_gain=1.0),  # at a large rate
 }
 
 
