@@ -249,12 +249,6 @@ CASES: list[Case] = [
         "a search needs at least 40 rows to choose settings by; got 39",
     ),
     refused(
-        "`whiten` with no more rows than columns",
-        lambda: flow(whiten=True, validation_fraction=0.4, allow=("few-rows",)).fit(X[:4, :2]),
-        ValueError,
-        "need at least 3 rows to whiten 2 columns; got 2",
-    ),
-    refused(
         "`whiten` of another type",
         lambda: flow(whiten="principal").fit(X),
         TypeError,
