@@ -17,7 +17,8 @@ import convexlift
 from convexlift.cli.main import app, main
 from convexlift.study.report.page import page
 
-DOCUMENTS = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Each word, and what a definition of it says; defined means: said within so many characters of the first use.
 NEAR = 250
 WORDS = {

@@ -42,6 +42,17 @@ def test_rows_of_training_are_told(folder: Path, capsys: pytest.CaptureFixture[s
         assert ("a Gaussian" if run == "flow" else "than a plane fitted by least squares") in told.out
 
 
+def test_rows_of_another_law_are_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "far.csv"
+    other.write_text("a,b\n" + "".join(f"{6 + k / 20},{-5 - k / 30}\n" for k in range(40)))
+    assert main(["evaluate", f"{folder}/flow", "--data", str(other)]) == 0
+    assert "these rows are unlike those of training, whose validation rows had " in capsys.readouterr().out
+    assert main(["evaluate", f"{folder}/flow", "--data", f"{folder}/other.csv"]) == 0
+    assert "unlike" not in capsys.readouterr().out
+
+
 def test_without_the_table_of_training_nothing_is_said_of_it(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

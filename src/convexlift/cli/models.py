@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Rows scored at a time, so that a large table fits.
 _CHUNK = 4096
+# Standard errors by which a loss is clearly above that of the validation rows.
+_UNLIKE = 4.0
 
 Run = Annotated[
     Path, typer.Argument(help="Folder that `convexlift train` wrote, or a model.safetensors file.")
@@ -159,6 +161,7 @@ class Evaluate(_Rows):
         scores = self.each(model.log_prob, table).double()
         known = training_rows(self.run)
         self.tell_scores(scores, None if known is None else gaussian_losses(known, table.rows))
+        self.tell_unlike(scores)
         self.warn_of_training_rows(table.rows, known)
         self.write_scores(table, scores, share_below(model, scores) if self.out else None)
         self.tell_reading(table)
@@ -205,6 +208,17 @@ class Evaluate(_Rows):
         beside = None if gaussian is None else interval(-scores - gaussian)
         if beside is not None:
             typer.echo(f"that is {compared(*beside)}")
+
+    def tell_unlike(self, scores: Tensor) -> None:
+        """Say that rows are not of the law that the model was trained on, where they clearly are not."""
+        try:
+            result = json.loads((self.run / "result.json").read_text(encoding="utf-8"))
+            mean, error = float(result["validation"]["mean"]), float(result["validation"]["sem"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        own = float(scores.std()) / math.sqrt(len(scores))
+        if -float(scores.mean()) - mean > max(1.0, _UNLIKE * math.hypot(error, own)):
+            typer.echo(f"these rows are unlike those of training, whose validation rows had {mean:.4f} nats")
 
     def tell_predictions(self, predicted: Tensor, y: Tensor, name: str, simple: dict[str, Tensor]) -> None:
         """Print how far predictions are from targets, beside the simplest models."""
