@@ -258,7 +258,8 @@ SOURCES: list[Case] = [
         lambda: cl.Softplus(latents(), names=["weight"]),
         ValueError,
         "'weight' must be non-negative; its smallest entry is -4: a source gives the module the weight "
-        "itself, so a module that takes softplus of a parameter must use it as it is and start it at a weight",
+        "itself, so a module that takes softplus of a parameter must use it as it is and start it at a "
+        "weight",
     ),
     refused(
         "a projected weight below zero",
