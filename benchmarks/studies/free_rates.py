@@ -171,15 +171,19 @@ def draw(result: Result, file: Path) -> None:
 
     looks = {(1.0, 1.0): ":", (MULTIPLIER, 1.0): "--", (1.0, MULTIPLIER): "-"}
     colours = dict(zip(WAYS, ("#4477aa", "#ee6677", "#228833", "#aa3377", "#bbbbbb"), strict=True))
-    names = ("gumbel", "laplace", "digits21", "collider")
-    figure, axes = pyplot.subplots(1, 4, figsize=(15, 4.2), layout="constrained")
+    there = {row["problem"] for row in result["rows"] if row["optimizer"] == "adam"}
+    names = [name for name in ("gumbel", "laplace", "digits21", "collider") if name in there]
+    size = {"figsize": (2 + 4 * len(names), 4.4), "layout": "constrained", "squeeze": False}
+    figure, ((*axes,),) = pyplot.subplots(1, len(names), **size)
     for ax, name in zip(axes, names, strict=True):
         for row in result["rows"]:
             look = looks.get((row["weights"], row["free"]))
             if row["problem"] == name and row["optimizer"] == "adam" and look and row["curve"]:
                 x = [(k + 1) / len(row["curve"]) for k in range(len(row["curve"]))]
                 ax.plot(x, row["curve"], look, color=colours[row["way"]], label=title(row), lw=1.6)
-        ax.set(title=name, xlabel="fraction of training", yscale="log")
+        ax.set(title=name, xlabel="fraction of training")
+        if name in DENSITIES:
+            ax.set_yscale("symlog", linthresh=1e-3)
         ax.grid(alpha=0.25)
     axes[0].set_ylabel("validation loss (densities: excess, nats)")
     handles = {label: h for ax in axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}

@@ -34,7 +34,7 @@ def multiplied(names: dict[str, Any], seed: int, gains: list[float]) -> Any:
     torch.manual_seed(seed)
     model = names["ByHand"](5)
     groups = [
-        {"params": list(model.reads.parameters()), "lr": 0.001 * gains[1]},
+        {"params": [*model.first.parameters(), *model.reads.parameters()], "lr": 0.001 * gains[1]},
         {"params": list(model.passes.parameters()), "lr": 0.001 * gains[0]},
     ]
     optimizer = torch.optim.Adam(groups)

@@ -22,7 +22,8 @@ from convexlift.mechanism import coupling
 
 def linear_lift(net, slack, matrix, **options):
     """A lift of theta = slack + matrix mean(X), in float64."""
-    lift = Lift(net, summary="moments", standardise=None, readout="dense", readout_scale=1.0, **options)
+    usual = {"summary": "moments", "standardise": None, "readout": "dense", "readout_scale": 1.0}
+    lift = Lift(net, weight_gain=1.0, **usual, **options)
     with torch.no_grad():
         lift.slack[0].fill_(slack)
         lift.readout.maps[0].zero_()

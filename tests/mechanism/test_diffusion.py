@@ -34,7 +34,8 @@ def test_the_step_is_projected(linear):
 
 def test_of_a_lift_the_emission_adds_to_the_step(linear):
     """theta = b + r m with m in {-1, 1}, and a loss that reads W only: the step is that of the slack."""
-    lift = Lift(linear(1), summary="moments", standardise=None, readout="dense", readout_scale=1.0)
+    plainly = {"weight_gain": 1.0, "standardise": None, "readout": "dense", "readout_scale": 1.0}
+    lift = Lift(linear(1), summary="moments", **plainly)
     direct, r, b, lr = Softplus(linear(1)), 0.5, 0.3, 1e-6
     with torch.no_grad():
         lift.slack[0].fill_(b)

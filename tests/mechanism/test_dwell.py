@@ -64,7 +64,8 @@ def test_under_projection_the_shoulder_is_zero():
 
 def test_a_lift_is_followed_through_fit_from_its_training_rows():
     x = torch.randn(200, 2)
-    task = ConvexRegression(Lift(ICNN(2, hidden=(16, 16), init="fan_in", seed=0), seed=0))
+    net = ICNN(2, hidden=(16, 16), init="fan_in", seed=0)
+    task = ConvexRegression(Lift(net, weight_gain=1.0, free_gain=1.0, seed=0))
     rows = (x, x.square().sum(1))
     task.initialise(rows)
     trace = ShoulderTrace(rows)

@@ -46,7 +46,7 @@ def test_emission_noise_of_the_default_falls_like_one_over_the_root_of_the_batch
     noise = {}
     for size in (32, 256, 2048):
         noise[size] = emission_noise(source, (data(size, dim, seed) for seed in range(60)))
-        assert noise[size] > 0.02 / size**0.5, size
+        assert noise[size] > 0.01 / size**0.5, size
     for small, large in ((32, 256), (256, 2048)):
         assert 0.75 < noise[small] / noise[large] / 8**0.5 < 1.35
 

@@ -461,7 +461,7 @@ def test_another_decay_is_not_resumed_and_a_run_from_before_the_option_is(tmp_pa
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
-NAME = "blocks.0.slack.2"  # that of the linear term
+NAME = "blocks.0.slack.4"  # that of the linear term
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ SOURCES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "softplus": (lambda: cl.Softplus(net()), ["architecture.skips."]),
     "softplus by fan-in": (lambda: cl.Softplus(net(), fan_in=True), ["architecture.skips."]),
     "squared": (lambda: cl.Squared(net()), ["architecture.skips."]),
-    "lift": (lambda: cl.Lift(net(), seed=0), ["slack.5", "slack.6", "slack.7"]),  # of the skips
+    "lift": (lambda: cl.Lift(net(), seed=0), ["slack.3", "slack.4", "slack.5"]),  # of the skips
     "lift of weights": (lambda: cl.Lift(net(), targets="nonnegative", seed=0), ["architecture.skips."]),
     "dense lift": (lambda: cl.Lift(net(), readout="dense", seed=0), ["slack.5", "slack.6", "slack.7"]),
     "centred": (lambda: cl.Centred(cl.Squared(net())), ["source.architecture.skips."]),

@@ -31,9 +31,9 @@ class Lift(WeightSource):
 
         s(X) = standardise(mean_i phi(x_i)),   theta(X) = g b + R s(X),   W(X) = psi(theta(X)),
 
-    and free tensors theta(X), without psi. Under Adam a gain g is a rate g times as large, so the default
-    gains are for a small rate: ``fit`` takes 0.001 for lifts. With gains of 1 a lift takes the rates of the
-    other sources.
+    and free tensors theta(X), without psi; with a factored readout free vectors are g b alone. Under Adam a
+    gain g is a rate g times as large, so the default gains are for a small rate: ``fit`` takes 0.001 for
+    lifts. With gains of 1 a lift takes the rates of the other sources.
 
     Three ingredients, each removable: the slack b (``slack=False`` holds it at its start), the body phi and R
     that read the batch (``body="constant"`` puts a learned constant in place of s), and the coupling, that
@@ -154,10 +154,15 @@ class Lift(WeightSource):
         self._columns = _columns(module, dim)
 
         trained = {name for name, p in module.named_parameters() if p.requires_grad or name in self.names}
-        free = tuple(name for name, _ in module.named_parameters() if name in trained - set(self.names))
-        self.emitted = self.names + (free if targets == "all" else ())
+        free = [(name, p) for name, p in module.named_parameters() if name in trained - set(self.names)]
+        # A factored readout leaves out free vectors, which would take as long as matrices.
+        whole = readout == "dense"
+        read = [name for name, p in free if whole or p.ndim >= 2]
+        rest = [name for name, p in free if not (whole or p.ndim >= 2)]
+        self.emitted = (*self.names, *(read + rest if targets == "all" else ()))
+        self._read = len(self.names) + (len(read) if targets == "all" else 0)
         values = self._take_out(self.emitted)
-        shapes = [value.shape for value in values]
+        shapes = [value.shape for value in values[: self._read]]
         parameters = sum(module.get_parameter(name).numel() for name in trained)
         usual = fitting(shapes, self._columns, rank, parameters)
         body_hidden = usual.hidden if body_hidden is None else body_hidden
@@ -295,7 +300,9 @@ class Lift(WeightSource):
 
     def latents(self, summary: Tensor) -> list[Tensor]:
         """theta = g b + R s, one tensor for every emitted parameter."""
-        return self.readout(summary, list(self.slack), self._gains)
+        slack, gains = list(self.slack), self._gains
+        read = self.readout(summary, slack[: self._read], gains[: self._read])
+        return read + [b * g for b, g in zip(slack[self._read :], gains[self._read :], strict=True)]
 
     def free_tensors(self) -> dict[str, nn.Parameter]:
         constrained = len(self.names)
@@ -332,7 +339,8 @@ class Lift(WeightSource):
     @torch.no_grad()
     def _offsets(self, like: Sequence[Tensor]) -> list[Tensor]:
         """R s_0 for tensors like these."""
-        return self.readout(self.anchor, [torch.zeros_like(b) for b in like], [1.0] * len(like))
+        zeros = [torch.zeros_like(b) for b in like]
+        return self.readout(self.anchor, zeros[: self._read], [1.0] * self._read) + zeros[self._read :]
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         # States of before there were gains have none, and mean 1. The slack is theta in units of the gain, so
