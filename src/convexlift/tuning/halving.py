@@ -219,12 +219,12 @@ class _Halving:
         return [self.base, *sorted(standing[1:], key=lambda setting: self._loss(setting, rung))]
 
     def _is_worth_more_steps(self, standing: Sequence[Setting]) -> bool:
-        """Whether the best setting of the last rung has gained by being trained for longer than before."""
+        """Whether the setting given and the best of the last rung have both gained by longer training."""
         if len(self.trained) == 1:
             return True
         before, last = self.trained[-2:]
         best = min(standing, key=lambda setting: self._loss(setting, last))
-        return self._clearly_better((best, last), (best, before), 1)
+        return all(self._clearly_better((each, last), (each, before), 1) for each in (self.base, best))
 
     def _chosen(self, standing: Sequence[Setting]) -> tuple[Setting, int]:
         """The setting that is best at the last rung, and the steps to train it for."""
