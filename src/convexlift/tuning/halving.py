@@ -76,11 +76,11 @@ def search(
     """Choose settings by held-out rows, at the cost of five runs of those given, the last run included.
 
     Successive halving: ``base`` and a balanced draw from ``space`` are trained for a sixteenth of the steps,
-    ``base`` and the best others for a sixth, and ``base`` and the best other for half of them, each time anew
-    with a whole schedule, so that the length of the schedule is chosen too. Where fewer than 100 rows would
-    be held out, two quarters of the rows are in turn, and no run is longer than an eighth. Another setting
-    than ``base``, and fewer steps than the most, are chosen where they are better by a standard error of the
-    difference on the same rows.
+    ``base`` and the best others for a sixth or an eighth, and ``base`` and the best other for half of them,
+    each time anew with a whole schedule, so that its length is chosen too: where longer runs are not clearly
+    better they are not tried. Where fewer than 100 rows would be held out, two quarters of the rows are in
+    turn. Another setting than ``base``, and fewer steps, are chosen where they are better by a standard error
+    of the difference on the same rows.
 
     Everything is seeded and computed with one thread a run: with any number of jobs the choice is the same.
     The cost is counted in steps, a step of two blocks as two.
@@ -160,6 +160,7 @@ class _Halving:
         self.steps, self.jobs, self.show = steps, jobs, show
         self.plan: Plan = work.plan
         self.done: dict[Trial, Outcome] = {}
+        self.trained: list[Rung] = []
 
     def run(self) -> Found:
         rungs = self.plan.rungs
@@ -169,9 +170,11 @@ class _Halving:
             progress = Pace(self._planned(rungs, standing), self.show)
             for rung, after in zip(rungs, (*rungs[1:], None), strict=True):
                 self._train(self._trials(rung, standing), pool, progress)
-                if after is not None:
-                    standing = self._best(rung, standing)[: after.settings]
-                    progress.left = self._planned(rungs[rungs.index(after) :], standing)
+                self.trained.append(rung)
+                if after is None or not self._is_worth_more_steps(standing):
+                    break
+                standing = self._best(rung, standing)[: after.settings]
+                progress.left = self._planned(rungs[rungs.index(after) :], standing)
         return self._found(*self._chosen(standing))
 
     def _trials(self, rung: Rung, standing: Sequence[Setting]) -> list[Trial]:
@@ -215,9 +218,17 @@ class _Halving:
         """The settings: first those given, which stay to the end, then the others, the best one first."""
         return [self.base, *sorted(standing[1:], key=lambda setting: self._loss(setting, rung))]
 
+    def _is_worth_more_steps(self, standing: Sequence[Setting]) -> bool:
+        """Whether the setting given and the best of the last rung have both gained by longer training."""
+        if len(self.trained) == 1:
+            return True
+        before, last = self.trained[-2:]
+        best = min(standing, key=lambda setting: self._loss(setting, last))
+        return all(self._clearly_better((each, last), (each, before), 1) for each in (self.base, best))
+
     def _chosen(self, standing: Sequence[Setting]) -> tuple[Setting, int]:
         """The setting that is best at the last rung, and the steps to train it for."""
-        last = self.plan.rungs[-1]
+        last = self.trained[-1]
         base, *others = self._best(last, standing)
         if all(self._loss(setting, last) == math.inf for setting in standing):
             told = self.done[self._trials(last, [base])[0]].message
@@ -225,8 +236,8 @@ class _Halving:
         chosen = base
         if others and self._clearly_better((others[0], last), (base, last), last.holds):
             chosen = others[0]
-        share = self.plan.longest
-        for rung in self.plan.rungs[-2::-1]:  # compared on the rows that every rung has held out
+        share = 1.0 if last is self.plan.rungs[-1] else last.share
+        for rung in self.trained[-2::-1]:  # compared on the rows that every rung has held out
             if self._clearly_better((chosen, rung), (chosen, last), 1):
                 last, share = rung, rung.share
         return chosen, self._steps(share)
