@@ -387,6 +387,8 @@ class Training(Reading):
         check_name("source", self.source, SOURCES)
         if self.search is not None:
             check_name("search", self.search, SEARCHES)
+            if self.warmup:
+                raise ValueError("--search trains for other numbers of steps too: leave --warmup out")
         allowed(self.allow)
         usual = next(option.default for option in fields(self) if option.name == "depth")
         if self.depth not in (len(self.layers), usual):

@@ -14,7 +14,7 @@ from typing import Any, final
 
 from torch import nn
 
-from convexlift.defaults import DENSITY, FLOW
+from convexlift.defaults import ANY, DENSITY, FLOW
 from convexlift.files import remove_torn, write_json
 from convexlift.locks import owned
 from convexlift.mechanism.observing import parts
@@ -32,11 +32,12 @@ from convexlift.training.environment import environment
 KIND = "demonstration"
 WAYS = ("projected", "softplus", "squared", "lift", "lift-reference")
 
-# The rates of `convexlift train`, whichever the way. But projection on flows has the one at which it did best
-# over several problems, and the published configuration of the lift its published one: see docs/mechanism.md.
+# The rates of `convexlift train`: those of the lift have its gain in them. But projection on flows has the one at
+# which it did best over several problems, and the published lift its published one: see docs/mechanism.md.
+_OF_LIFTS = dict.fromkeys(("lift", "lift-reference"), ANY.lr)
 RATES: Mapping[str, Mapping[str, float]] = {
-    "flow": {**dict.fromkeys(WAYS, FLOW.lr), "projected": 0.016, "lift-reference": FIXED_RATE},
-    "density": {**dict.fromkeys(WAYS, DENSITY.lr), "lift-reference": FIXED_RATE},
+    "flow": {**dict.fromkeys(WAYS, FLOW.lr), "projected": 0.016, **_OF_LIFTS},
+    "density": {**dict.fromkeys(WAYS, DENSITY.lr), **_OF_LIFTS},
 }
 BUDGETS: Mapping[str, Budget] = {
     "laplace": Budget("demo", 400, 256, (FIXED_RATE,), 1, 3, extensions=0),
