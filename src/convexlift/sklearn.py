@@ -151,13 +151,14 @@ class _Estimator(BaseEstimator):
             raise ValueError("a search chooses networks anew: set warm_start=False, or search=None")
         if not self.validation_fraction:
             raise ValueError("a search needs rows to choose by: set validation_fraction above 0")
+        if self.warmup:
+            raise ValueError("a search trains for other numbers of steps too: set warmup=0")
         base = {name: plain(getattr(self, name)) for name in _SEARCHED if hasattr(self, name)}
         like = clone(self)
         like.n_features_in_ = self.n_features_in_
         usual = usual_settings(like._untrained(seed))
-        base["lr"] = (
-            plain(self.learning_rate) if self.learning_rate is not None else usual.rate(self.optimizer)
-        )
+        given = plain(self.learning_rate)
+        base["lr"] = usual.rate(self.optimizer) if given is None else given
         options = {name: getattr(self, name) for name in _OF_FIT if name not in ("steps", "patience", *base)}
         found = search(
             partial(like._untrained, seed),

@@ -67,6 +67,7 @@ def test_a_density_of_another_objective_is_not_whitened_by_its_loss() -> None:
         ({"search": "quik"}, "^unknown search 'quik'; known: quick; did you mean 'quick'[?]$"),
         ({"warm_start": True}, "^a search chooses networks anew: set warm_start=False, or search=None$"),
         ({"validation_fraction": 0}, "^a search needs rows to choose by: set validation_fraction above 0$"),
+        ({"warmup": 5}, "^a search trains for other numbers of steps too: set warmup=0$"),
     ],
 )
 def test_what_cannot_be_searched(change: dict[str, Any], message: str) -> None:
