@@ -32,8 +32,8 @@ from convexlift.training.environment import environment
 KIND = "demonstration"
 WAYS = ("projected", "softplus", "squared", "lift", "lift-reference")
 
-# The rates of `convexlift train`: the lift's has its gain in it. But projection on flows has the one at which it
-# did best over several problems, and the published lift its published one: see docs/mechanism.md.
+# The rates of `convexlift train`; the lift's has its gain in it. But projection on flows has the one at which
+# it did best over several problems, and the published lift its published one: see docs/mechanism.md.
 _OF_LIFTS = dict.fromkeys(("lift", "lift-reference"), ANY.lr)
 RATES: Mapping[str, Mapping[str, float]] = {
     "flow": {**dict.fromkeys(WAYS, FLOW.lr), "projected": 0.016, **_OF_LIFTS},
