@@ -324,7 +324,7 @@ def test_names_of_columns_go_from_a_task_to_what_is_frozen_and_to_a_mixture(tmp_
 @pytest.mark.parametrize(
     ("columns", "error", "message"),
     [
-        ({"x": ["pt"]}, ValueError, "columns names 1 columns of x; the model reads 2"),
+        ({"x": ["pt"]}, ValueError, "columns names 1 column of x; the model reads 2"),
         (
             ["pt", "eta"],
             TypeError,

@@ -28,6 +28,8 @@ FLOORS = (
         "arrays",
         "origins",
         "screening",
+        "counting",
+        "processes",
     },
     {"calculus"},
     {"architectures"},
@@ -35,7 +37,7 @@ FLOORS = (
     {"integration", "objectives"},
     {"tasks"},
     {"training"},
-    {"distribution", "export", "saving", "testing"},
+    {"tuning", "distribution", "export", "saving", "testing"},
     {
         "distribution",
         "export",

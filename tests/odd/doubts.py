@@ -124,7 +124,7 @@ CASES: list[Case] = [
         "a check to allow that there is none of",
         lambda: fit(flow(), allow=["outlier"]),
         ValueError,
-        "unknown check 'outlier'; known: outliers, repeats, spikes, ties, duplicates, few-rows, "
+        "unknown check 'outlier'; known: outliers, repeats, spikes, ties, counters, duplicates, few-rows, "
         "overlap; did you mean 'outliers'?",
         kin="another choice",
     ),

@@ -435,7 +435,7 @@ CASES: list[Case] = [
         "decimal commas in a table separated by semicolons, without `--decimal`",
         lambda: read("a;b\n1,5;2\n"),
         ValueError,
-        "rows.csv: row 1 (line 2), column 'a': '1,5' is not a number (see --decimal and --thousands)",
+        "rows.csv: row 1 (line 2), column 'a': '1,5' is not a number (a decimal comma? say --decimal ,)",
         kin="a cell that is no number",
     ),
     answered(

@@ -260,6 +260,7 @@ SOURCES: list[Case] = [
         "'weight' must be non-negative; its smallest entry is -4: a source gives the module the weight "
         "itself, so a module that takes softplus of a parameter must use it as it is and start it at a "
         "weight",
+        kin="a weight below zero",
     ),
     refused(
         "a projected weight below zero",

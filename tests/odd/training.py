@@ -240,7 +240,7 @@ MODULES: list[Case] = [
         "a flow trained with `lr=1e3`",
         lambda: steep(cl.ConvexPotentialFlow([cl.Squared(net())])),
         cl.TrainingDiverged,
-        "training diverged after 1 steps: the loss is inf on a batch of 60 rows (...); the "
+        "training diverged after 1 step: the loss is inf on a batch of 60 rows (...); the "
         "module is back at its state after 0 steps",
         kin="of a flow",
     ),
@@ -343,6 +343,7 @@ SETTINGS: list[Case] = [
         lambda: fit(lr=0.1, rates={"free": 10.0}, weight_decay=1.0),
         ValueError,
         "lr * rates['free'] * weight_decay must be below 1; got 1 * 1",
+        kin="a decay that takes all of a weight",
     ),
     refused(
         "`warmup` longer than the run",

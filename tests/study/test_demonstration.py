@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import convexlift as cl
 from convexlift.cli.main import main
 from convexlift.cli.train import Density, Flow
 from convexlift.defaults import DENSITY, FLOW
@@ -24,6 +25,7 @@ from convexlift.study.report.chart_parts import styles
 from convexlift.study.report.demo_page import WAYS, demo_page
 from convexlift.study.report.figures import images
 from convexlift.study.statistics import common_difference, summary
+from convexlift.training.fit import usual_settings
 
 TINY = {"laplace": Budget("tiny", 4, 32, (0.001,), 1, 1, extensions=0, architecture=(("hidden", (4, 4)),))}
 
@@ -89,9 +91,10 @@ def test_the_rates_are_those_of_train_and_of_the_measured_recipe() -> None:
     for task, command, ours in (("flow", Flow, FLOW), ("density", Density, DENSITY)):
         rates = demo.RATES[task]
         assert set(rates) == set(demo.WAYS) == set(WAYS)
-        assert rates["squared"] == rates["softplus"] == rates["lift"] == command.lr == best[task]["squared"]
-        assert command.lr == ours.lr and "unless told otherwise" in WAYS[ours.source]
-        assert rates["lift-reference"] == 0.001
+        assert rates["squared"] == rates["softplus"] == ours.lr == best[task]["squared"]
+        assert command.lr is None and "unless told otherwise" in WAYS[ours.source]
+        lifted = cl.ConvexPotentialFlow([cl.Lift(cl.ICNN(2, hidden=(4,)))])
+        assert rates["lift"] == rates["lift-reference"] == usual_settings(lifted).lr == 0.001
     assert demo.RATES["flow"]["projected"] == best["flow"]["projected"]
     assert demo.RATES["density"]["projected"] == best["density"]["projected"]
 
@@ -111,14 +114,14 @@ def test_every_way_is_trained_at_both_rates_checked_and_drawn(made) -> None:
     assert {name: arm["lr"] for name, arm in one["arms"].items()} == demo.RATES["density"]
     assert one["arms"]["lift-reference"] == one["fixed_rate"]["arms"]["lift-reference"]
     assert one["protocol"]["seeds"] == [7] and result["environment"]["seed"] == 7
-    assert len(list((folder / "cells" / "laplace").glob("*.json"))) == 9
+    assert len(list((folder / "cells" / "laplace").glob("*.json"))) == 8
 
 
 def test_time_left_is_told_before_the_first_run_and_goes_to_zero(made) -> None:
     _, _, told = made
     in_all, *runs = told
     assert 0 < in_all < 600 and runs[-1].left == 0
-    assert [at.done for at in runs] == list(range(1, 10)) and {at.total for at in runs} == {9}
+    assert [at.done for at in runs] == list(range(1, 9)) and {at.total for at in runs} == {8}
     assert {at.phase for at in runs} == {"laplace"} and all("test " in at.message for at in runs)
     assert {at.arm for at in runs} == {f"laplace: {way}" for way in demo.WAYS}
 
@@ -293,7 +296,7 @@ def test_the_command_tells_and_leaves_a_page(
     assert (asked["seeds"], asked["seed"], asked["jobs"], asked["resume"]) == (1, 7, 1, True)
     assert asked["command"] == f"convexlift demo --seeds 1 --seed 7 --out {out}"
     assert re.search(r"^about 0:\d\d:\d\d in all$", told.err, re.MULTILINE)
-    assert re.search(r"^\[9/9\] laplace: .*; about 0:00:00 left$", told.err, re.MULTILINE)
+    assert re.search(r"^\[8/8\] laplace: .*; about 0:00:00 left$", told.err, re.MULTILINE)
     assert "trained by" in told.out and "one seed gives no verdict" in told.out
     assert f"page: {out / 'demo.html'}" in told.out
     last = told.out.rstrip().splitlines()

@@ -25,7 +25,9 @@ def rows(n: int = 80, dim: int = 3, seed: int = 0, thin: float = 0.05) -> Tensor
 
 def flow(dim: int = 3, **options: Any) -> cl.ConvexPotentialFlow:
     nets = [cl.ICNN(dim, hidden=(8, 8), seed=k).double() for k in range(2)]
-    return cl.ConvexPotentialFlow([cl.Squared(nets[0]), cl.Lift(nets[1], seed=0)], **options)
+    return cl.ConvexPotentialFlow(
+        [cl.Squared(nets[0]), cl.Lift(nets[1], weight_gain=1, free_gain=1, seed=0)], **options
+    )
 
 
 def density(dim: int = 2, **options: Any) -> cl.LogConcaveDensity:

@@ -164,7 +164,7 @@ class Evaluate(_Rows):
         self.tell_unlike(scores)
         self.warn_of_training_rows(table.rows, known)
         self.write_scores(table, scores, share_below(model, scores) if self.out else None)
-        self.tell_reading(table)
+        self.tell_reading(table.how, str(table))
 
     def evaluate_regression(self, model: cl.ConvexRegression) -> None:
         """Print how far predictions are from the targets."""
@@ -179,7 +179,7 @@ class Evaluate(_Rows):
         self.warn_of_outside(table, known)
         self.warn_of_training_rows(table.rows, known)
         self.write(table, {f"{name}_residual": y - predicted})
-        self.tell_reading(table)
+        self.tell_reading(table.how, str(table))
 
     def evaluate_anew(self, folds: int) -> None:
         """Score every row by a model that has not seen it."""
@@ -197,7 +197,7 @@ class Evaluate(_Rows):
             self.tell_scores(found.values, found.simple.get("gaussian"))
             self.write_scores(rows.table, found.values, found.shares)
         typer.echo(f"each row was scored by one of {folds} models, trained anew on other rows of this file")
-        self.tell_reading(rows.table)
+        self.tell_reading(rows.table.how, str(rows.table))
 
     def tell_scores(self, scores: Tensor, gaussian: Tensor | None) -> None:
         """Print the mean of log-densities, beside what a Gaussian loses on the same rows."""
@@ -302,7 +302,7 @@ class Transform(_Output, _Rows):
         table = self.read(model)
         latent = self.each(lambda rows: model(rows)[0], table)
         _write(self.out, latent, [f"z{place}" for place in range(1, model.dim + 1)])
-        self.tell_reading(table)
+        self.tell_reading(table.how, str(table))
 
 
 @final
@@ -327,7 +327,7 @@ class Predict(_Output, _Rows):
         self.warn_of_outside(table, training_rows(self.run))
         target = (model.columns or {}).get("y", ["y"])[0]
         _write(self.out, self.each(exact(model).predict, table)[:, None], [f"{target}_predicted"])
-        self.tell_reading(table)
+        self.tell_reading(table.how, str(table))
 
 
 def load_model(run: Path) -> Any:

@@ -56,9 +56,9 @@ class Reading:
         told = {name: getattr(self, name) for name in ("separator", "decimal", "thousands")}
         return "".join(f" --{name} '{value}'" for name, value in told.items() if value is not None)
 
-    def tell_reading(self, table: Any) -> None:
-        """Print how the table was read, and what was taken for what."""
-        for line in filter(None, (table.how, str(table))):
+    def tell_reading(self, how: str, table: str) -> None:
+        """Print how the table was read, and what it is in words."""
+        for line in filter(None, (how, table)):
             typer.echo(f"{self.data}: {line}")
 
 

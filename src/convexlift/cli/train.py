@@ -211,7 +211,7 @@ class Training(Reading):
         model = self.untrained(rows)
         with warnings_told():  # rows are numbered as in the file
             self.preflight(model, rows.data, rows, allow=allowed(self.allow), where=rows.table.where)
-        self.tell_reading(rows.table)
+        self.tell_reading(rows.table.how, str(rows.table))
         train, validation = hold_out(rows.data, self.validation_fraction, self.seed)
         self.preflight(model, train, rows)
         with ExitStack() as stack:

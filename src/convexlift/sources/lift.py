@@ -164,7 +164,7 @@ class Lift(WeightSource):
         values = self._take_out(self.emitted)
         shapes = [value.shape for value in values[: self._read]]
         parameters = sum(module.get_parameter(name).numel() for name in trained)
-        usual = fitting(shapes, self._columns, rank, parameters)
+        usual = fitting(shapes, self._columns, int(rank), parameters)
         body_hidden = usual.hidden if body_hidden is None else body_hidden
         features = usual.features if features is None else features
         with seeded(seed):
