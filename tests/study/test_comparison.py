@@ -69,7 +69,8 @@ def test_result_has_the_stated_form(tmp_path):
         *("step_amplification", "shoulder", "at_zero", "fan_in_weight", "relative_speed", "rates", "curves"),
         *("failed", "metrics"),
     }
-    assert lift["lr"] in protocol["rates"] and lift["failed"] == []
+    assert protocol["rate_scales"] == {name: 1 / 32 if name == "lift" else 1.0 for name in result["arms"]}
+    assert lift["lr"] in [rate / 32 for rate in protocol["rates"]] and lift["failed"] == []
     assert len(lift["test"]["per_seed"]) == len(lift["half_budget"]["per_seed"]) == 2
     assert set(lift["metrics"]) == {"total_variation", "hellinger", "kl"}
     assert len(lift["curves"]["validation"]) == 2

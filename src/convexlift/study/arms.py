@@ -80,6 +80,7 @@ ALL_ARMS: Mapping[str, Arm] = {**ARMS, **WITHOUT}
 ABLATION_ARMS = ("lift", *WITHOUT, SCATTERED, "softplus", "projected")
 
 AMPLIFICATION_BATCHES = 8
+_AMPLIFIED = 2.0**-5
 
 
 def check_arms(names: Iterable[str], known: Mapping[str, Arm] = ARMS) -> tuple[str, ...]:
@@ -123,6 +124,23 @@ def build(problem: Problem, arm: str, seed: int, arms: Mapping[str, Arm] = ARMS)
         with seeded(seed_of(seed, "source", k)):
             blocks.append(make(net))
     return _task(problem, blocks)
+
+
+def rate_scale(problem: Problem, arm: str, arms: Mapping[str, Arm] = ARMS) -> float:
+    """What the rates of the shared grid are multiplied by for one arm.
+
+    1, or 1/32 where a lift's gains of 40 are in its steps, so that all arms are offered about the same steps.
+
+    Example:
+        >>> from convexlift.problems import problem
+        >>> rate_scale(problem("gumbel"), "softplus"), rate_scale(problem("gumbel"), "lift")
+        (1.0, 0.03125)
+    """
+    try:
+        built = build(problem, arm, seed=0, arms=arms)
+    except Exception:  # whatever an arm of one's own raises is told of its runs
+        return 1.0
+    return _AMPLIFIED if any(getattr(part, "amplified", False) for part in built.modules()) else 1.0
 
 
 def source_factor(problem: Problem, arm: str, seed: int, batch_size: int) -> float:

@@ -18,7 +18,7 @@ from convexlift.names import DEFAULT_ARMS
 from convexlift.objectives import objective_named
 from convexlift.problems import Problem, gaussian_baseline, kernel_baseline
 from convexlift.study import summaries
-from convexlift.study.arms import FIXED_RATE_ARMS, check_arms
+from convexlift.study.arms import FIXED_RATE_ARMS, check_arms, rate_scale
 from convexlift.study.cells import Cell, Named, Outcome, Setting, Subject, load, subject
 from convexlift.study.outcomes import COMMON_RATE, EVALUATION, SELECTION, Event, Outcomes, mean
 from convexlift.study.protocol import FIXED_RATE, Budget, best_rate, budget_for, extension, on_edge
@@ -179,11 +179,14 @@ def run(
     if forecast is not None:
         outcomes.step_seconds = first_guess(setting, names)
         chosen_from = spend.rates if len(spend.rates) > 1 or (may_grow and spend.extensions) else ()
-        seconds = outcomes.left(_selecting(names, chosen_from, spend))
+        seconds = outcomes.left(_selecting(dict.fromkeys(names, 1.0), chosen_from, spend))
         if seconds is not None:
             forecast(seconds)
-    grid, validation = _select(outcomes, names, may_grow)
-    best = {name: best_rate(validation[name]) if len(grid) > 1 else grid[0] for name in names}
+    known = subject(setting)[1]
+    # Rates that the user names are taken as they are.
+    scales = {name: rate_scale(chosen, name, known) if may_grow else 1.0 for name in names}
+    grid, validation = _select(outcomes, scales, may_grow)
+    best = {name: best_rate(validation[name]) if len(grid) > 1 else grid[0] * scales[name] for name in names}
     full = {name: _scored(spend, name, best[name]) for name in names}
     half = {
         name: [dataclasses.replace(cell, steps=spend.steps // 2, scored=False) for cell in cells]
@@ -212,6 +215,7 @@ def run(
         "picture": picture_of_data(chosen),
         "protocol": {
             **_protocol(chosen, setting, grid),
+            "rate_scales": scales,
             "on_edge": on_edge(validation) if len(grid) > 1 else {},
             "command": command,
         },
@@ -254,20 +258,21 @@ def _load(path: str) -> Callable[[], Subject]:
 
 
 def _select(
-    outcomes: Outcomes, names: Sequence[str], may_grow: bool
+    outcomes: Outcomes, scales: Mapping[str, float], may_grow: bool
 ) -> tuple[list[float], dict[str, dict[float, float]]]:
-    """The final grid, and every arm's mean validation loss at its rates."""
+    """The final grid, and every arm's mean validation loss at the rates of the grid times its scale."""
     spend = outcomes.budget
     grid, left = sorted(spend.rates), spend.extensions if may_grow else 0
     if len(grid) == 1 and left <= 0:  # nothing to choose
-        return grid, {name: {grid[0]: math.nan} for name in names}
+        return grid, {name: {grid[0] * scale: math.nan} for name, scale in scales.items()}
     while True:
-        outcomes.run(SELECTION, _selecting(names, grid, spend))
+        outcomes.run(SELECTION, _selecting(scales, grid, spend))
         validation = {
             name: {
-                rate: mean(outcomes.losses(_selecting([name], [rate], spend), "validation")) for rate in grid
+                rate * scale: mean(outcomes.losses(_selecting({name: scale}, [rate], spend), "validation"))
+                for rate in grid
             }
-            for name in names
+            for name, scale in scales.items()
         }
         grown = extension(grid, on_edge(validation))[: max(left, 0)]
         if not grown:
@@ -276,11 +281,11 @@ def _select(
         grid = sorted([*grid, *grown])
 
 
-def _selecting(names: Sequence[str], grid: Sequence[float], spend: Budget) -> list[Cell]:
+def _selecting(scales: Mapping[str, float], grid: Sequence[float], spend: Budget) -> list[Cell]:
     """The cells by which a rate of the grid is chosen for each arm."""
     return [
-        Cell(name, rate, seed, spend.steps, scored=False)
-        for name in names
+        Cell(name, rate * scale, seed, spend.steps, scored=False)
+        for name, scale in scales.items()
         for rate in grid
         for seed in spend.selection
     ]
