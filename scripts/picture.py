@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Draw the picture of the README anew from a demonstration: curves, densities and images off its page.
 
-    convexlift demo
-    python scripts/picture.py runs/demo/result.json docs/images/demo.png
+    convexlift demo       # its result.json of this machine is kept as results/demo.json
+    python scripts/picture.py results/demo.json docs/images/demo.png
 
 Needs a Chromium, which takes the picture, on the path.
 """
