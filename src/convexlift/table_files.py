@@ -243,8 +243,10 @@ def write_table(path: str | os.PathLike[str], rows: Tensor, names: Sequence[str]
         (frame.to_parquet if suffix == ".parquet" else frame.to_feather)(buffer)
     else:
         separator, text = "\t" if suffix.startswith(".tsv") else ",", io.StringIO(newline="")
-        csv.writer(text, delimiter=separator, lineterminator="\n").writerow(names)
-        np.savetxt(text, table, "%.9g" if rows.dtype == torch.float32 else "%.17g", separator)
+        writer = csv.writer(text, delimiter=separator, lineterminator="\n")
+        writer.writerow(names)
+        shortest = table.astype("U").tolist()  # the fewest digits that give the same number back
+        writer.writerows([cell.removesuffix(".0") for cell in row] for row in shortest)
         content = text.getvalue().encode()
         buffer.write(gzip.compress(content, mtime=0) if suffix.endswith(".gz") else content)
     write_whole(file, buffer.getvalue())

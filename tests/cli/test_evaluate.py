@@ -104,6 +104,9 @@ def test_every_row_is_scored_by_a_model_that_left_it_out(
     scores = read_table(out, dtype=torch.float64).rows
     assert scores[:, 0].tolist() == list(range(1, 201)) and int(scores[:, 1].argmin()) == 7
     assert float(scores[7, 2]) < 0.01 < float(scores[:, 2].median())
+    assert "lowest log-densities: row 8 (line 9): -" in told
+    low = 100 * float((scores[:, 2] <= 0.1).double().mean())
+    assert f"{low:.0f} % of the rows are among the lowest 10 % of the model's own draws" in told
     seen = cl.load(folder / "flow").log_prob(read_table(folder / "table.csv", columns="a,b").rows[7:8])
     assert float(scores[7, 1]) < float(seen)  # it was not seen, and is odder for that
     assert main(["evaluate", f"{folder}/cost", "--data", f"{folder}/table.csv", "--folds", "2"]) == 0

@@ -63,5 +63,5 @@ def test_what_it_means() -> None:
     )
     assert compared(0.1, -0.2, 0.4) == (
         "not clearly better or worse than a Gaussian fitted to the training rows: "
-        "better by -0.100 nats (95 % interval -0.400 to 0.200)"
+        "0.100 nats worse (95 % interval 0.200 better to 0.400 worse)"
     )

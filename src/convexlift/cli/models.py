@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _CHUNK = 4096
 # Standard errors by which a loss is clearly above that of the validation rows.
 _UNLIKE = 4.0
+# How many of the oddest rows are shown, and the share of draws that tells whether shares can be believed.
+_SHOWN, _LOW = 5, 0.1
 
 Run = Annotated[
     Path, typer.Argument(help="Folder that `convexlift train` wrote, or a model.safetensors file.")
@@ -247,8 +249,16 @@ class Evaluate(_Rows):
 
     def write_scores(self, table: Table, scores: Tensor, shares: Tensor | None) -> None:
         """Write log-densities, and which share of the density's own draws has lower ones."""
-        if shares is not None:
-            self.write(table, {"log_density": scores, "share_below": shares})
+        if shares is None:
+            return
+        self.write(table, {"log_density": scores, "share_below": shares})
+        oddest = [f"{table.where(int(k))}: {float(scores[k]):.4g}" for k in scores.argsort()[:_SHOWN]]
+        typer.echo(f"lowest log-densities: {', '.join(oddest)}")
+        found, expected = 100 * float((shares <= _LOW).double().mean()), 100 * _LOW
+        typer.echo(
+            f"{found:.0f} % of the rows are among the lowest {expected:.0f} % of the model's own draws: far "
+            f"more than {expected:.0f} % means that it promises too little spread"
+        )
 
     def write(self, table: Table, found: dict[str, Tensor]) -> None:
         """Write what each row has, if that was asked for, with the number of the row in the file."""

@@ -500,6 +500,9 @@ class Training(Reading):
             typer.echo(
                 "the last step was the best: a higher --lr or more --steps may do better, or --search quick"
             )
+        less = found["validation"].get("less_gaussian")
+        if less and less["high"] >= 0 and self.search is None:
+            typer.echo("other settings may do better: --search quick tries some")
         if history.stopped == "patience":
             typer.echo(
                 f"stopped after step {history.steps[-1]:,}: validation has not been better since step "
@@ -524,7 +527,8 @@ class Training(Reading):
     def next_commands(self) -> tuple[str, ...]:
         """What to do with the model."""
         other, here = (f"evaluate {self.out} --data {file}{self.marks}" for file in ("other.csv", self.data))
-        return other, f"{here} --folds 5 --out scores.csv", f"sample {self.out} -n 1000 --out new.csv"
+        apart = f"{here} --folds 5 --out {self.out}/scores.csv"
+        return other, apart, f"sample {self.out} -n 1000 --out new.csv"
 
     def boards(self, train: Any) -> list[TensorBoard]:
         """The TensorBoard callback, if any, with the instruments' numbers; nothing is written yet."""

@@ -77,12 +77,16 @@ def compared(nats: float, low: float, high: float) -> str:
 
     >>> compared(-0.5, -0.7, -0.3)
     'better than a Gaussian fitted to the training rows by 0.500 nats (95 % interval 0.300 to 0.700)'
+    >>> compared(0.1, -0.2, 0.4)
+    'not clearly better or worse ...: 0.100 nats worse (95 % interval 0.200 better to 0.400 worse)'
     """
     yard = "than a Gaussian fitted to the training rows"
     if low > 0:
         return f"worse {yard} by {nats:.3f} nats (95 % interval {low:.3f} to {high:.3f})"
-    better = f"by {-nats:.3f} nats (95 % interval {-high:.3f} to {-low:.3f})"
-    return f"better {yard} {better}" if high < 0 else f"not clearly better or worse {yard}: better {better}"
+    if high < 0:
+        return f"better {yard} by {-nats:.3f} nats (95 % interval {-high:.3f} to {-low:.3f})"
+    by = f"{abs(nats):.3f} nats {'worse' if nats > 0 else 'better'}"
+    return f"not clearly better or worse {yard}: {by} (95 % interval {-low:.3f} better to {high:.3f} worse)"
 
 
 def beside_gaussian(losses: Tensor, train: Tensor, rows: Tensor) -> dict[str, float] | None:
