@@ -70,7 +70,9 @@ def test_scores_are_written_with_the_numbers_of_their_rows(folder: Path, tmp_pat
     told = ["evaluate", f"{folder}/flow", "--data", str(table), "--out", str(out)]
     assert main([*told, "--drop-missing"]) == 0
     scores = read_table(out, dtype=torch.float64)
-    assert scores.names == ["row", "log_density", "share_below"] and scores.rows[:, 0].tolist() == [1, 3]
+    assert scores.names == ["row", "log_density", "share_below", "gaussian_log_density"] and scores.rows[
+        :, 0
+    ].tolist() == [1, 3]
     flow = cl.load(folder / "flow")
     expected = flow.log_prob(torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=torch.float64))
     torch.testing.assert_close(scores.rows[:, 1], expected.double())

@@ -118,7 +118,7 @@ class Evaluate(_Rows):
     determination and the root mean square error, in the units of the target. With --out it writes what each
     row has: its number, and its target less the prediction; or its log-density and the share of the model's
     own draws whose log-density is lower: 0.001 where one draw in 1,000 is as odd, 0.1 on the edge of the
-    smallest region of 90 %.
+    smallest region of 90 %; beside it the log-density of a Gaussian, where the table of training is there.
     The columns are those that the model was trained on, found by name in any order; other columns are
     ignored. A file without names has them in order.
 
@@ -162,10 +162,11 @@ class Evaluate(_Rows):
             raise ValueError(f"{self.data} has one row; a standard error needs at least two")
         scores = self.each(model.log_prob, table).double()
         known = training_rows(self.run)
-        self.tell_scores(scores, None if known is None else gaussian_losses(known, table.rows))
+        gaussian = None if known is None else gaussian_losses(known, table.rows)
+        self.tell_scores(scores, gaussian)
         self.tell_unlike(scores)
         self.warn_of_training_rows(table.rows, known)
-        self.write_scores(table, scores, share_below(model, scores) if self.out else None)
+        self.write_scores(table, scores, share_below(model, scores) if self.out else None, gaussian)
         self.tell_reading(table.how, str(table))
 
     def evaluate_regression(self, model: cl.ConvexRegression) -> None:
@@ -197,7 +198,7 @@ class Evaluate(_Rows):
             self.write(rows.table, {f"{rows.more['target']}_residual": rows.data[1] - found.values})
         else:
             self.tell_scores(found.values, found.simple.get("gaussian"))
-            self.write_scores(rows.table, found.values, found.shares)
+            self.write_scores(rows.table, found.values, found.shares, found.simple.get("gaussian"))
         typer.echo(f"each row was scored by one of {folds} models, trained anew on other rows of this file")
         self.tell_reading(rows.table.how, str(rows.table))
 
@@ -247,11 +248,14 @@ class Evaluate(_Rows):
                 err=True,
             )
 
-    def write_scores(self, table: Table, scores: Tensor, shares: Tensor | None) -> None:
-        """Write log-densities, and which share of the density's own draws has lower ones."""
+    def write_scores(
+        self, table: Table, scores: Tensor, shares: Tensor | None, gaussian: Tensor | None
+    ) -> None:
+        """Write log-densities, which share of the density's own draws has lower ones, and a Gaussian's."""
         if shares is None:
             return
-        self.write(table, {"log_density": scores, "share_below": shares})
+        beside = {} if gaussian is None else {"gaussian_log_density": -gaussian}
+        self.write(table, {"log_density": scores, "share_below": shares, **beside})
         oddest = [f"{table.where(int(k))}: {float(scores[k]):.4g}" for k in scores.argsort()[:_SHOWN]]
         typer.echo(f"lowest log-densities: {', '.join(oddest)}")
         found, expected = 100 * float((shares <= _LOW).double().mean()), 100 * _LOW
