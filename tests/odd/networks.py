@@ -117,7 +117,7 @@ ARCHITECTURES: list[Case] = [
         '`activation="gelu"`',
         lambda: cl.ICNN(2, activation="gelu"),
         ValueError,
-        "unknown activation 'gelu'; known: softplus, smooth_squared_relu, relu, or an Activation",
+        "unknown activation 'gelu'; known: softplus, squareplus, smooth_squared_relu, relu, or an Activation",
     ),
     refused(
         "a sharpness of ReLU",

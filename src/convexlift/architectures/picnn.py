@@ -251,10 +251,17 @@ class ConditionedPotential(Potential):
         check_samples(points.flatten(0, 1), self.dim, self.dtype)
         return partial.grid(points, *self._bound())
 
-    def inverse(self, y: Tensor, *, start: Tensor | None = None, tolerance: float | None = None) -> Solution:
+    def inverse(
+        self,
+        y: Tensor,
+        *,
+        start: Tensor | None = None,
+        tolerance: float | None = None,
+        max_iterations: int = newton.MAX_ITERATIONS,
+    ) -> Solution:
         """x with grad f(x; c) = y, row by row; see ``Potential.inverse``."""
         if self.contexts == 1:
-            return super().inverse(y, start=start, tolerance=tolerance)
+            return super().inverse(y, start=start, tolerance=tolerance, max_iterations=max_iterations)
         self._strong("inverse")
         layers, s = self._bound()
 

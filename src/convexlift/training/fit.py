@@ -88,7 +88,8 @@ def fit(
 
     The module may have the hooks ``initialise(data)`` (called before the first step; a task that has been
     initialised keeps its scales, and warns of data on another one: make a new one to start anew),
-    ``set_progress(t)`` with t in [0, 1], ``settle(data)`` (called once, as soon as t >= ``module.settle_at``)
+    ``at_rows(indices)`` (before each step, which rows of the data its batch is: a tuple of one tensor, of two for
+    `Unpaired`, of none for a `Simulator`), ``set_progress(t)`` with t in [0, 1], ``settle(data)`` (called once, as soon as t >= ``module.settle_at``)
     and ``freeze(data)``, which returns the model that is validated; without it a copy in eval mode is. Of a
     weighted loss the validated model tells by ``weight_of(batch)`` what a batch counts for in its mean, by
     default its rows.
@@ -353,6 +354,7 @@ class Run:
         self._tell_progress()
         self._seed("step", self.at.step)
         batch = self.batches.at(self.at.step)
+        self._call("at_rows", batch.indices)
         self.rates.set(self.at.step)
         self.optimizer.zero_grad(set_to_none=True)
         value = self._backward(batch)
