@@ -56,8 +56,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Args:
         model: an ``ICNN``, ``PICNN``, ``ConvICNN``, ``ConvexPotentialFlow``, ``LogConcaveDensity``,
             ``ConditionalDensity``, ``ConvexRegression`` or ``TransportMap``, as ``freeze`` returns it, an
-            ``Ensemble``, or a class of your own: see ``register``. Where it knows the names of its columns (``model.columns``,
-            see ``Task``), the file does.
+            ``Ensemble``, or a class of your own: see ``register``. Where it knows the names of its columns
+            (``model.columns``, see ``Task``), the file does.
         path: the file; its folder must exist.
 
     Raises:

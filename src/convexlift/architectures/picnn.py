@@ -279,7 +279,12 @@ class ConditionedPotential(Potential):
         rows = torch.arange(len(y), device=y.device, dtype=torch.float64).to(y.dtype)[:, None]
         first = torch.zeros_like(y) if start is None else self._check(start)
         found = newton.invert_gradient(
-            field, curvature, F.pad(y, (0, 1)), start=torch.cat([first, rows], 1), tolerance=tolerance
+            field,
+            curvature,
+            F.pad(y, (0, 1)),
+            start=torch.cat([first, rows], 1),
+            tolerance=tolerance,
+            max_iterations=max_iterations,
         )
         return Solution(found.x[:, :-1], found.residual, found.iterations, found.converged)
 

@@ -91,8 +91,9 @@ _PROBES = 16
 _TRAINING_PROBES = 1
 # Lanczos steps. With the Hessian at the origin as reference the error left is far below that of the probes.
 _STEPS = 10
-# Dimensions from which the inverse forms no Hessian.
+# Dimensions from which the inverse forms no Hessian; where little is asked of it, a few products do.
 _PRODUCTS_FROM = 64
+_LOOSE, _PRODUCTS_FROM_IF_LOOSE = 1e-3, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,13 +246,13 @@ class Potential(Bound):
     ) -> Solution:
         """x with grad f(x) = y, by batched damped Newton; detached, with a convergence flag for every row.
 
-        From 64 dimensions on no Hessian is formed: Newton's directions come from conjugate gradients,
-        preconditioned by the Hessian at the origin.
+        From 64 dimensions on, or 16 for a tolerance of 1e-3 or more, no Hessian is formed: directions come
+        from conjugate gradients, preconditioned by the Hessian at the origin.
 
         Args:
             y: (N, d).
-            start: first guess (N, d). When omitted, zero; below 64 dimensions the affine map of y that is
-                best for normal x, for rows that it takes closer.
+            start: first guess (N, d). When omitted, zero; where Hessians are formed the affine map of y that
+                is best for normal x, for rows that it takes closer.
             tolerance: on |grad f(x) - y| / (1 + |y|); 1e-8 in float64 and 1e-4 in float32 when omitted.
             max_iterations: Newton steps at most; rows that need more are flagged.
 
@@ -262,7 +263,8 @@ class Potential(Bound):
         start = None if start is None else self._check(start)
         y = self._check(y)
         estimable = self.architecture.calculus.linearise is not None
-        if self.dim < _PRODUCTS_FROM or not estimable:
+        loose = tolerance is not None and tolerance >= _LOOSE
+        if self.dim < (_PRODUCTS_FROM_IF_LOOSE if loose else _PRODUCTS_FROM) or not estimable:
             start = newton.gaussian_start(self.gradient, y) if start is None and estimable else start
             return newton.invert_gradient(
                 self.gradient,

@@ -54,11 +54,10 @@ class Linear(Affine):
 
 
 class Sides(NamedTuple):
-    """Of the source and of the target: mean, M and its inverse; and the unit k, M_target^-1 = k M_source."""
+    """Of the source and of the target: mean (d,), M (d, d) and its inverse."""
 
     source: tuple[Tensor, Tensor, Tensor]
     target: tuple[Tensor, Tensor, Tensor]
-    unit: Tensor
 
 
 def onto_one_scale(xs: Tensor, xt: Tensor, names: tuple[str, str], gaussian: bool) -> Sides:
@@ -79,7 +78,7 @@ def onto_one_scale(xs: Tensor, xt: Tensor, names: tuple[str, str], gaussian: boo
 
     >>> x = torch.tensor([[0.0], [2.0]])
     >>> sides = onto_one_scale(x, 3 * x + 5, ("source samples", "target samples"), True)
-    >>> sides.source[1] ** 2 * sides.unit, sides.target[0]
+    >>> sides.target[2] @ sides.source[1], sides.target[0]
     (tensor([[3.]], dtype=torch.float64), tensor([8.], dtype=torch.float64))
     """
     mean_s, cov_s, unit_s = _moments(xs, names[0])
@@ -96,7 +95,6 @@ def onto_one_scale(xs: Tensor, xt: Tensor, names: tuple[str, str], gaussian: boo
     return Sides(
         (mean_s, root / (size * unit_s), inverse * (size * unit_s)),
         (mean_t, inverse / (size * unit_t), root * (size * unit_t)),
-        size.square() * unit_s * unit_t,
     )
 
 

@@ -27,6 +27,8 @@ from convexlift.tasks.task import Task, check_rows, in_float64, start_rows
 
 # Newton steps that a row may take in a training step: most take one or two, and few would need more.
 _STEPS = 20
+# Relative residual of a conjugate in a validation loss: what is left is of its square.
+_VALIDATED = 1e-3
 # Rows whose conjugates are found at a time, outside training.
 _CHUNK = 4096
 # Data this many deviations away, or wider or narrower by this factor, are not those of the start.
@@ -89,10 +91,10 @@ class TransportMap(Task):
         mean f(z) + mean f*(w),   f*(w) = max_x <x, w> - f(x).
 
     In training the maximiser of each target row starts from where it was when the row was last seen, and
-    Newton's method takes it to a relative residual of ``tolerance``; it is then held fixed (envelope theorem).
-    A row that does not converge in 20 Newton steps is left out of that step's loss, its maximiser stays what
-    it was, and it is counted in ``left_out``. A model in eval mode takes conjugates to the
-    solver's own tolerance, and where they do not converge their upper bound: no row is left out.
+    Newton's method takes it to a relative residual of ``tolerance``; it is then held fixed, which by the
+    envelope theorem leaves the gradient what it is. A row that does not converge in 20 Newton steps is left
+    out of that step's loss, keeps the maximiser it had, and is counted in ``left_out``. A model in eval mode
+    takes conjugates to 1e-3, and where they do not converge their upper bound: there no row is left out.
 
     Train it on ``Unpaired(xs, xt)``, choose by held-out rows of the same form; what chooses is then the
     semi-dual of the frozen map. A lift emits from source rows alone.
@@ -128,10 +130,8 @@ class TransportMap(Task):
     """
 
     defaults = TRANSPORT
-    standardiser: Linear
+    standardiser: Linear  # type: ignore[assignment]  # set from both samples at once
     starts: Tensor | None
-    unit: Tensor
-    floor: Tensor
 
     def __init__(
         self,
@@ -156,13 +156,11 @@ class TransportMap(Task):
                 raise ValueError(f"{name} must be a number in [0, 1); got {value!r}")
         self.dim = architecture.dim
         self.block = block
-        self.objective, self.premap, self.tolerance = objective, premap, float(tolerance)
+        self.objective, self.premap = objective, premap
+        self.tolerance, self.floor = float(tolerance), float(floor)
         like = next(block.parameters())
         self.standardiser = Linear(self.dim, name="source samples").to(like)
         self.target_standardiser = Linear(self.dim, name="target samples").to(like)
-        double = {"dtype": torch.float64, "device": like.device}
-        self.register_buffer("unit", torch.ones((), **double))
-        self.register_buffer("floor", torch.tensor(float(floor), **double))
         # The last verified maximiser of every target row of training.
         self.register_buffer("starts", None)
         self.asked = self.left_out = 0
@@ -212,7 +210,13 @@ class TransportMap(Task):
             "objective": self.objective,
             "premap": self.premap,
             "tolerance": self.tolerance,
+            "floor": self.floor,
         }
+
+    @property
+    def unit(self) -> Tensor:
+        """k, by which values of f become those of phi, a scalar in float64."""
+        return self.target_standardiser.inverse_matrix.trace() / self.standardiser.matrix.trace()
 
     def loss(self, batch: tuple[Tensor, Tensor], emit_from: Rows | None = None) -> Tensor:
         """The semi-dual mean f(z) + mean f*(w) of the batch (xs, xt), in the units of z.
@@ -234,7 +238,7 @@ class TransportMap(Task):
             self.block.emit((z if emit_from is None else self._rows(emit_from)).detach())
         )
         if not self.training:
-            found = _conjugates(potential, w)
+            found = _conjugates(potential, w, tolerance=_VALIDATED)
             return potential.value(z).mean() + _bound(found).mean()
         x, kept = self._maximisers(potential, w, seen)
         values = potential.value(torch.cat([z, x[kept]]))
@@ -256,9 +260,10 @@ class TransportMap(Task):
         return phi.to(self._resolving(x))
 
     def conjugate(self, y: Tensor, batch: Rows | None = None) -> Solution:
-        """phi*(y) = max_x <x, y> - phi(x), with bounds on both sides, and its maximisers T^-1(y); no gradient.
+        """phi*(y) = max_x <x, y> - phi(x), with bounds on both sides; no gradient.
 
-        Residuals are those of the potential f, in its own units, relative to 1 + |w|.
+        The maximisers ``x`` are T^-1(y). Residuals are those of the potential f, in its own units, relative
+        to 1 + |w|.
         """
         found = self._inverted(y, batch, conjugates=True)
         values = [found.value, found.upper]
@@ -289,8 +294,8 @@ class TransportMap(Task):
     def distance(self, xs: Tensor, xt: Tensor, batch: Rows | None = None) -> Distance:
         """W2 and W2^2 / 2 between the laws of two samples, by the dual, computed in float64.
 
-        Of any phi the mean of |x|^2 / 2 - phi(x) plus that of |y|^2 / 2 - phi*(y) is at most W2^2 / 2. Inexact
-        conjugates are counted by their upper bound <x, y> - f(x) + |grad f(x) - y|^2 / (2 alpha).
+        Of any phi the mean of |x|^2 / 2 - phi(x) plus that of |y|^2 / 2 - phi*(y) is at most W2^2 / 2. Where
+        a conjugate has not converged, its upper bound <x, y> - f(x) + |grad f(x) - y|^2 / (2 alpha) is taken.
 
         Args:
             xs, xt: (N, d) and (M, d), rows that the map was not trained on, at least two of each.
@@ -406,7 +411,6 @@ class TransportMap(Task):
         sides = self._sides(xs, xt)
         self.standardiser.set(xs, *sides.source)
         self.target_standardiser.set(xt, *sides.target)
-        self.unit.copy_(sides.unit)
         # Where f(z) = |z|^2 / 2 these are the maximisers.
         self.starts = self.target_standardiser(xt, self.dtype)
         return self.standardiser(start_rows(xs), self.dtype)
@@ -429,7 +433,7 @@ class TransportMap(Task):
         raw = getattr(frozen.block, "raw_alpha", None)
         if raw is not None:
             raw.copy_(_raised(raw, frozen.floor))
-        frozen.floor.zero_()
+        frozen.floor = 0.0
         frozen.starts = None
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
@@ -466,16 +470,18 @@ def near_quadratic(net: ICNN) -> ICNN:
     return net
 
 
-def _raised(raw: Tensor, floor: Tensor) -> Tensor:
+def _raised(raw: Tensor, floor: float) -> Tensor:
     """What softplus takes to floor + softplus(raw)."""
-    alpha = floor.to(raw.dtype) + nn.functional.softplus(raw)
+    alpha = floor + nn.functional.softplus(raw)
     return alpha + torch.log(-torch.expm1(-alpha))
 
 
-def _conjugates(potential: Potential, w: Tensor, conjugates: bool = True) -> Solution:
+def _conjugates(
+    potential: Potential, w: Tensor, conjugates: bool = True, tolerance: float | None = None
+) -> Solution:
     """Conjugates or inverses at w, so many rows at a time that large samples fit."""
     solve = potential.conjugate if conjugates else potential.inverse
-    parts = [solve(rows) for rows in w.split(_CHUNK)]
+    parts = [solve(rows, tolerance=tolerance) for rows in w.split(_CHUNK)]
     if len(parts) == 1:
         return parts[0]
     joined: dict[str, Any] = {

@@ -18,7 +18,7 @@ from convexlift.seeds import generator_of
 # Rows mapped at a time.
 _CHUNK = 8192
 _ALPHA = 0.01
-_NETWORK = ("v1", "v2")
+_NETWORKS = ("v1", "v2")
 
 
 @final
@@ -62,11 +62,12 @@ class TransportPair:
     def potential(self, x: Tensor) -> Tensor:
         """The potential whose gradient T is, (N,), in float64."""
         shift, scale = self.tensors["standardize/shift"], self.tensors["standardize/scale"]
-        networks = sum(
-            _network(x, {k.partition("/")[2]: t for k, t in self.tensors.items() if k.startswith(f"{v}/")})
-            for v in _NETWORK
-        )
-        return scale * (networks + x @ shift)
+        first, second = (_network(x, self._of(name)) for name in _NETWORKS)
+        return scale * (first + second + x @ shift)
+
+    def _of(self, network: str) -> dict[str, Tensor]:
+        start = f"{network}/"
+        return {k.removeprefix(start): t for k, t in self.tensors.items() if k.startswith(start)}
 
     def _gradient(self, x: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -86,11 +87,11 @@ def transport_pair(path: str | Path) -> TransportPair:
         raise FileNotFoundError(f"{place} does not exist; the pairs are files mix3tomix10_D.npz")
     held = tables.arrays(place)
     needed = {"input/centers", "input/maps", "input/std", "standardize/shift", "standardize/scale"}
-    needed |= {f"{v}/final_layer.weight" for v in _NETWORK}
+    needed |= {f"{v}/final_layer.weight" for v in _NETWORKS}
     missing = sorted(needed - set(held))
     if missing:
         raise ValueError(f"{place} is no pair of the benchmark: it has no array {missing[0]!r}")
-    wanted = [name for name in held if name.split("/")[0] in (*_NETWORK, "input") or name in needed]
+    wanted = [name for name in held if name.split("/")[0] in (*_NETWORKS, "input") or name in needed]
     tensors = {name: torch.from_numpy(held[name].astype("float64")) for name in wanted}
     return TransportPair(place.stem, tensors["input/centers"].shape[1], tensors)
 
