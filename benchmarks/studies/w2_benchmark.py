@@ -4,11 +4,11 @@
 
 FOLDER holds the files mix3tomix10_D.npz (Mix3ToMix10 of Korotin et al., the authors' networks as arrays);
 --curve 5 15 trains with these budgets too. Each cell draws training rows and held-out rows of its own, trains
-the recipe of ``TransportMap.of`` within the budget on one core, and keeps the state whose frozen semi-dual is
-best on the held-out rows; the true map is read when that is done, on fresh rows. The budget counts all of it:
-the short run that measures a step, training, and validation. Beside it stands the affine map from the same
-rows. The true maps are gradients of input-convex networks, which favours this library. Finished cells are
-kept beside --out.
+the recipe of ``TransportMap.of`` within the budget, and keeps the state whose frozen semi-dual is best on the
+held-out rows; the true map is read when that is done, on fresh rows. The budget is in seconds of one processor,
+and counts all of it: the short run that measures a step, training, and validation. Beside it stands the affine
+map from the same rows. The true maps are gradients of input-convex networks, which favours this library.
+Finished cells are kept beside --out.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def run(file: Path, dim: int, seconds: float, seed: int, rows: int, held: int) -
         pair.source(held, seed, "held out").float(), pair.target(held, seed, "held out").float()
     )
     recipe = {**RECIPE, "lr": RATE if dim < MANY else RATE / 2, "seed": seed}
-    started = time.perf_counter()
+    started, wall = time.process_time(), time.perf_counter()
     steps = _steps(data, validation, recipe, dim, seconds, started)
     map = _map(dim, seed)
     history = cl.fit(
@@ -67,13 +67,14 @@ def run(file: Path, dim: int, seconds: float, seed: int, rows: int, held: int) -
         **recipe,
     )
     frozen = map.freeze()
-    spent = time.perf_counter() - started
+    spent, waited = time.process_time() - started, time.perf_counter() - wall
     affine = cl.TransportMap.of(dim, seed=seed)
     affine.initialise(whole(data))
     source, target = affine.standardiser, affine.target_standardiser
     held_out = frozen.distance(validation.xs, validation.xt)
     return {
-        "seconds": spent,
+        "seconds": waited,
+        "processor_seconds": spent,
         "steps": steps,
         "ms_per_step": history.ms_per_step,
         "best_step": history.best_step,
@@ -94,12 +95,12 @@ def _steps(data: Any, validation: Any, recipe: Any, dim: int, seconds: float, st
     """How many steps fit into what is left of the budget, by a short run of a map that is thrown away."""
     trial = _map(dim, recipe["seed"])
     cl.fit(trial, data, steps=TRIAL, warmup=TRIAL // 4, **recipe)  # the first steps are slower
-    clock = time.perf_counter()
+    clock = time.process_time()
     trial.freeze().loss(whole(validation))
-    evaluation = time.perf_counter() - clock
+    evaluation = time.process_time() - clock
     cl.fit(trial, data, steps=TRIAL, **recipe)
-    step = (time.perf_counter() - clock - evaluation) / TRIAL
-    left = seconds - (time.perf_counter() - started) - EVALUATIONS * evaluation
+    step = (time.process_time() - clock - evaluation) / TRIAL
+    left = seconds - (time.process_time() - started) - EVALUATIONS * evaluation
     return max(TRIAL, int(left / step))
 
 
@@ -127,7 +128,7 @@ def table_uvp(result: Result) -> str:
             "± ": "{uvp_error:.3f}",
             "cosine": "{cosine:.4f}",
             "affine map, %": lambda row: f"{row['affine']['uvp']:.1f}",
-            "seconds": "{seconds:.0f}",
+            "seconds": "{processor_seconds:.0f}",
             "steps": "{steps}",
             "conjugates left out": lambda row: f"{100 * row['left_out']:.3f} %",
         },

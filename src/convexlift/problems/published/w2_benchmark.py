@@ -46,10 +46,12 @@ class TransportPair:
         """n draws of the source, a mixture of three normal laws, (n, d) in float64."""
         generator = generator_of(seed, "source", *parts)
         which = torch.randint(3, (n,), generator=generator)
-        noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
-        std = self.tensors["input/std"]
-        moved = torch.einsum("nij,nj->ni", self.tensors["input/maps"][which], std * noise)
-        return moved + self.tensors["input/centers"][which]
+        x = self.tensors["input/std"] * torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
+        for k, (centre, factor) in enumerate(
+            zip(self.tensors["input/centers"], self.tensors["input/maps"], strict=True)
+        ):
+            x[which == k] = x[which == k] @ factor.T + centre
+        return x
 
     def target(self, n: int, seed: int, *parts: object) -> Tensor:
         """n draws of the target, T of draws of the source that are independent of those above, (n, d)."""
