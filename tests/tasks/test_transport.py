@@ -203,7 +203,7 @@ def test_potential_and_conjugate_are_in_the_users_units() -> None:
 
 def test_the_maximisers_of_rows_are_kept_and_found_faster() -> None:
     xs, xt = normal(64, 2).float(), (normal(64, 2, 1).exp() + 1).float()
-    map = cl.TransportMap.of(2, hidden=(8, 8), seed=0, tolerance=1e-5)
+    map = cl.TransportMap.of(2, hidden=(8, 8), seed=0, tolerance=1e-5, target_share=1)
     map.initialise((xs, xt))
     before = map.starts.clone()
     rows = torch.arange(10, 30)
@@ -221,7 +221,7 @@ def test_the_maximisers_of_rows_are_kept_and_found_faster() -> None:
 
 def test_rows_that_do_not_converge_are_left_out_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     xs, xt = normal(64, 2).float(), normal(64, 2, 1).exp().float()
-    map = cl.TransportMap.of(2, hidden=(8, 8), seed=0, tolerance=1e-6)
+    map = cl.TransportMap.of(2, hidden=(8, 8), seed=0, tolerance=1e-6, target_share=1)
     map.initialise((xs, xt))
     map.starts[3:] = map.inverse(xt).x[3:].float().mul(0) + map.starts[3:]
     exact = map._potential(None).inverse(map.target_standardiser(xt, map.dtype), tolerance=1e-7).x
@@ -249,7 +249,7 @@ def test_no_conjugate_that_converges_is_a_divergence(monkeypatch: pytest.MonkeyP
 
 def test_the_gradient_is_that_of_the_exact_dual() -> None:
     xs, xt = normal(40, 2), normal(50, 2, 1) @ turned(2, 2) + 1
-    map = cl.TransportMap.of(2, hidden=(8, 8), seed=0, tolerance=1e-10).double()
+    map = cl.TransportMap.of(2, hidden=(8, 8), seed=0, tolerance=1e-10, target_share=1.0).double()
     map.initialise((xs, xt))
     weight = map.block.architecture.skips[0]
     map.loss((xs, xt)).backward()
@@ -323,7 +323,7 @@ def test_rows_may_come_from_a_simulator() -> None:
 
     map = cl.TransportMap.of(2, hidden=(8, 8), seed=0)
     cl.fit(map, cl.Simulator(draw), steps=3, batch_size=64, progress=False)
-    assert map.asked == 3 * 64
+    assert map.asked == 3 * 32  # half of the target rows
 
 
 # Units, dtypes, files
@@ -440,6 +440,7 @@ def test_doubtful_samples_are_warned_of_before_training() -> None:
         (lambda m: cl.TransportMap.of(2, objective="dual"), ValueError, "unknown objective 'dual'"),
         (lambda m: cl.TransportMap.of(2, premap="affine"), ValueError, 'premap must be "gaussian" or None'),
         (lambda m: cl.TransportMap.of(2, tolerance=2), ValueError, r"tolerance must be a number in \[0, 1\)"),
+        (lambda m: cl.TransportMap.of(2, target_share=0), ValueError, "target_share must be a number in"),
         (lambda m: cl.TransportMap.of(2, floor=-1), ValueError, r"floor must be a number in \[0, 1\)"),
         (lambda m: m.initialise(GOOD), TypeError, r"expected two samples, Unpaired\(xs, xt\); got Tensor"),
         (lambda m: m.loss((GOOD, GOOD[:0])), ValueError, "a mean over no samples is not defined"),

@@ -104,6 +104,7 @@ class TransportMap(Task):
         objective: "semidual", the only one so far.
         premap: "gaussian", or None.
         tolerance: of the conjugates in training.
+        target_share: the share of a step's target rows that it looks at; conjugates cost more than values.
         floor: the strong convexity that f keeps when it learns alpha: alpha = floor + softplus(raw).
 
     Shapes: xs (N, d), xt (M, d); T(x) (N, d).
@@ -140,6 +141,7 @@ class TransportMap(Task):
         *,
         premap: str | None = "gaussian",
         tolerance: float = 1e-2,
+        target_share: float = 0.5,
         floor: float = 1e-2,
     ) -> None:
         super().__init__()
@@ -151,6 +153,8 @@ class TransportMap(Task):
         check_name("objective", objective, TRANSPORT_OBJECTIVES)
         if premap not in ("gaussian", None):
             raise ValueError(f'premap must be "gaussian" or None; got {premap!r}')
+        if not (is_number(target_share) and 0 < target_share <= 1):
+            raise ValueError(f"target_share must be a number in (0, 1]; got {target_share!r}")
         for name, value in (("tolerance", tolerance), ("floor", floor)):
             if not (is_number(value) and 0 <= value < 1):
                 raise ValueError(f"{name} must be a number in [0, 1); got {value!r}")
@@ -158,6 +162,7 @@ class TransportMap(Task):
         self.block = block
         self.objective, self.premap = objective, premap
         self.tolerance, self.floor = float(tolerance), float(floor)
+        self.target_share = float(target_share)
         like = next(block.parameters())
         self.standardiser = Linear(self.dim, name="source samples").to(like)
         self.target_standardiser = Linear(self.dim, name="target samples").to(like)
@@ -210,6 +215,7 @@ class TransportMap(Task):
             "objective": self.objective,
             "premap": self.premap,
             "tolerance": self.tolerance,
+            "target_share": self.target_share,
             "floor": self.floor,
         }
 
@@ -221,6 +227,9 @@ class TransportMap(Task):
     def loss(self, batch: tuple[Tensor, Tensor], emit_from: Rows | None = None) -> Tensor:
         """The semi-dual mean f(z) + mean f*(w) of the batch (xs, xt), in the units of z.
 
+        In training the second mean is over the first ``target_share`` of the target rows, which are in random
+        order there.
+
         A lift emits from the source rows of the batch, or of ``emit_from``. In training the first loss after
         ``at_rows`` starts from the maximisers kept for those rows.
 
@@ -231,9 +240,11 @@ class TransportMap(Task):
         xs, xt = self._samples(batch)
         if not (len(xs) and len(xt)):
             raise ValueError("a mean over no samples is not defined: the batch is empty")
-        z = self.standardiser(xs, self.dtype)
-        w = self.target_standardiser(xt, self.dtype)
         seen, self._seen = self._seen, None
+        if self.training:
+            xt = xt[: math.ceil(self.target_share * len(xt))]
+            seen = None if seen is None else seen[: len(xt)]
+        z, w = self.standardiser(xs, self.dtype), self.target_standardiser(xt, self.dtype)
         potential = self._floored(
             self.block.emit((z if emit_from is None else self._rows(emit_from)).detach())
         )
