@@ -7,8 +7,8 @@ FOLDER holds the files mix3tomix10_D.npz (Mix3ToMix10 of Korotin et al., the aut
 the recipe of ``TransportMap.of`` within the budget, and keeps the state whose frozen semi-dual is best on the
 held-out rows; the true map is read when that is done, on fresh rows. The budget, in seconds of one processor,
 is for all of it: the short run that measures a step, training, and validation. Beside it is the affine map of
-the same rows. The true maps are gradients of input-convex networks, which favours this library. Finished cells
-are kept beside --out.
+the same rows. The true maps are gradients of input-convex networks, which favours this library. Cells that are
+finished are kept beside --out.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def study(options: argparse.Namespace, ledger: Ledger) -> list[dict[str, Any]]:
     return found
 
 
-def table_uvp(result: Result) -> str:
+def table_transport(result: Result) -> str:
     """L2-UVP and cosine of every cell, beside those of the affine map."""
     return columns(
         result["cells"],
@@ -146,7 +146,7 @@ def main(line: Sequence[str] | None = None) -> dict[str, Any]:
     recipe |= {"tolerance": TOLERANCE, "tolerance_in_the_plane": PLANE}
     setting = {**given(options, "dims", "seconds", "curve", "seeds", "rows", "held"), "recipe": recipe}
     result = {"setting": setting, "cells": cells}
-    write(options, result, table_uvp)
+    write(options, result, table_transport)
     return result
 
 

@@ -36,4 +36,4 @@ def test_the_study_of_transport_maps(script: Any, tmp_path: Path, monkeypatch: p
     written = json.loads(out.read_text())
     assert str(tmp_path) not in json.dumps(written) and "torch" in written["environment"]
     assert study.main([*options, "--seconds", "0.01"]) == first  # from the cell that is kept
-    assert "affine map" in study.table_uvp(written)
+    assert "affine map" in study.table_transport(written)
