@@ -7,8 +7,8 @@ FOLDER holds the files mix3tomix10_D.npz (Mix3ToMix10 of Korotin et al., the aut
 the recipe of ``TransportMap.of`` within the budget, and keeps the state whose frozen semi-dual is best on the
 held-out rows; the true map is read when that is done, on fresh rows. The budget, in seconds of one processor,
 is for all of it: the short run that measures a step, training, and validation. Beside it is the affine map of
-the same rows. The true maps are gradients of input-convex networks, which favours this library. Cells that are
-finished are kept beside --out.
+the same rows. The true maps are gradients of input-convex networks, which favours this library. Those cells
+that are finished are kept beside --out.
 """
 
 from __future__ import annotations
