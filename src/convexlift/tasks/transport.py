@@ -250,7 +250,8 @@ class TransportMap(Task):
         )
         if not self.training:
             found = _conjugates(potential, w, tolerance=_VALIDATED)
-            return potential.value(z).mean() + _bound(found).mean()
+            conjugate = torch.where(found.converged, *_bounds(found))
+            return potential.value(z).mean() + conjugate.mean()
         x, kept = self._maximisers(potential, w, seen)
         values = potential.value(torch.cat([z, x[kept]]))
         return values[: len(z)].mean() + ((x * w).sum(1)[kept] - values[len(z) :]).mean()
@@ -277,11 +278,9 @@ class TransportMap(Task):
         to 1 + |w|.
         """
         found = self._inverted(y, batch, conjugates=True)
-        values = [found.value, found.upper]
         linear = (y.double() - self.target_standardiser.mean) @ self.standardiser.mean
-        value, upper = (
-            (linear + self.unit * v.double()).to(self._resolving(y)) for v in values if v is not None
-        )
+        bounds = _bounds(found)
+        value, upper = ((linear + self.unit * v.double()).to(self._resolving(y)) for v in bounds)
         return replace(found, value=value, upper=upper)
 
     def inverse(self, y: Tensor, batch: Rows | None = None) -> Solution:
@@ -305,8 +304,8 @@ class TransportMap(Task):
     def distance(self, xs: Tensor, xt: Tensor, batch: Rows | None = None) -> Distance:
         """W2 and W2^2 / 2 between the laws of two samples, by the dual, computed in float64.
 
-        Of any phi the mean of |x|^2 / 2 - phi(x) plus that of |y|^2 / 2 - phi*(y) is at most W2^2 / 2. Where
-        a conjugate has not converged, its upper bound <x, y> - f(x) + |grad f(x) - y|^2 / (2 alpha) is taken.
+        Of any phi the mean of |x|^2 / 2 - phi(x) plus that of |y|^2 / 2 - phi*(y) is at most W2^2 / 2. Of
+        conjugates the upper bounds <x, y> - f(x) + |grad f(x) - y|^2 / (2 alpha) are taken.
 
         Args:
             xs, xt: (N, d) and (M, d), rows that the map was not trained on, at least two of each.
@@ -324,18 +323,18 @@ class TransportMap(Task):
         f = in_float64(self._potential(batch))
         z, w = self.standardiser(xs, torch.float64), self.target_standardiser(xt, torch.float64)
         found = _conjugates(f, w)
+        value, upper = _bounds(found)
         # From the means of both, so that a large distance between them costs no digit.
         centre_s, centre_t = self.standardiser.mean, self.target_standardiser.mean
         apart, x, y = centre_s - centre_t, xs.double() - centre_s, xt.double() - centre_t
         side_s = x @ apart + x.square().sum(1) / 2 - self.unit * f.value(z)
-        side_t = -y @ apart + y.square().sum(1) / 2 - self.unit * _bound(found)
+        side_t = -y @ apart + y.square().sum(1) / 2 - self.unit * upper
         moved = self.target_standardiser.inverse(f.gradient(z)) - xs.double()
         cost = moved.square().sum(1) / 2
-        gap = [] if found.value is None or found.upper is None else [(found.upper - found.value).mean()]
         return Distance(
             half_squared=float(apart.square().sum() / 2 + side_s.mean() + side_t.mean()),
             standard_error=float((side_s.var() / len(xs) + side_t.var() / len(xt)).sqrt()),
-            gap=float(self.unit * sum(gap)),
+            gap=float(self.unit * (upper - value).mean()),
             cost=float(cost.mean()),
             cost_error=float(cost.std() / math.sqrt(len(xs))),
             unconverged=int((~found.converged).sum()),
@@ -404,9 +403,9 @@ class TransportMap(Task):
         if not isinstance(data, tuple) or len(data) != 2:
             got = f"a tuple of {len(data)}" if isinstance(data, tuple) else type(data).__name__
             raise TypeError(f"expected two samples, Unpaired(xs, xt); got {got}")
-        return check_rows(data[0], self.dim, "source samples"), check_rows(
-            data[1], self.dim, "target samples"
-        )
+        xs, xt = data
+        check_rows(xs, self.dim, "source samples")
+        return xs, check_rows(xt, self.dim, "target samples")
 
     def _sides(self, xs: Tensor, xt: Tensor) -> Any:
         names = (self.standardiser.name, self.target_standardiser.name)
@@ -503,9 +502,8 @@ def _conjugates(
     return Solution(iterations=max(part.iterations for part in parts), **joined)
 
 
-def _bound(found: Solution) -> Tensor:
-    """An upper bound of the conjugates: their values, where converged those at the maximisers found."""
-    value, upper = found.value, found.upper
-    if value is None or upper is None:
-        raise ValueError("these are no conjugates")
-    return torch.where(found.converged, value, upper)
+def _bounds(found: Solution) -> tuple[Tensor, Tensor]:
+    """The lower and upper bounds of conjugates, (M,) each."""
+    if found.value is None or found.upper is None:
+        raise ValueError("a solution without values is no conjugate")
+    return found.value, found.upper
