@@ -84,7 +84,7 @@ class TransportMap(Task):
 
         T(x) = m_t + M_t^-1 grad f(z),   z = M_s (x - m_s),   w = M_t (y - m_t),
 
-    f a convex potential, M_s and M_t linear maps that are fitted first: with ``premap="gaussian"`` those by
+    f a convex potential, M_s and M_t linear maps that are fitted first: with ``premap="affine"`` those by
     which f(z) = |z|^2 / 2 is the transport map between normal laws of the samples' means and covariances,
     with None multiples of the identity. The loss is the semi-dual, with the exact conjugate f*:
 
@@ -102,7 +102,7 @@ class TransportMap(Task):
     Args:
         block: an ICNN or a weight source of one, with strong_convexity > 0; ``TransportMap.of`` makes one.
         objective: "semidual", the only one so far.
-        premap: "gaussian", or None.
+        premap: "affine", or None.
         tolerance: of the conjugates in training.
         target_share: the share of a step's target rows that it looks at; conjugates cost more than values.
         floor: the strong convexity that f keeps when it learns alpha: alpha = floor + softplus(raw).
@@ -139,7 +139,7 @@ class TransportMap(Task):
         block: nn.Module,
         objective: str = "semidual",
         *,
-        premap: str | None = "gaussian",
+        premap: str | None = "affine",
         tolerance: float = 1e-2,
         target_share: float = 0.5,
         floor: float = 1e-2,
@@ -151,13 +151,13 @@ class TransportMap(Task):
                 "a transport map needs strong_convexity > 0: without it conjugates may be infinite"
             )
         check_name("objective", objective, TRANSPORT_OBJECTIVES)
-        if premap not in ("gaussian", None):
-            raise ValueError(f'premap must be "gaussian" or None; got {premap!r}')
-        if not (is_number(target_share) and 0 < target_share <= 1):
-            raise ValueError(f"target_share must be a number in (0, 1]; got {target_share!r}")
-        for name, value in (("tolerance", tolerance), ("floor", floor)):
-            if not (is_number(value) and 0 <= value < 1):
-                raise ValueError(f"{name} must be a number in [0, 1); got {value!r}")
+        if premap not in ("affine", None):
+            raise ValueError(f'premap must be "affine" or None; got {premap!r}')
+        for name, value in (("tolerance", tolerance), ("target_share", target_share)):
+            if not (is_number(value) and 0 < value <= 1):
+                raise ValueError(f"{name} must be a number in (0, 1]; got {value!r}")
+        if not (is_number(floor) and 0 <= floor < 1):
+            raise ValueError(f"floor must be a number in [0, 1); got {floor!r}")
         self.dim = architecture.dim
         self.block = block
         self.objective, self.premap = objective, premap
@@ -355,6 +355,7 @@ class TransportMap(Task):
         for side in (xs, xt):
             tell(screen([Part(side, "samples", names)], allow=allow), where)
 
+    @torch.compiler.disable
     def _maximisers(self, potential: Potential, w: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """The maximisers of a training step (M, d), and which of them are verified (M,)."""
         known = self.starts if seen is not None else None
@@ -409,7 +410,7 @@ class TransportMap(Task):
 
     def _sides(self, xs: Tensor, xt: Tensor) -> Any:
         names = (self.standardiser.name, self.target_standardiser.name)
-        return onto_one_scale(xs, xt, names, self.premap == "gaussian")
+        return onto_one_scale(xs, xt, names, self.premap == "affine")
 
     def _rows(self, data: Any, name: str | None = None) -> Tensor:
         if isinstance(data, Unpaired):
