@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import Ledger, Outcome
 from timing import Result, arguments, columns, given, parsed, write
 
@@ -41,6 +42,8 @@ RECIPE: dict[str, Any] = {
     "progress": False,
 }
 WARMUP, EVALUATIONS, TRIAL = 100, 10, 150
+# Held-out rows at which the potential's least curvature is looked for, to see whether alpha holds it up.
+CURVED = 2048
 # The learning rate, halved where there are many dimensions; of conjugates the tolerance, finer in the plane.
 RATE, MANY = 0.02, 16
 TOLERANCE, PLANE = 1e-2, 3e-3
@@ -71,6 +74,8 @@ def run(file: Path, dim: int, seconds: float, seed: int, rows: int, held: int) -
     affine = cl.TransportMap.of(dim, seed=seed)
     affine.initialise(whole(data))
     source, target = affine.standardiser, affine.target_standardiser
+    f = frozen.block.emit()
+    curvatures = torch.linalg.eigvalsh(f.hessian(frozen.standardiser(validation.xs[:CURVED])))
     held_out = frozen.distance(validation.xs, validation.xt)
     return {
         "seconds": waited,
@@ -80,6 +85,8 @@ def run(file: Path, dim: int, seconds: float, seed: int, rows: int, held: int) -
         "best_step": history.best_step,
         "validation": history.validation,
         "left_out": map.left_out / map.asked,
+        "alpha": float(f.alpha),
+        "least_curvature": float(curvatures.min()),
         "half_squared": held_out.half_squared,
         "standard_error": held_out.standard_error,
         **score(frozen, pair),
@@ -130,6 +137,7 @@ def table_transport(result: Result) -> str:
             "affine map, %": lambda row: f"{row['affine']['uvp']:.1f}",
             "seconds": "{processor_seconds:.0f}",
             "steps": "{steps}",
+            "alpha, of the least curvature": lambda row: f"{row['alpha'] / row['least_curvature']:.0%}",
             "conjugates left out": lambda row: f"{100 * row['left_out']:.3f} %",
         },
     )
