@@ -58,7 +58,8 @@ def test_a_pickle_gives_the_same_numbers(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sharpness"), [("softplus", 2.0), ("smooth_squared_relu", 1.0), ("relu", None)]
+    ("name", "sharpness"),
+    [("softplus", 2.0), ("squareplus", 10.0), ("smooth_squared_relu", 1.0), ("relu", None)],
 )
 def test_a_named_activation_is_pickled_by_name(name: str, sharpness: float | None) -> None:
     again = pickle.loads(pickle.dumps(activation(name, sharpness)))

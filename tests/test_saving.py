@@ -137,7 +137,8 @@ def test_files_of_schema_1_are_read(name: str) -> None:
 
 def test_there_is_a_file_of_schema_1_for_every_kind() -> None:
     kinds = {type(saving.load(SCHEMA_1 / f"{name}.safetensors")).__name__ for name in FIXTURES}
-    assert kinds == set(saving.KINDS)
+    later = {"TransportMap"}
+    assert kinds == set(saving.KINDS) - later
 
 
 def test_loading_leaves_the_random_generator_alone(tmp_path: Path) -> None:

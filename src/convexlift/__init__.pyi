@@ -27,6 +27,7 @@ from .tasks import ConvexPotentialFlow as ConvexPotentialFlow
 from .tasks import ConvexRegression as ConvexRegression
 from .tasks import Ensemble as Ensemble
 from .tasks import LogConcaveDensity as LogConcaveDensity
+from .tasks import TransportMap as TransportMap
 from .training import History as History
 from .training import Simulator as Simulator
 from .training import TrainingDiverged as TrainingDiverged

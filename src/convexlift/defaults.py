@@ -49,4 +49,7 @@ class Defaults:
 ANY = Defaults(lr=0.001)  # a module of which nothing is known
 FLOW = Defaults(lr=0.032, soap_lr=0.064, depth=4, sharpness=2.0)
 DENSITY = Defaults(lr=0.064, soap_lr=0.064)
+TRANSPORT = Defaults(
+    lr=0.005, soap_lr=0.02, steps=3000, batch_size=1024, averaging=0.999, depth=2, sharpness=10.0
+)
 REGRESSION = Defaults(lr=0.002, soap_lr=0.001, steps=4000, strong_convexity=0.0)

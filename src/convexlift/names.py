@@ -10,6 +10,8 @@ from collections.abc import Collection
 
 SOURCES = ("projected", "softplus", "softplus-fan-in", "squared", "lift", "lift-reference")
 OBJECTIVES = ("mle", "importance", "importance-flow", "chains", "score", "denoising", "nce")
+# Of a transport map.
+TRANSPORT_OBJECTIVES = ("semidual",)
 OPTIMIZERS = ("adam", "sgd", "soap")
 # Of them, those whose loss is a negative log-likelihood.
 LIKELIHOODS = ("mle", "importance", "importance-flow", "chains")

@@ -19,7 +19,13 @@ from convexlift.checks import name_dtype
 from convexlift.counting import counted
 from convexlift.files import write_whole
 from convexlift.seeds import seeded
-from convexlift.tasks import ConditionalDensity, ConvexPotentialFlow, ConvexRegression, LogConcaveDensity
+from convexlift.tasks import (
+    ConditionalDensity,
+    ConvexPotentialFlow,
+    ConvexRegression,
+    LogConcaveDensity,
+    TransportMap,
+)
 from convexlift.tasks.ensemble import Ensemble
 from convexlift.training.environment import environment
 from convexlift.training.run_folder import BEST, CHECKPOINT, MODEL
@@ -38,6 +44,7 @@ KINDS: dict[str, type[nn.Module]] = {
         LogConcaveDensity,
         ConditionalDensity,
         ConvexRegression,
+        TransportMap,
     )
 }
 
@@ -48,9 +55,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: an ``ICNN``, ``PICNN``, ``ConvICNN``, ``ConvexPotentialFlow``, ``LogConcaveDensity``,
-            ``ConditionalDensity`` or ``ConvexRegression``, as ``freeze`` returns it, an ``Ensemble``, or a
-            class of your own: see ``register``. Where it knows the names of its columns (``model.columns``,
-            see ``Task``), the file does.
+            ``ConditionalDensity``, ``ConvexRegression`` or ``TransportMap``, as ``freeze`` returns it, an
+            ``Ensemble``, or a class of your own: see ``register``. Where it knows the names of its columns
+            (``model.columns``, see ``Task``), the file does.
         path: the file; its folder must exist.
 
     Raises:

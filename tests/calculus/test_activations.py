@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from convexlift.calculus.activations import Activation, activation, smooth_squared_relu, softplus
+from convexlift.calculus.activations import Activation, activation, smooth_squared_relu, softplus, squareplus
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 30.0])
-@pytest.mark.parametrize("make", [softplus, smooth_squared_relu])
+@pytest.mark.parametrize("make", [softplus, squareplus, smooth_squared_relu])
 def test_derivatives(make: object, sharpness: float) -> None:
     s = make(sharpness)  # type: ignore[operator]
     u = torch.linspace(-9, 9, 101, dtype=torch.float64, requires_grad=True)
@@ -17,6 +17,19 @@ def test_derivatives(make: object, sharpness: float) -> None:
     (bend,) = torch.autograd.grad(slope.sum(), u)
     torch.testing.assert_close(s.slope(u), slope, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(s.curvature(u), bend, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 10.0])
+def test_squareplus_has_the_curvature_of_softplus_at_zero(sharpness: float) -> None:
+    zero = torch.zeros(1, dtype=torch.float64)
+    exact = softplus(sharpness).bend(zero)
+    torch.testing.assert_close(squareplus(sharpness).bend(zero), exact, rtol=1e-14, atol=0)
+
+
+def test_the_jet_of_squareplus_is_its_three_functions() -> None:
+    s, u = squareplus(10.0), torch.linspace(-5, 5, 41, dtype=torch.float64)
+    for joint, alone in zip(s.jet(u), (s.value(u), s.slope(u), s.bend(u)), strict=True):
+        torch.testing.assert_close(joint, alone, rtol=1e-12, atol=1e-15)
 
 
 def test_sharp_softplus_tends_to_relu() -> None:
@@ -73,7 +86,7 @@ def test_checked_where_gradients_are_off(mode: type) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("tanh",), "unknown activation 'tanh'; known: softplus, smooth_squared_relu, relu"),
+        (("tanh",), "unknown activation 'tanh'; known: softplus, squareplus, smooth_squared_relu, relu"),
         (("softplus", 0.0), "sharpness must be positive; got 0.0"),
         (("relu", 2.0), "relu has no sharpness"),
     ],

@@ -21,7 +21,12 @@ CELU = Activation(
     lambda u: torch.where(u > 0, torch.ones_like(u), u.clamp_max(0).exp()),
     lambda u: torch.where(u > 0, torch.zeros_like(u), u.clamp_max(0).exp()),
 )
-SMOOTH = {"softplus": "softplus", "smooth_squared_relu": "smooth_squared_relu", "own": CELU}
+SMOOTH = {
+    "softplus": "softplus",
+    "squareplus": "squareplus",
+    "smooth_squared_relu": "smooth_squared_relu",
+    "own": CELU,
+}
 
 
 def net(depth: int = 2, **options: object) -> ICNN:

@@ -14,8 +14,8 @@ from convexlift.calculus.activations import Activation
 from convexlift.objectives import Chains, Denoising, ImportanceSampling, Quadrature
 from convexlift.tasks.region import region_outlines
 
-from .case import Case, refused
-from .given import conditional, density, flow, net, picnn, rows
+from .case import Case, answered, refused
+from .given import conditional, density, fit, flow, net, picnn, rows
 
 
 def lift(**options: Any) -> Any:
@@ -75,6 +75,17 @@ def positive(module: Any) -> Any:
     return module
 
 
+def transport() -> Any:
+    """A transport map to be trained."""
+    return cl.TransportMap.of(2, hidden=(4,), seed=0)
+
+
+def apart() -> Any:
+    made = transport()
+    made.initialise((rows(), rows() + 1e6))
+    return made
+
+
 ARCHITECTURES: list[Case] = [
     refused(
         "a network of no columns",
@@ -117,7 +128,7 @@ ARCHITECTURES: list[Case] = [
         '`activation="gelu"`',
         lambda: cl.ICNN(2, activation="gelu"),
         ValueError,
-        "unknown activation 'gelu'; known: softplus, smooth_squared_relu, relu, or an Activation",
+        "unknown activation 'gelu'; known: softplus, squareplus, smooth_squared_relu, relu, or an Activation",
     ),
     refused(
         "a sharpness of ReLU",
@@ -568,3 +579,45 @@ OBJECTIVES: list[Case] = [
 ]
 
 CASES = [*ARCHITECTURES, *SOURCES, *TASKS, *OBJECTIVES]
+
+TRANSPORT: list[Case] = [
+    answered(
+        "a transport map between samples a million apart",
+        lambda: round(apart().distance(rows(), rows() + 1e6).w2 / 1e6, 3),
+        1.414,
+        "a map onto the far sample, and the distance to it",
+        "convexlift.tasks.linear.Linear.forward",
+        lambda self, x, dtype=None: (x.double() @ self.matrix).to(dtype or x.dtype),
+    ),
+    refused(
+        "a transport map to fewer rows than columns",
+        lambda: fit(transport(), cl.Unpaired(rows(), rows(2))),
+        ValueError,
+        "2 columns need at least 3 target samples; got 2",
+    ),
+    refused(
+        "a transport map onto a plane",
+        lambda: fit(transport(), cl.Unpaired(rows(), rows()[:, :1].expand(60, 2))),
+        ValueError,
+        "target samples: column ... is a linear combination of the others: remove it",
+        kin="of two samples",
+    ),
+    refused(
+        "a transport map of rows that are no pair of samples",
+        lambda: fit(transport(), rows()),
+        TypeError,
+        "expected two samples, Unpaired(xs, xt); got Tensor",
+    ),
+    refused(
+        "a transport map of a network without strong convexity",
+        lambda: cl.TransportMap(net(strong_convexity=0.0)),
+        ValueError,
+        "a transport map needs strong_convexity > 0: without it conjugates may be infinite",
+    ),
+    refused(
+        "where the rows are at time 2 of a transport",
+        lambda: transport().interpolate(rows(), 2.0),
+        ValueError,
+        "t must be a number in [0, 1]; got 2.0",
+    ),
+]

@@ -24,6 +24,7 @@ PARTS: dict[str, list[Case]] = {
     "What torch is set to, and random numbers": ambient.CASES,
     "Networks and where their weights come from": [*networks.ARCHITECTURES, *networks.SOURCES],
     "Flows, densities, regressions": [*networks.TASKS, *networks.OBJECTIVES],
+    "Transport maps": networks.TRANSPORT,
     "Checks of a network of your own": checks.TESTING,
     "Integrals": checks.INTEGRALS,
     "Instruments and pictures": [*checks.INSTRUMENTS, *checks.PLOTS],

@@ -69,7 +69,7 @@ CASES: list[Case] = [
         [1e300],
         "their deviation is right, though its square would overflow",
         "convexlift.tasks.standardise",
-        ("unit = _power_of_two(largest)", "unit = torch.ones_like(largest)"),
+        ("unit = power_of_two(largest)", "unit = torch.ones_like(largest)"),
     ),
     refused(
         "a score that overflows in the units of the data",

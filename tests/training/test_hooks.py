@@ -48,6 +48,30 @@ class Hooked(nn.Module):
         return [argument for name, argument in self.calls if name == hook]
 
 
+def test_a_module_is_told_which_rows_each_batch_is() -> None:
+    class Told(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.m = nn.Parameter(torch.zeros(2))
+            self.told: tuple[torch.Tensor, ...] = ()
+            self.sides: list[int] = []
+
+        def at_rows(self, indices: tuple[torch.Tensor, ...]) -> None:
+            self.told = indices
+
+        def loss(self, batch: Any) -> torch.Tensor:
+            sides = batch if isinstance(batch, tuple) else (batch,)
+            self.sides.append(len(self.told))
+            for rows, which, whole in zip(sides, self.told, (DATA, DATA[:40] + 1), strict=False):
+                assert torch.equal(rows, whole[which])
+            return (sides[0] - self.m).square().mean()
+
+    module = Told()
+    for data in (DATA, Unpaired(DATA, DATA[:40] + 1), Simulator(lambda n, generator: torch.randn(n, 2))):
+        fit(module, data, steps=3, batch_size=20, progress=False)
+    assert module.sides == [1] * 3 + [2] * 3 + [0] * 3
+
+
 def test_the_order_of_the_hooks() -> None:
     module = Hooked()
     fit(module, DATA, validation=DATA, steps=4, evaluate_every=2, batch_size=20, progress=False)

@@ -33,7 +33,8 @@ class Architecture(Block, Generic[P]):
 
     Args:
         dim: d, the number of inputs in which f is convex.
-        activation: "softplus", "smooth_squared_relu", "relu" (value and gradient only), or an ``Activation``.
+        activation: "softplus", "squareplus" (cheaper, with heavier tails), "smooth_squared_relu", "relu"
+            (value and gradient only), or an ``Activation``.
         sharpness: sharpness of a named smooth activation (1 when omitted).
         strong_convexity: alpha > 0, or 0 for none (then there is no log-determinant, inverse or conjugate).
         learn_strong_convexity: learn alpha (kept positive), or hold it. A zero alpha is always held.

@@ -52,7 +52,8 @@ class ConvICNN(Architecture[Potential]):
         kernel: side of the kernels, odd.
         strides: of the hidden layers, or one number for all.
         pooling: "mean" over positions, w with one entry a channel; or "none", w with one entry a unit.
-        activation: "softplus", "smooth_squared_relu", "relu" (value and gradient only), or an ``Activation``.
+        activation: "softplus", "squareplus" (cheaper, with heavier tails), "smooth_squared_relu", "relu"
+            (value and gradient only), or an ``Activation``.
         sharpness: sharpness of a named smooth activation (1 when omitted).
         strong_convexity: alpha > 0, or 0 for none (then there is no log-determinant, inverse or conjugate).
         learn_strong_convexity: learn alpha (kept positive), or hold it. A zero alpha is always held.

@@ -251,10 +251,17 @@ class ConditionedPotential(Potential):
         check_samples(points.flatten(0, 1), self.dim, self.dtype)
         return partial.grid(points, *self._bound())
 
-    def inverse(self, y: Tensor, *, start: Tensor | None = None, tolerance: float | None = None) -> Solution:
+    def inverse(
+        self,
+        y: Tensor,
+        *,
+        start: Tensor | None = None,
+        tolerance: float | None = None,
+        max_iterations: int = newton.MAX_ITERATIONS,
+    ) -> Solution:
         """x with grad f(x; c) = y, row by row; see ``Potential.inverse``."""
         if self.contexts == 1:
-            return super().inverse(y, start=start, tolerance=tolerance)
+            return super().inverse(y, start=start, tolerance=tolerance, max_iterations=max_iterations)
         self._strong("inverse")
         layers, s = self._bound()
 
@@ -272,7 +279,12 @@ class ConditionedPotential(Potential):
         rows = torch.arange(len(y), device=y.device, dtype=torch.float64).to(y.dtype)[:, None]
         first = torch.zeros_like(y) if start is None else self._check(start)
         found = newton.invert_gradient(
-            field, curvature, F.pad(y, (0, 1)), start=torch.cat([first, rows], 1), tolerance=tolerance
+            field,
+            curvature,
+            F.pad(y, (0, 1)),
+            start=torch.cat([first, rows], 1),
+            tolerance=tolerance,
+            max_iterations=max_iterations,
         )
         return Solution(found.x[:, :-1], found.residual, found.iterations, found.converged)
 

@@ -91,8 +91,9 @@ _PROBES = 16
 _TRAINING_PROBES = 1
 # Lanczos steps. With the Hessian at the origin as reference the error left is far below that of the probes.
 _STEPS = 10
-# Dimensions from which the inverse forms no Hessian.
+# Dimensions from which the inverse forms no Hessian; where little is asked of it, a few products do.
 _PRODUCTS_FROM = 64
+_LOOSE, _PRODUCTS_FROM_IF_LOOSE = 1e-3, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,17 +236,25 @@ class Potential(Bound):
         operator, drawn = self.linearise(x)[1], self._probes(probes, x, seed)
         return estimation.estimate_with_error(operator, self._reference(), drawn, steps)
 
-    def inverse(self, y: Tensor, *, start: Tensor | None = None, tolerance: float | None = None) -> Solution:
+    def inverse(
+        self,
+        y: Tensor,
+        *,
+        start: Tensor | None = None,
+        tolerance: float | None = None,
+        max_iterations: int = newton.MAX_ITERATIONS,
+    ) -> Solution:
         """x with grad f(x) = y, by batched damped Newton; detached, with a convergence flag for every row.
 
-        From 64 dimensions on no Hessian is formed: Newton's directions come from conjugate gradients,
-        preconditioned by the Hessian at the origin.
+        From 64 dimensions on, or 16 for a tolerance of 1e-3 or more, no Hessian is formed: directions come
+        from conjugate gradients, preconditioned by the Hessian at the origin.
 
         Args:
             y: (N, d).
-            start: first guess (N, d). When omitted, zero; below 64 dimensions the affine map of y that is
-                best for normal x, for rows that it takes closer.
+            start: first guess (N, d). When omitted, zero; where Hessians are formed the affine map of y that
+                is best for normal x, for rows that it takes closer.
             tolerance: on |grad f(x) - y| / (1 + |y|); 1e-8 in float64 and 1e-4 in float32 when omitted.
+            max_iterations: Newton steps at most; rows that need more are flagged.
 
         Raises:
             ValueError: alpha is zero (an inverse need not exist).
@@ -253,11 +262,18 @@ class Potential(Bound):
         self._strong("inverse")
         start = None if start is None else self._check(start)
         y = self._check(y)
-        if self.architecture.calculus.linearise is None:
-            return newton.invert_gradient(self.gradient, self.hessian, y, start=start, tolerance=tolerance)
-        if self.dim < _PRODUCTS_FROM:
-            start = newton.gaussian_start(self.gradient, y) if start is None else start
-            return newton.invert_gradient(self.gradient, self.hessian, y, start=start, tolerance=tolerance)
+        estimable = self.architecture.calculus.linearise is not None
+        loose = tolerance is not None and tolerance >= _LOOSE
+        if self.dim < (_PRODUCTS_FROM_IF_LOOSE if loose else _PRODUCTS_FROM) or not estimable:
+            start = newton.gaussian_start(self.gradient, y) if start is None and estimable else start
+            return newton.invert_gradient(
+                self.gradient,
+                self.hessian,
+                y,
+                start=start,
+                tolerance=tolerance,
+                max_iterations=max_iterations,
+            )
         # From zero the first step takes one product, for the preconditioner is exact there.
         return newton.invert_gradient_by_products(
             self.gradient,
@@ -266,12 +282,18 @@ class Potential(Bound):
             preconditioner=self._reference().precondition,
             start=start,
             tolerance=tolerance,
+            max_iterations=max_iterations,
         )
 
     def conjugate(
-        self, y: Tensor, *, start: Tensor | None = None, tolerance: float | None = None
+        self,
+        y: Tensor,
+        *,
+        start: Tensor | None = None,
+        tolerance: float | None = None,
+        max_iterations: int = newton.MAX_ITERATIONS,
     ) -> Solution:
-        """f*(y) = sup_x <x, y> - f(x), with bounds on both sides.
+        """f*(y) = sup_x <x, y> - f(x), with bounds on both sides; arguments as of ``inverse``.
 
         An inexact maximiser gives ``value`` <= f*(y) <= ``upper`` = value + |grad f(x) - y|^2 / (2 alpha).
         ``value`` is differentiable in y and in the tensors (Danskin: the maximiser is held fixed).
@@ -280,7 +302,7 @@ class Potential(Bound):
             ValueError: alpha is zero.
         """
         alpha = self._strong("conjugate")
-        found = self.inverse(y, start=start, tolerance=tolerance)
+        found = self.inverse(y, start=start, tolerance=tolerance, max_iterations=max_iterations)
         value = (found.x * y).sum(1) - self.value(found.x)
         with torch.no_grad():
             gap = (self.gradient(found.x) - y).square().sum(1) / (2 * alpha)

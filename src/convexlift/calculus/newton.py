@@ -13,6 +13,8 @@ from convexlift.calculus.estimation import LinearSolution, conjugate_gradients
 
 Field = Callable[[Tensor], Tensor]
 
+# Newton steps that a row may take where nothing else is asked for.
+MAX_ITERATIONS = 100
 _HALVINGS = 30
 # Relative error that a Newton direction may have, and products with the Hessian spent on one at most.
 _FORCING = 0.1
@@ -50,7 +52,7 @@ def invert_gradient(
     *,
     start: Tensor | None = None,
     tolerance: float | None = None,
-    max_iterations: int = 100,
+    max_iterations: int = MAX_ITERATIONS,
 ) -> Solution:
     """Solve grad f(x) = y for strongly convex f, all rows at once.
 
@@ -89,7 +91,7 @@ def invert_gradient_by_products(
     preconditioner: Field | None = None,
     start: Tensor | None = None,
     tolerance: float | None = None,
-    max_iterations: int = 100,
+    max_iterations: int = MAX_ITERATIONS,
 ) -> Solution:
     """Solve grad f(x) = y as ``invert_gradient`` does, without forming a Hessian: inexact Newton.
 

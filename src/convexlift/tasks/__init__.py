@@ -8,6 +8,7 @@ from convexlift.tasks.flow import ConvexPotentialFlow
 from convexlift.tasks.region import CredibleRegion
 from convexlift.tasks.regression import ConvexRegression
 from convexlift.tasks.standardise import Principal, Standardiser, Whitener
+from convexlift.tasks.transport import Distance, TransportMap
 
 __all__ = [
     "ConditionalDensity",
@@ -15,10 +16,12 @@ __all__ = [
     "ConvexPotentialFlow",
     "ConvexRegression",
     "CredibleRegion",
+    "Distance",
     "Ensemble",
     "LogConcaveDensity",
     "Normaliser",
     "Principal",
     "Standardiser",
+    "TransportMap",
     "Whitener",
 ]

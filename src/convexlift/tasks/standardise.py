@@ -93,7 +93,7 @@ class Standardiser(Affine):
         largest = x.abs().amax(0)
         # In units of a power of two, which costs no digit, nothing overflows on the way; seen from the first
         # row a large offset costs none either.
-        unit = _power_of_two(largest)
+        unit = power_of_two(largest)
         first = x[0] / unit
         apart = x / unit - first
         centre = share @ apart
@@ -114,7 +114,7 @@ class Standardiser(Affine):
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """(x - mean) / scale, (N, d)."""
-        return ((_watched(x).double() - self.mean) / self.scale).to(dtype or x.dtype)
+        return ((watched(x).double() - self.mean) / self.scale).to(dtype or x.dtype)
 
     def inverse(self, z: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """mean + scale z, (N, d)."""
@@ -169,7 +169,7 @@ class Whitener(Affine):
         Raises ValueError as ``Standardiser.fit`` does, and when there are no more rows than columns or a
         column is a combination of the others to the precision of the rows.
         """
-        columns, offset, correlation = _correlated(data, weights, self.dim, self.name)
+        columns, offset, correlation = correlated(data, weights, self.dim, self.name)
         factor = columns.scale[:, None] * torch.linalg.cholesky(correlation)
         self.mean.copy_(columns.mean + columns.scale * offset)
         self.factor.copy_(factor)
@@ -179,7 +179,7 @@ class Whitener(Affine):
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """L^-1 (x - mean), (N, d)."""
-        return ((_watched(x).double() - self.mean) @ self.inverse_factor.T).to(dtype or x.dtype)
+        return ((watched(x).double() - self.mean) @ self.inverse_factor.T).to(dtype or x.dtype)
 
     def inverse(self, z: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """mean + L z, (N, d)."""
@@ -239,7 +239,7 @@ class Principal(Affine):
 
         Raises ValueError as ``Whitener.fit`` does.
         """
-        columns, offset, correlation = _correlated(data, weights, self.dim, self.name)
+        columns, offset, correlation = correlated(data, weights, self.dim, self.name)
         variance, axes = torch.linalg.eigh(correlation)
         # An eigenvector has no sign of its own: the largest entry of each is taken to be positive.
         largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
@@ -251,7 +251,7 @@ class Principal(Affine):
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """V' ((x - mean) / scale) / spread, (N, d)."""
-        columns = (_watched(x).double() - self.mean) / self.scale
+        columns = (watched(x).double() - self.mean) / self.scale
         return (columns @ self.axes / self.spread).to(dtype or x.dtype)
 
     def inverse(self, z: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -323,7 +323,7 @@ class ActNorm(nn.Module):
         return self.log_scale.sum()
 
 
-def _correlated(
+def correlated(
     data: Tensor, weights: Tensor | None, dim: int, name: str
 ) -> tuple[Standardiser, Tensor, Tensor]:
     """The standardiser of the columns, the mean (d,) of what it makes of them and their correlation (d, d).
@@ -354,13 +354,13 @@ def _shares(data: Tensor, weights: Tensor | None) -> Tensor:
     return weights.double() / weights.double().sum()
 
 
-def _power_of_two(size: Tensor) -> Tensor:
+def power_of_two(size: Tensor) -> Tensor:
     """The power of two next above each size, 1 for 0."""
     fraction, _ = torch.frexp(size)
     return torch.where(size > 0, size / fraction, 1.0)
 
 
-def _watched(x: Tensor) -> Tensor:
+def watched(x: Tensor) -> Tensor:
     """x, whose gradient is refused where it overflows: by the chain rule it is divided by a scale."""
     if not (torch.is_grad_enabled() and x.requires_grad and may_branch(x)):
         return x

@@ -88,10 +88,11 @@ def fit(
 
     The module may have the hooks ``initialise(data)`` (called before the first step; a task that has been
     initialised keeps its scales, and warns of data on another one: make a new one to start anew),
-    ``set_progress(t)`` with t in [0, 1], ``settle(data)`` (called once, as soon as t >= ``module.settle_at``)
-    and ``freeze(data)``, which returns the model that is validated; without it a copy in eval mode is. Of a
-    weighted loss the validated model tells by ``weight_of(batch)`` what a batch counts for in its mean, by
-    default its rows.
+    ``at_rows(indices)`` (before each step, which rows of the data its batch is: a tuple of one tensor, for
+    `Unpaired` two, for a `Simulator` none), ``set_progress(t)`` with t in [0, 1], ``settle(data)`` (called
+    once, as soon as t >= ``module.settle_at``) and ``freeze(data)``, which returns the model that is
+    validated; without it a copy in eval mode is. Of a weighted loss the validated model tells by
+    ``weight_of(batch)`` what a batch counts for in its mean, by default its rows.
     ``data`` is there all training rows in the form of one batch (for a `Simulator` 20,000 fixed draws). With
     ``validation`` the module ends at the state whose frozen model was best there; without, at the last state.
     Ctrl-C ends the run after the step in progress, at its last state. A run that diverges leaves the module
@@ -353,6 +354,7 @@ class Run:
         self._tell_progress()
         self._seed("step", self.at.step)
         batch = self.batches.at(self.at.step)
+        self._call("at_rows", batch.indices)
         self.rates.set(self.at.step)
         self.optimizer.zero_grad(set_to_none=True)
         value = self._backward(batch)
