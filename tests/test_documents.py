@@ -44,7 +44,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_examples_of_the_readme_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flow, density, regressor, own = code("README.md")
+    flow, density, regressor, transport, own = code("README.md")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(flow.replace("validation=valid", "validation=valid, steps=20"), names)
@@ -54,6 +54,8 @@ def test_examples_of_the_readme_run(
     assert "tensor" in capsys.readouterr().out
     exec(regressor.replace("random_state=0", "random_state=0, steps=50"), names)
     assert names["model"].score(names["x"].numpy(), names["cost"].numpy()) > 0.5
+    exec(transport.replace("steps=200", "steps=20"), names)
+    assert names["map"](names["test"]).shape == names["test"].shape
     exec(own, names)
     net = names["net"]
     assert type(net).__name__ == "Mine" and float(net.between.min()) >= 0 and float(net.out.min()) >= 0
