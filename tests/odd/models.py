@@ -90,7 +90,7 @@ CASES: list[Case] = [
         lambda: cl.save(nn.Linear(2, 2), FILE),
         TypeError,
         "can save an ICNN, PICNN, ConvICNN, ConvexPotentialFlow, Ensemble, LogConcaveDensity, "
-        "ConditionalDensity, ConvexRegression or what is registered; got Linear",
+        "ConditionalDensity, ConvexRegression, TransportMap or what is registered; got Linear",
     ),
     refused(
         "`save` of a model with a NaN",
