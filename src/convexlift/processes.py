@@ -6,14 +6,19 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
 
 import torch
 
 from convexlift.checks import check_count, check_device
+
+K = TypeVar("K")
+R = TypeVar("R")
 
 
 def jobs_for(jobs: int | None, device: str = "cpu") -> int:
@@ -47,6 +52,22 @@ def processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
         for end in ends:
             end.close()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def finished(
+    pool: ProcessPoolExecutor, function: Callable[..., R], calls: Mapping[K, tuple[Any, ...]], died: str
+) -> Iterator[tuple[K, R]]:
+    """Each key with function(*arguments), as it is finished.
+
+    Raises:
+        RuntimeError: ``died``, where a process of the pool was killed.
+    """
+    try:
+        futures = {pool.submit(function, *arguments): key for key, arguments in calls.items()}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(died) from error
 
 
 def _begin(lifeline: Connection) -> None:

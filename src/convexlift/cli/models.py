@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
 
@@ -188,8 +188,10 @@ class Evaluate(_Rows):
         """Score every row by a model that has not seen it."""
         from convexlift.cli.folds import left_out
 
-        told = ("key", "columns", "exclude", "header", "separator", "decimal", "thousands", "drop_missing")
-        how = {option: value for option in told if (value := getattr(self, option)) not in (None, False)}
+        told = {
+            option.name: getattr(self, option.name) for option in fields(Reading) if option.name != "data"
+        }
+        how = {option: value for option, value in told.items() if value not in (None, False)}
         training = replace(training_of(self.run, self.data), **how)
         found = left_out(training, folds, shares=self.out is not None)
         rows = found.rows

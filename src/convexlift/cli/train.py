@@ -78,7 +78,7 @@ def rate_of(usual: Defaults) -> Any:
 
 # What a search may change, and what it decides itself.
 _SEARCHED = ("sharpness", "weight_decay", "whiten", "blocks", "slopes", "lr")
-_OF_SEARCH = ("steps", "seed", "device", "resume")
+_OF_SEARCH = ("steps", "seed", "patience", "allow")
 
 
 def widths(text: str) -> str:
@@ -227,7 +227,6 @@ class Training(Reading):
 
     def found(self, rows: Rows) -> Found:
         """What a search chooses in place of the options."""
-        import torch
 
         from convexlift.data import count_rows
         from convexlift.training.fit import usual_settings
@@ -254,10 +253,7 @@ class Training(Reading):
             jobs=self.jobs,
             folder=self.out,
             resume=self.resume,
-            device=self.device,
-            dtype=getattr(torch, self.dtype),
-            rates=self.rates,
-            **{name: getattr(self, name) for name in _OF_FIT if name not in (*base, *_OF_SEARCH)},
+            **{name: told for name, told in self.how_to_fit.items() if name not in (*base, *_OF_SEARCH)},
         )
 
     def train(

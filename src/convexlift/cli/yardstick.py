@@ -62,14 +62,12 @@ def interval(differences: Tensor) -> tuple[float, float, float] | None:
     >>> [round(bound, 2) for bound in interval(torch.tensor([1.0, 2.0, 3.0]))]
     [2.0, -0.48, 4.48]
     """
-    from scipy.stats import t
+    from convexlift.study.statistics import paired_difference
 
-    count = len(differences)
-    if count < 2:
+    if len(differences) < 2:
         return None
-    mean = float(differences.mean())
-    margin = float(t.ppf(0.975, count - 1)) * float(differences.std()) / math.sqrt(count)
-    return mean, mean - margin, mean + margin
+    found = paired_difference(differences.tolist(), [0.0] * len(differences))
+    return None if found["ci95"] is None else (found["mean"], *found["ci95"])
 
 
 def compared(nats: float, low: float, high: float) -> str:

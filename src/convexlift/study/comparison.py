@@ -172,7 +172,7 @@ def run(
     where the budget has one. The caller owns the folder. Workers are closed; the result is not written."""
     remove_torn(workers.folder)
     setting, spend = workers.setting, workers.setting.budget
-    chosen = subject(setting)[0]
+    chosen, known, _ = subject(setting)
     outcomes = Outcomes(workers, progress)
     to_come = _to_come(spend, names, at_fixed_rate)
     outcomes.ahead = [cell for cells in to_come.values() for cell in cells]
@@ -182,7 +182,6 @@ def run(
         seconds = outcomes.left(_selecting(dict.fromkeys(names, 1.0), chosen_from, spend))
         if seconds is not None:
             forecast(seconds)
-    known = subject(setting)[1]
     # Rates that the user names are taken as they are.
     scales = {name: rate_scale(chosen, name, known) if may_grow else 1.0 for name in names}
     grid, validation = _select(outcomes, scales, may_grow)

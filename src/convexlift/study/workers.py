@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import final
 
 from convexlift.files import write_json
-from convexlift.processes import jobs_for, processes
+from convexlift.processes import finished, jobs_for, processes
 from convexlift.study.cells import Cell, Outcome, Setting, cell_path, read_outcome
 from convexlift.study.training import train_cell
 
@@ -81,18 +80,13 @@ class Workers:
     def _run_in_processes(self, cells: Mapping[Cell, Path]) -> Iterator[tuple[Cell, Outcome]]:
         if self._pool is None:
             self._pool = self._open.enter_context(processes(self.jobs))
-        try:
-            futures = {
-                self._pool.submit(_run_and_store, self.setting, cell, path): cell
-                for cell, path in cells.items()
-            }
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a worker process died (out of memory, or killed); in a script call compare under "
-                "`if __name__ == '__main__':`, or pass jobs=1"
-            ) from error
+        yield from finished(
+            self._pool,
+            _run_and_store,
+            {cell: (self.setting, cell, path) for cell, path in cells.items()},
+            "a worker process died (out of memory, or killed); in a script call compare under "
+            "`if __name__ == '__main__':`, or pass jobs=1",
+        )
 
 
 def _check_writable(cells: Path) -> None:

@@ -6,8 +6,7 @@ import math
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -16,7 +15,7 @@ from convexlift.ambient import guarded
 from convexlift.checks import check_count
 from convexlift.data import Rows, describe, readable
 from convexlift.locks import owned
-from convexlift.processes import jobs_for, processes
+from convexlift.processes import finished, jobs_for, processes
 from convexlift.tuning.progress import Pace, Show, search_bar
 from convexlift.tuning.records import Records
 from convexlift.tuning.rungs import Plan, Rung, plan_for
@@ -278,12 +277,10 @@ def _outcomes(
         for trial in trials:
             yield trial, work(trial)
         return
-    try:
-        futures = {pool.submit(work, trial): trial for trial in trials}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a process of the search died (out of memory, or killed); in a script search under "
-            "`if __name__ == '__main__':`, or one run at a time"
-        ) from error
+    yield from finished(
+        pool,
+        work,
+        {trial: (trial,) for trial in trials},
+        "a process of the search died (out of memory, or killed); in a script search under "
+        "`if __name__ == '__main__':`, or one run at a time",
+    )
